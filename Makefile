@@ -1,0 +1,55 @@
+# Everything goes through one virtual environment, built on first use from pinned versions.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help run test test-all lint types check figures experiments bench clean
+
+help:
+	@echo "make run          quick landscape experiments: verdict table, figures (minutes)"
+	@echo "make test         fast tests (minutes)"
+	@echo "make test-all     fast and slow tests"
+	@echo "make check        lint, types and fast tests"
+	@echo "make experiments  full experiments, resumable"
+	@echo "make figures      redraw all figures from stored results (seconds)"
+	@echo "make bench        paired benchmark against PyTorch (installs the [bench] extra)"
+	@echo "make clean        remove the environment and caches, keep runs and figures"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python >= 3.11 is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+run: $(READY)
+	$(BIN)/python -m experiments --quick
+
+experiments: $(READY)
+	$(BIN)/python -m experiments
+
+figures: $(READY)
+	$(BIN)/python -m experiments --redraw
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m ""
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

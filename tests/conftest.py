@@ -1,0 +1,18 @@
+"""float64 for every test; shapes and dtypes of ufm's signatures are checked at run time."""
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+# Not the rooms that refuse bad input themselves: their own messages are what is tested.
+CHECKED = (
+    "certificate",
+    "geometry",
+    "lanczos",
+    "loop",
+    "losses",
+    "minibatch",
+    "optimizers",
+    "theory",
+)
+install_import_hook([f"ufm.{module}" for module in CHECKED], "beartype.beartype")

@@ -1,0 +1,178 @@
+"""The command line: what it prints, what it refuses, and that a killed run ends the same."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import ufm
+from ufm import cli, record
+
+SMALL = ["--K", "3", "--d", "4", "--n", "5", "--lam-W", "5e-3", "--lam-H", "5e-3"]
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output and standard error of one command."""
+    status = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_theory_prints_the_closed_form(capsys):
+    status, out, _ = run(capsys, "theory", *SMALL, "--json")
+    problem = ufm.Problem(3, 4, 5, 5e-3, 5e-3, 5e-4)
+    got = json.loads(out)
+    assert status == 0
+    assert got["value"] == ufm.theory.global_value(problem)
+    assert got["threshold"] == pytest.approx(9 * 5 * 25e-6)
+    assert got["is_collapsed"] is False
+
+
+def test_descend_keeps_a_run_that_certify_reads(capsys, tmp_path):
+    folder = tmp_path / "run"
+    status, out, _ = run(capsys, "descend", *SMALL, "--out", folder, "--json")
+    results = json.loads(out)
+    assert (status, results["status"]) == (0, "certified")
+    status, out, _ = run(capsys, "certify", folder, "--json")
+    assert status == 0
+    assert json.loads(out)["gap"] == results["gap"]
+    assert results["gap"] <= 1e-8
+    assert {"history/loss", "W", "H", "b"} <= record.load_run(folder).arrays.keys()
+
+
+def test_a_finished_run_is_reported_and_not_computed_again(capsys, tmp_path):
+    first = run(capsys, "descend", *SMALL, "--out", tmp_path / "run", "--json")
+    stamp = (tmp_path / "run" / "manifest.json").read_bytes()
+    second = run(capsys, "descend", *SMALL, "--out", tmp_path / "run", "--json")
+    assert second[:2] == first[:2]
+    assert "already holds this finished run" in second[2]
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == stamp
+
+
+def test_another_config_in_the_same_folder_is_refused_by_field(capsys, tmp_path):
+    run(capsys, "descend", *SMALL, "--out", tmp_path / "run")
+    status, _, err = run(capsys, "descend", *SMALL, "--scale", 0.2, "--out", tmp_path / "run")
+    assert status == 2
+    assert "config.scale: got 0.2, kept 0.1" in err
+
+
+def test_a_diverged_run_is_kept_and_has_its_own_exit_status(capsys, tmp_path):
+    arguments = ("--optimizer", "gd", "--learning-rate", 1000.0, "--out", tmp_path / "run")
+    status, out, _ = run(capsys, "descend", *SMALL, *arguments)
+    assert status == 1
+    assert "diverged" in out
+    assert np.all(np.isfinite(record.load_run(tmp_path / "run").arrays["H"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("descend", "--K", 1), "got K=1"),
+        (("descend", "--lam-W", -1), "got lam_W=-1.0"),
+        (("descend", "--n", 5, 5, 5), "K=10 counts"),
+        (("descend", "--n", 0), "got n=0"),
+        (("descend", "--optimizer", "sgd"), "without batch_size"),
+        (("descend", "--steps", 0), "got steps=0"),
+        (("theory", "--d", 3), "got d=3 < K-1=9"),
+        (("theory", "--lam-H", 0), "got lam_H=0.0"),
+        (("certify", "absent"), "holds no run"),
+        (("measure", "absent.npz"), "does not exist"),
+    ],
+)
+def test_bad_input_is_refused_with_what_was_got(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_bad_input_leaves_no_folder_behind(capsys, tmp_path):
+    run(capsys, "descend", *SMALL, "--steps", 0, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_impossible_folder_is_refused_before_computing(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    begun = time.perf_counter()
+    status, _, err = run(capsys, "descend", "--n", 10_000, "--out", tmp_path / "file" / "run")
+    assert status == 2
+    assert "could not" in err
+    # K·n = 100,000 samples would take far longer to descend on.
+    assert time.perf_counter() - begun < 30
+
+
+def features(**changes):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "W": rng.normal(size=(3, 4)),
+        "H": rng.normal(size=(4, 12)),
+        "b": rng.normal(size=3),
+        "labels": np.repeat([7, -3, 40], 4),
+    }
+    return {name: x for name, x in (arrays | changes).items() if x is not None}
+
+
+def test_measure_prints_the_metrics_of_a_file(capsys, tmp_path):
+    arrays = features()
+    np.savez(tmp_path / "f.npz", **arrays)
+    status, out, _ = run(capsys, "measure", tmp_path / "f.npz", "--json")
+    assert status == 0
+    assert json.loads(out) == ufm.metrics.collapse(**arrays)._asdict()
+
+
+def test_measure_takes_a_missing_bias_for_zero(capsys, tmp_path):
+    np.savez(tmp_path / "f.npz", **features(b=None))
+    _, out, _ = run(capsys, "measure", tmp_path / "f.npz", "--json")
+    assert json.loads(out) == ufm.metrics.collapse(**features(b=np.zeros(3)))._asdict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"W": None}, "missing ['W']"),
+        ({"H": np.ones((12, 4))}, "transposed"),
+        ({"H": np.full((4, 12), np.nan)}, "48 non-finite entries in H"),
+        ({"labels": np.zeros(12, int)}, "1 distinct labels"),
+        ({"labels": np.zeros(11, int)}, "(12,)"),
+        ({"labels": np.zeros(12)}, "dtype float64"),
+        ({"b": np.zeros(4)}, "(3,)"),
+    ],
+)
+def test_bad_features_are_refused(capsys, tmp_path, changes, message):
+    np.savez(tmp_path / "f.npz", **features(**changes))
+    status, _, err = run(capsys, "measure", tmp_path / "f.npz")
+    assert status == 2
+    assert message in err
+
+
+def test_a_file_that_is_no_npz_is_refused(capsys, tmp_path):
+    (tmp_path / "f.npz").write_text("features")
+    status, _, err = run(capsys, "measure", tmp_path / "f.npz")
+    assert status == 2
+    assert "np.savez" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path, number):
+    command = [sys.executable, "-m", "ufm.cli", "descend", *SMALL, "--optimizer", "gd"]
+    command += ["--learning-rate", "0.3", "--record-every", "500", "--steps", "100000"]
+    command += ["--gap-tol", "1e-15", "--checkpoint-seconds", "0", "--out"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [*command, killed], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not list(killed.glob("checkpoint-*")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130), err
+    assert json.loads((killed / "manifest.json").read_text())["status"] != "complete"
+    for folder in (killed, whole):
+        subprocess.run([*command, folder], check=True, capture_output=True)
+    resumed, straight = record.load_run(killed), record.load_run(whole)
+    assert resumed.arrays.keys() == straight.arrays.keys()
+    for name, x in straight.arrays.items():
+        np.testing.assert_array_equal(resumed.arrays[name], x)

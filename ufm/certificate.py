@@ -1,0 +1,139 @@
+"""A rigorous lower bound on the global minimum from any point, by duality.
+
+Decay on both factors amounts to a nuclear norm, so f is bounded below by a convex problem,
+
+    f(W, H, b) ≥ min_{Z, b} g(Z + b1ᵀ) + μ‖Z‖_* + (λ_b/2)‖b‖²,    μ = √(λ_W λ_H),
+
+g the mean cross-entropy. Every A with columns (p_i − y_i)/N, p_i a distribution, and ‖A‖₂ ≤ μ is
+feasible for its Fenchel dual; the gradient G of the data term, scaled by α = min(1, μ/‖G‖₂), is
+one. With p_i^α = (1−α) y_i + α p_i this gives
+
+    f* ≥ mean entropy of the p_i^α − α²‖G1‖²/(2λ_b)
+
+for every width d and any class counts, tight at the global minimum wherever the convex problem
+has a solution of rank ≤ d (Zhu et al. 2021, proof of theorem 3.2, use the same convex problem).
+For λ_b = 0 the dual asks for A1 = 0, and G is moved there first; without a bias the last term is
+absent.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Scalar
+
+from ufm import losses
+from ufm.problem import (
+    Params,
+    Problem,
+    check_finite,
+    check_params,
+    data_gradient,
+    gradient_from,
+    matmul,
+    norm,
+    objective,
+)
+
+
+class Certificate(NamedTuple):
+    """What is proved about a point.
+
+    value: f at the point, in nats.
+    lower_bound: no point of this problem has a smaller objective.
+    gap: value − lower_bound ≥ value − f* ≥ 0: the point is suboptimal by at most this much.
+    grad_norm: ‖∇f‖.
+    spectral_ratio: ‖G‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
+        where μ = 0 and G ≠ 0). For λ_b = 0 of the G whose mean column is removed, which at a
+        critical point is G itself.
+    resolution: size of the rounding errors in gap; a gap below it cannot be told from 0.
+    """
+
+    value: Float[Array, ""] | float
+    lower_bound: Float[Array, ""] | float
+    gap: Float[Array, ""] | float
+    grad_norm: Float[Array, ""] | float
+    spectral_ratio: Float[Array, ""] | float
+    resolution: Float[Array, ""] | float
+
+
+def spectral_norm(A: Float[Array, "K N"]) -> Scalar:
+    """‖A‖₂, the largest singular value, from the Gram matrix of the shorter side."""
+    gram = matmul(A, A.T) if A.shape[0] <= A.shape[1] else matmul(A.T, A)
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
+
+
+def centre_dual(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K N"]:
+    """A residual near R = P − Y with zero row sums, whose p_i are still distributions.
+
+    The mean column is subtracted; where that makes a probability negative, all p_i are mixed with
+    the class frequencies π, whose residual π − y_i has zero row sums too, just enough to end at 0.
+    """
+    pi = jnp.asarray(problem.counts / problem.N, R.dtype)[:, None]
+    Y = jnp.arange(problem.K)[:, None] == problem.labels[None, :]
+    centred = R - jnp.mean(R, axis=1, keepdims=True)
+    lowest = jnp.min(jnp.where(Y, jnp.inf, centred) / pi)
+    lowest = jnp.minimum(lowest, jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi))
+    shortfall = jnp.maximum(-lowest, 0)
+    mixed = (centred + shortfall * (pi - Y)) / (1 + shortfall)
+    # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
+    return jnp.maximum(mixed, jnp.where(Y, -1, 0))
+
+
+def lower_bound(problem: Problem, G: Float[Array, "K N"]) -> tuple[Scalar, Scalar]:
+    """The dual bound of the module's head from G = (P − Y)/N, and ‖G‖₂. Traceable.
+
+    Returns:
+        (bound, ‖G‖₂); for λ_b = 0 the norm is that of the centred G.
+    """
+    N = problem.N
+    penalty = jnp.zeros((), G.dtype)
+    if problem.bias:
+        lam_b = jnp.asarray(problem.lam_b, G.dtype)
+        G = jax.lax.cond(lam_b > 0, lambda G: G, lambda G: centre_dual(problem, G * N) / N, G)
+        squares = jnp.sum(jnp.square(jnp.sum(G, axis=1)))
+        penalty = jnp.where(lam_b > 0, squares / (2 * jnp.where(lam_b > 0, lam_b, 1)), 0)
+    sigma, mu = spectral_norm(G), jnp.asarray(problem.mu, G.dtype)
+    alpha = jnp.where(sigma > mu, mu / jnp.where(sigma > 0, sigma, 1), 1)
+    entropies = -losses.conjugate(alpha * N * G, problem.labels)
+    return jnp.mean(entropies) - alpha**2 * penalty, sigma
+
+
+def _certificate(problem: Problem, params: Params) -> Certificate:
+    G = data_gradient(problem, params)
+    value = objective(problem, params)
+    bound, sigma = lower_bound(problem, G)
+    grad_norm = norm(gradient_from(problem, params, G))
+    mu = jnp.asarray(problem.mu, sigma.dtype)
+    ratio = jnp.where(mu > 0, sigma / jnp.where(mu > 0, mu, 1), jnp.where(sigma > 0, jnp.inf, 0))
+    resolution = 16 * jnp.finfo(value.dtype).eps * (jnp.abs(value) + jnp.abs(bound))
+    return Certificate(value, bound, value - bound, grad_norm, ratio, resolution)
+
+
+_certificate_compiled = jax.jit(_certificate)
+
+
+def certify(problem: Problem, params: Params) -> Certificate:
+    """Bound the suboptimality of any point, for any class counts, any d, with or without bias.
+
+    Computed in float64 whatever the precision of params and of JAX's configuration, and returned
+    as Python floats. Under jit or vmap the precision is that of params, and fields are arrays.
+
+    Args:
+        problem: any problem; with λ_W λ_H = 0 the bound is the trivial 0.
+        params: any point of it.
+
+    Returns:
+        A `Certificate`; gap ≥ f − f* ≥ 0 up to `resolution`.
+
+    Raises:
+        ValueError: wrong shapes, or entries that are not finite.
+        TypeError: arrays that are not real floating, or mixed dtypes.
+    """
+    check_params(problem, params)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, params))):
+        return _certificate(problem, params)
+    check_finite(params)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        return Certificate(*map(float, _certificate_compiled(problem, params)))

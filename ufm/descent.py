@@ -1,0 +1,269 @@
+"""Descent on the model by any optimiser: `descend`, its result, and a result as plain arrays.
+
+The work is done in `ufm.loop`, compiled; the host sees the run at its end, or at the end of every
+segment if it asks for segments (progress, checkpoints).
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm import optimizers
+from ufm.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
+from ufm.problem import Params, Problem, check_finite, check_params, objective
+
+# Capacity of a segment's history; one number, so that all segments run one program.
+SEGMENT_RECORDS = 64
+
+
+class Run(NamedTuple):
+    """A finished or interrupted descent.
+
+    params: the last point (the last finite one if the run diverged).
+    history: dict of NumPy arrays over the recorded steps: step, loss (f), grad_norm (‖∇f‖), gap
+        (certified, in the precision of params), nc1 … nc4 (`ufm.metrics.Collapse`), norm_W,
+        norm_H, norm_b (Frobenius), accuracy (share of samples with argmax(Wh+b) = y).
+    steps: steps taken to reach params.
+    status: one of the names of `Status`, as a string.
+    state: what `descend(…, resume=run)` continues from.
+    """
+
+    params: Params
+    history: dict[str, np.ndarray]
+    steps: int
+    status: str
+    state: State
+
+
+_objective = jax.jit(objective)
+_start = jax.jit(start, static_argnames="method")
+_trajectory = jax.jit(trajectory, static_argnames=("method", "records"))
+_last_sound = jax.jit(last_sound, static_argnames="method")
+
+
+def descend(
+    problem: Problem,
+    params: Params,
+    optimizer: Any = "heavy_ball",
+    *,
+    steps: int,
+    learning_rate: optimizers.LearningRate = None,
+    momentum: float | None = None,
+    batch_size: int | None = None,
+    key: Array | None = None,
+    record_every: int = 100,
+    grad_tol: float | None = None,
+    gap_tol: float | None = None,
+    on_segment: Callable[[Run], None] | None = None,
+    resume: "Run | Mapping[str, np.ndarray] | None" = None,
+) -> Run:
+    """Minimise f from params by the named optimiser or any optax transformation.
+
+    Args:
+        problem: the model.
+        params: where to start (with `resume`: of that shape, not used); its dtype is the precision
+            of the run.
+        optimizer: "gd", "heavy_ball", "nesterov" (full batch), "sgd" (minibatches, momentum),
+            "adam", "lbfgs", or an optax transformation, schedules included.
+        steps: limit on the steps in all, those of a resumed run included.
+        learning_rate: a number, an optax schedule, or "auto" (`optimizers.auto_step`: full-batch
+            descent that provably does not diverge). By default "auto" for the full-batch
+            methods, 0.05 for sgd and 1e-3 for adam (Zhu et al. 2021).
+        momentum: β for heavy_ball, nesterov and sgd, 0.9 by default.
+        batch_size: minibatches of this size, drawn without replacement epoch by epoch.
+        key: PRNG key of the minibatches; needed with batch_size.
+        record_every: steps between records; tolerances are tested, and runs end, at records.
+        grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol.
+        gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol.
+        on_segment: cuts the run into compiled calls of about a second and is called with the run
+            so far after each (progress, checkpoints). The cuts do not change the run.
+        resume: an earlier run of the same problem and optimiser to go on from, or its arrays as
+            `pack` gave them.
+
+    Returns:
+        A `Run`; status is "converged", "certified", "step_limit" or "diverged".
+
+    Raises:
+        ValueError, TypeError: for arguments outside these ranges, before anything is computed.
+    """
+    check(
+        problem, params, optimizer, steps=steps, learning_rate=learning_rate, momentum=momentum,
+        batch_size=batch_size, key=key, record_every=record_every, grad_tol=grad_tol,
+        gap_tol=gap_tol,
+    )  # fmt: skip
+    value = resume.state.start if isinstance(resume, Run) else _objective(problem, params)
+    method, hyper = prepare(problem, value, optimizer, learning_rate, momentum, batch_size)
+    if isinstance(resume, Run):
+        run = resume._replace(status=Status.running.name)
+    else:
+        state = _start(problem, params, method, hyper, None if key is None else _typed_key(key))
+        run = Run(params, {}, 0, Status.running.name, state)
+        run = run if resume is None else unpack(state, resume)
+    limits = Limits(
+        jnp.int32(steps), jnp.int32(record_every), _tolerance(grad_tol), _tolerance(gap_tol)
+    )
+    pace = 1.0  # chunks a compiled call
+    while run.status == Status.running.name:
+        left = math.ceil((steps - run.steps) / record_every)
+        begun = time.perf_counter()
+        if on_segment is None:
+            # Capacities are powers of two, so that runs of many lengths share one program.
+            records = max(SEGMENT_RECORDS, 1 << left.bit_length())
+            run = _run_segment(problem, run, method, hyper, limits, left, records)
+        else:
+            chunks = min(left, max(1, int(pace)))
+            run = _run_segment(problem, run, method, hyper, limits, chunks, SEGMENT_RECORDS)
+            on_segment(run)
+            seconds = time.perf_counter() - begun
+            pace = min(chunks / seconds, 2 * chunks, SEGMENT_RECORDS - 1)
+    return run
+
+
+def check(
+    problem: Problem,
+    params: Params,
+    optimizer: Any,
+    *,
+    steps: int,
+    learning_rate: optimizers.LearningRate = None,
+    momentum: float | None = None,
+    batch_size: int | None = None,
+    key: Array | None = None,
+    record_every: int = 100,
+    grad_tol: float | None = None,
+    gap_tol: float | None = None,
+) -> None:
+    """Refuse what `descend` would refuse, without computing anything.
+
+    Raises:
+        ValueError, TypeError: with what was got, what is allowed and how to mend it.
+    """
+    check_params(problem, params)
+    check_finite(params)
+    optimizers.check_method(optimizer, learning_rate, momentum, batch_size)
+    for name, value in (("steps", steps), ("record_every", record_every)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"got {name}={value!r}; allowed: an integer >= 1")
+    for name, tolerance in (("grad_tol", grad_tol), ("gap_tol", gap_tol)):
+        if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
+            raise ValueError(f"got {name}={tolerance!r}; allowed: a finite number > 0, or None")
+    eps = float(jnp.finfo(params.W.dtype).eps)
+    if gap_tol is not None and gap_tol < eps:
+        raise ValueError(
+            f"got gap_tol={gap_tol} for params in {params.W.dtype}, which resolves {eps:.1e}; "
+            "raise it, or run in float64: jax.config.update('jax_enable_x64', True)"
+        )
+    if batch_size is not None:
+        _check_batch(problem, batch_size, key)
+
+
+def _check_batch(problem: Problem, batch_size: int, key: Array | None) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+        raise TypeError(f"got batch_size={batch_size!r}; allowed: an integer")
+    if not 1 <= batch_size <= problem.N:
+        raise ValueError(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")
+    if key is None:
+        raise ValueError("got batch_size without key; minibatches need one: jax.random.key(seed)")
+
+
+def prepare(
+    problem: Problem,
+    value,
+    optimizer,
+    learning_rate: Any = None,
+    momentum: Any = None,
+    batch_size: int | None = None,
+) -> tuple[Method, tuple]:
+    """The static and the traced part of an optimiser, defaults filled in.
+
+    Traceable: learning_rate and momentum may be tracers, to be mapped over.
+
+    Args:
+        problem: the model.
+        value: f at the start, from which "auto" derives the step.
+        optimizer, learning_rate, momentum, batch_size: as for `descend`.
+    """
+    if not isinstance(optimizer, str):
+        return Method(optimizer, None, batch_size), ()
+    momentum = optimizers.MOMENTUM.get(optimizer, 0.0) if momentum is None else momentum
+    if learning_rate is None:
+        learning_rate = optimizers.LEARNING_RATE.get(optimizer, "auto")
+    if callable(learning_rate):
+        return Method(optimizer, learning_rate, batch_size), (None, momentum)
+    if isinstance(learning_rate, str):
+        learning_rate = optimizers.auto_step(problem, value, momentum)
+    return Method(optimizer, None, batch_size), (learning_rate, momentum)
+
+
+def _run_segment(
+    problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, records: int
+) -> Run:
+    """One compiled call, its rows appended to the history of the run."""
+    state, history, code = _trajectory(
+        problem, run.state, method, hyper, limits, records, jnp.int32(chunks)
+    )
+    status = Status(int(code))
+    if status is Status.diverged:
+        state = _last_sound(problem, state, method, hyper, limits.record_every)
+    rows = slice(1 if run.history else 0, int(np.sum(np.asarray(history["step"]) >= 0)))
+    history = {name: np.asarray(x)[rows] for name, x in history.items()}
+    if run.history:
+        history = {name: np.concatenate([run.history[name], history[name]]) for name in HISTORY}
+    return Run(state.params, history, int(state.step), status.name, state)
+
+
+def pack(run: Run) -> dict[str, np.ndarray]:
+    """A run as plain arrays, "state/…" and "history/…", for a file; `unpack` is the inverse."""
+    arrays = {f"state/{i}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(run.state))}
+    return arrays | {f"history/{name}": x for name, x in run.history.items()}
+
+
+def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
+    """The run that `pack` took apart, with status "running".
+
+    Args:
+        like: a state of the same problem, optimiser and key, from `start`; it gives the structure.
+        arrays: what `pack` returned.
+
+    Raises:
+        ValueError: if the arrays belong to another structure.
+    """
+    leaves, structure = jax.tree.flatten(like)
+    restored = []
+    for i, leaf in enumerate(leaves):
+        x, plain = arrays.get(f"state/{i}"), _plain(leaf)
+        if x is None or x.shape != plain.shape or x.dtype != plain.dtype:
+            got = "nothing" if x is None else f"{x.dtype}{x.shape}"
+            raise ValueError(
+                f"got {got} for state/{i}, which this optimiser keeps as "
+                f"{plain.dtype}{plain.shape}: the arrays belong to another run"
+            )
+        data = jnp.asarray(x)
+        impl = jax.random.key_impl(leaf) if _is_key(leaf) else None
+        restored.append(data if impl is None else jax.random.wrap_key_data(data, impl=impl))
+    state = jax.tree.unflatten(structure, restored)
+    history = {name: arrays[f"history/{name}"] for name in HISTORY}
+    return Run(state.params, history, int(state.step), Status.running.name, state)
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _typed_key(key) -> Array:
+    key = jnp.asarray(key)
+    return key if _is_key(key) else jax.random.wrap_key_data(key)
+
+
+def _tolerance(tolerance: float | None) -> Array:
+    return jnp.asarray(-jnp.inf if tolerance is None else tolerance, float)

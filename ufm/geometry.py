@@ -1,0 +1,69 @@
+"""Simplex equiangular tight frames and the orthonormal frames that carry them.
+
+A simplex ETF of K classes is the set of unit vectors m_1 … m_K with
+
+    ⟨m_j, m_k⟩ = K/(K−1) · (δ_jk − 1/K),
+
+the most separated configuration of K unit vectors; it spans K−1 dimensions
+(Papyan, Han and Donoho 2020, definition 1).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def helmert(K: int) -> Float[np.ndarray, "K K-1"]:
+    """Orthonormal basis E of the complement of 1: EᵀE = I, Eᵀ1 = 0, E Eᵀ = I − 11ᵀ/K.
+
+    Column j is (1, …, 1, −(j+1), 0, …, 0)/√((j+1)(j+2)) with j+1 leading ones (Helmert's
+    contrasts), in float64.
+    """
+    basis = np.zeros((K, K - 1))
+    for j in range(K - 1):
+        basis[: j + 1, j] = 1.0
+        basis[j + 1, j] = -(j + 1.0)
+        basis[:, j] /= np.sqrt((j + 1.0) * (j + 2.0))
+    return basis
+
+
+def orthonormal_frame(key: Array, d: int, r: int, dtype=None) -> Float[Array, "d r"]:
+    """Q with QᵀQ = I_r, Haar distributed on the Stiefel manifold of r-frames in R^d.
+
+    QR of a Gaussian matrix with the signs of R's diagonal moved into Q (Mezzadri 2007), without
+    which QR would prefer some orientations.
+
+    Raises:
+        ValueError: if r > d, since no such frame exists.
+    """
+    if r > d:
+        raise ValueError(f"got r={r} > d={d}: R^{d} has at most {d} orthonormal vectors; lower r")
+    Q, R = jnp.linalg.qr(jax.random.normal(key, (d, r), float if dtype is None else dtype))
+    return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
+
+
+def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[Array, "K d"]:
+    """Rows m_k of a simplex ETF: M Mᵀ = K/(K−1) (I − 11ᵀ/K), ‖m_k‖ = 1, Σ_k m_k = 0.
+
+    Args:
+        K: number of classes, at least 2.
+        d: width, at least K − 1.
+        key: draws a Haar-random orientation; None puts the frame in the first K−1 coordinates.
+        dtype: floating dtype; None takes JAX's default.
+
+    Raises:
+        ValueError: if K < 2 or d < K − 1.
+    """
+    if K < 2:
+        raise ValueError(f"got K={K}: a simplex needs K >= 2 classes")
+    if d < K - 1:
+        raise ValueError(
+            f"got d={d} < K-1={K - 1}: a simplex ETF of K={K} vectors spans K-1 dimensions; "
+            f"use d >= {K - 1}"
+        )
+    frame = jnp.asarray(np.sqrt(K / (K - 1)) * helmert(K), float if dtype is None else dtype)
+    if key is None:
+        return jnp.pad(frame, ((0, 0), (0, d - K + 1)))
+    Q = orthonormal_frame(key, d, K - 1, frame.dtype)
+    return jnp.matmul(frame, Q.T, precision=jax.lax.Precision.HIGHEST)

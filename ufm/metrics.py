@@ -1,0 +1,248 @@
+"""Measures of neural collapse, NC1–NC4, each named by the paper that defines it.
+
+With class means μ_k, global mean μ_G (over all samples), M = [μ_1 − μ_G … μ_K − μ_G],
+
+    Σ_W = (1/N) Σ_i (h_i − μ_{y_i})(h_i − μ_{y_i})ᵀ,    Σ_B = (1/K) M Mᵀ.
+
+All are zero at perfect collapse. They take features of any network: nothing here knows the
+model. NumPy arrays are measured in NumPy at float64; JAX arrays in JAX at their own precision,
+also under jit. Sources: Papyan, Han and Donoho 2020; Zhu et al. 2021 (arXiv 2105.02375, section
+5.1); class-distance normalised variance: Galanti, György and Hutter 2021 (arXiv 2112.15121).
+"""
+
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Collapse(NamedTuple):
+    """NC1–NC4 of one set of features. Each field is a scalar, 0 at perfect collapse.
+
+    nc1: tr(Σ_W Σ_B^†)/K (Papyan; Zhu). The pseudo-inverse comes from an SVD of M truncated at
+        rank K−1. Infinite if M = 0 while Σ_W ≠ 0.
+    nc1_trace_ratio: tr Σ_W / tr Σ_B. Infinite if M = 0 while Σ_W ≠ 0.
+    nc1_cdnv: mean over class pairs j ≠ k of (v_j + v_k)/(2‖μ_j − μ_k‖²), v_k the mean of
+        ‖h − μ_k‖² in class k (Galanti). Infinite where two means coincide while v > 0.
+    nc2: ‖WWᵀ/‖WWᵀ‖_F − (I − 11ᵀ/K)/√(K−1)‖_F (Zhu). A row shift W + 1aᵀ, which leaves the
+        cross-entropy unchanged, spoils it.
+    nc2_centred: the same with the mean row of W subtracted first.
+    nc2_means: the same on the centred class means, MᵀM in place of WWᵀ.
+    nc2_equinorm_W, nc2_equinorm_means: standard deviation of the norms over their mean, for the
+        rows of W and for the columns of M (Papyan, figure 2).
+    nc2_equiangularity_W, nc2_equiangularity_means: mean over pairs of |cos + 1/(K−1)|, the same
+        vectors (Papyan, figure 3).
+    nc3: ‖WM/‖WM‖_F − (I − 11ᵀ/K)/√(K−1)‖_F (Zhu).
+    nc3_duality: ‖Wᵀ/‖W‖_F − M/‖M‖_F‖_F, W as it is; Papyan's figure 5 shows its square.
+    nc4: share of samples whose argmax(Wh + b) is not the nearest class mean (Papyan, figure 7).
+    nc4_mean_logit: ‖Wμ_G + b‖, reported as NC4 by the code of Zhu et al.
+
+    Where a normalisation divides by zero (W = 0, or M = 0 up to the rounding of H) the matrix
+    itself stands for its direction, so that zero counts as "no geometry": nc2 = nc3 = 1 then, and
+    norms count as equal.
+    """
+
+    nc1: Any
+    nc1_trace_ratio: Any
+    nc1_cdnv: Any
+    nc2: Any
+    nc2_centred: Any
+    nc2_means: Any
+    nc2_equinorm_W: Any
+    nc2_equinorm_means: Any
+    nc2_equiangularity_W: Any
+    nc2_equiangularity_means: Any
+    nc3: Any
+    nc3_duality: Any
+    nc4: Any
+    nc4_mean_logit: Any
+
+
+def collapse(W, H, b, labels) -> Collapse:
+    """Measure NC1–NC4 of a classifier (W, b) on features H, for any network.
+
+    Args:
+        W: classifier (K, d), one row a class.
+        H: features (d, N), columns are samples.
+        b: bias (K,); zeros where there is none.
+        labels: (N,) concrete integers. Their sorted distinct values belong to the rows of W in
+            order, so that {0, …, K−1} means what it says and {−3, 7, 40} is allowed for K = 3.
+
+    Returns:
+        A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input.
+
+    Raises:
+        ValueError: shapes that do not fit, K < 2, a number of distinct labels other than K (an
+            empty class), entries that are not finite.
+        TypeError: labels that are no integers, or complex or non-numeric arrays.
+    """
+    in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
+    xp = jnp if in_jax else np
+    W, H, b = (_floating(xp, name, x) for name, x in zip("WHb", (W, H, b), strict=True))
+    index = _class_index(W, H, b, labels)
+    measured = _measure_compiled(W, H, b, index) if in_jax else measure(np, W, H, b, index)
+    return measured if in_jax else Collapse(*(float(x) for x in measured))
+
+
+def _floating(xp: ModuleType, name: str, x):
+    x = xp.asarray(x)
+    if not (xp.issubdtype(x.dtype, xp.floating) or xp.issubdtype(x.dtype, xp.integer)):
+        raise TypeError(f"got {name} of dtype {x.dtype}; allowed: real numbers")
+    if xp is np or not xp.issubdtype(x.dtype, xp.floating):
+        x = x.astype(float)
+    if not isinstance(x, jax.core.Tracer) and not bool(xp.all(xp.isfinite(x))):
+        bad = int(xp.sum(~xp.isfinite(x)))
+        raise ValueError(
+            f"got {bad} non-finite entries in {name} of shape {x.shape}; allowed: finite numbers. "
+            "Drop or repair the samples they come from"
+        )
+    return x
+
+
+def _class_index(W, H, b, labels) -> np.ndarray:
+    """Row of W for each label, after checking that the four arrays fit together."""
+    if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
+        hint = "; H looks transposed" if H.ndim == 2 and H.shape[-1] == W.shape[-1] else ""
+        raise ValueError(
+            f"got W {W.shape} and H {H.shape}; allowed: W (K, d) and H (d, N), samples as "
+            f"columns{hint}"
+        )
+    K, N = W.shape[0], H.shape[1]
+    if K < 2:
+        raise ValueError(f"got K={K} rows in W; neural collapse is about K >= 2 classes")
+    if b.shape != (K,):
+        raise ValueError(f"got b with shape {b.shape}; allowed: ({K},), one entry a row of W")
+    if isinstance(labels, jax.core.Tracer):
+        raise TypeError("got traced labels; allowed: concrete integers (close over them)")
+    labels = np.asarray(labels)
+    if labels.shape != (N,):
+        raise ValueError(
+            f"got labels with shape {labels.shape}; allowed: ({N},), one a column of H"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"got labels of dtype {labels.dtype}; allowed: integers")
+    values, index = np.unique(labels, return_inverse=True)
+    if len(values) != K:
+        raise ValueError(
+            f"got {len(values)} distinct labels {values[:8].tolist()} for K={K} rows of W; every "
+            "class needs a sample: drop the rows of absent classes, or add their samples"
+        )
+    return index.reshape(N)
+
+
+def measure(xp: ModuleType, W, H, b, index) -> Collapse:
+    """The formulas of `Collapse` without checks; xp is numpy or jax.numpy. Traceable.
+
+    index (N,) holds the row of W that each sample belongs to, every class at least once.
+    """
+    K, N = W.shape[0], H.shape[1]
+    Y = (xp.arange(K)[:, None] == index[None, :]).astype(H.dtype)
+    counts = xp.sum(Y, axis=1)
+    means = _product(xp, H, Y.T) / counts
+    mean = _product(xp, means, counts[:, None] / N)
+    # Mean squared rounding of a feature: below it, class means coincide and variance is none.
+    floor = (8 * xp.finfo(H.dtype).eps) ** 2 * xp.sum(H**2) / N
+    M = means - mean
+    M = xp.where(xp.sum(M**2) > K * floor, M, 0)
+    deviations = H - means[:, index]
+    variances = _product(xp, Y, xp.sum(deviations**2, axis=0)[:, None])[:, 0] / counts
+    tr_W, tr_B = xp.sum(counts * variances) / N, xp.sum(M**2) / K
+    return Collapse(
+        nc1=_nc1(xp, M, deviations, tr_W, floor),
+        nc1_trace_ratio=_ratio(xp, tr_W, tr_B, floor),
+        nc1_cdnv=_cdnv(xp, M, variances, floor),
+        nc2=_distance_to_etf(xp, _product(xp, W, W.T)),
+        nc2_centred=_distance_to_etf(xp, _gram(xp, W - xp.mean(W, axis=0))),
+        nc2_means=_distance_to_etf(xp, _gram(xp, M.T)),
+        nc2_equinorm_W=_equinorm(xp, W),
+        nc2_equinorm_means=_equinorm(xp, M.T),
+        nc2_equiangularity_W=_equiangularity(xp, W),
+        nc2_equiangularity_means=_equiangularity(xp, M.T),
+        nc3=_distance_to_etf(xp, _product(xp, W, M)),
+        nc3_duality=xp.sqrt(xp.sum((_direction(xp, W).T - _direction(xp, M)) ** 2)),
+        nc4=_disagreement(xp, W, H, b, M, mean),
+        nc4_mean_logit=xp.sqrt(xp.sum((_product(xp, W, mean)[:, 0] + b) ** 2)),
+    )
+
+
+_measure_compiled = jax.jit(partial(measure, jnp))
+
+
+def _product(xp: ModuleType, A, B):
+    if xp is np:
+        return A @ B
+    return jnp.matmul(A, B, precision=jax.lax.Precision.HIGHEST)
+
+
+def _gram(xp: ModuleType, A):
+    return _product(xp, A, A.T)
+
+
+def _ratio(xp: ModuleType, numerator, denominator, floor=0.0):
+    """numerator/denominator; over zero it is 0 up to the floor of rounding, and ∞ above."""
+    safe = xp.where(denominator > 0, denominator, 1)
+    return xp.where(denominator > 0, numerator / safe, xp.where(numerator > floor, xp.inf, 0.0))
+
+
+def _direction(xp: ModuleType, A):
+    """A/‖A‖_F, and 0 for A = 0."""
+    size = xp.sqrt(xp.sum(A**2))
+    return A / xp.where(size > 0, size, 1)
+
+
+def _nc1(xp: ModuleType, M, deviations, tr_W, floor):
+    """tr(Σ_W Σ_B^†)/K = Σ_j u_jᵀΣ_W u_j/s_j² over the singular pairs (u_j, s_j) of M.
+
+    M has rank ≤ K−1 since Σ_k n_k M_k = 0: its last singular value is rounding, and inverting it
+    is what makes NC1 negative or huge in float32. Σ_W is never formed, so the sum is of squares.
+    """
+    U, s, _ = xp.linalg.svd(M, full_matrices=False)
+    r = min(M.shape[0], M.shape[1] - 1)
+    U, s = U[:, :r], s[:r]
+    kept = s > xp.finfo(M.dtype).eps * max(M.shape) * s[0]
+    along = xp.sum(_product(xp, U.T, deviations) ** 2, axis=1) / deviations.shape[1]
+    nc1 = xp.sum(xp.where(kept, along / xp.where(kept, s, 1) ** 2, 0))
+    return xp.where(s[0] > 0, nc1, xp.where(tr_W > floor, xp.inf, 0.0))
+
+
+def _cdnv(xp: ModuleType, M, variances, floor):
+    gram = _gram(xp, M.T)
+    squares = xp.diagonal(gram)
+    scale = squares[:, None] + squares[None, :]
+    distances = scale - 2 * gram
+    # Below the rounding of the subtraction two means count as one.
+    distances = xp.where(distances > 4 * xp.finfo(M.dtype).eps * scale, distances, 0)
+    K = M.shape[1]
+    pairs = _ratio(xp, (variances[:, None] + variances[None, :]) / 2, distances, floor)
+    return xp.sum(xp.where(xp.eye(K, dtype=bool), 0, pairs)) / (K * (K - 1))
+
+
+def _distance_to_etf(xp: ModuleType, A):
+    """‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for a (K, K) matrix A."""
+    K = A.shape[0]
+    etf = (xp.eye(K, dtype=A.dtype) - 1 / K) / np.sqrt(K - 1.0).item()
+    return xp.sqrt(xp.sum((_direction(xp, A) - etf) ** 2))
+
+
+def _equinorm(xp: ModuleType, rows):
+    sizes = xp.sqrt(xp.sum(rows**2, axis=1))
+    return _ratio(xp, xp.std(sizes), xp.mean(sizes))
+
+
+def _equiangularity(xp: ModuleType, rows):
+    K = rows.shape[0]
+    sizes = xp.sqrt(xp.sum(rows**2, axis=1, keepdims=True))
+    cosines = _gram(xp, rows / xp.where(sizes > 0, sizes, 1))
+    deviations = xp.abs(cosines + 1 / (K - 1))
+    return xp.sum(xp.where(xp.eye(K, dtype=bool), 0, deviations)) / (K * (K - 1))
+
+
+def _disagreement(xp: ModuleType, W, H, b, M, mean):
+    """Share of samples whose predicted class is not that of the nearest class mean."""
+    predicted = xp.argmax(_product(xp, W, H) + b[:, None], axis=0)
+    # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation.
+    nearness = _product(xp, M.T, H - mean) - xp.sum(M**2, axis=0)[:, None] / 2
+    return xp.mean((predicted != xp.argmax(nearness, axis=0)).astype(H.dtype))

@@ -1,0 +1,298 @@
+"""The unconstrained feature model: classifier W, features H and bias b as free variables.
+
+    f(W, H, b) = (1/N) Σ_i ℓ(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
+
+with cross-entropy ℓ, W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^K (Zhu et al. 2021,
+arXiv 2105.02375, equation 4). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1).
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Scalar
+
+from ufm import losses
+
+
+class Params(NamedTuple):
+    """The free variables: W (K, d), H (d, N) with samples as columns, b (K,).
+
+    Without a bias (`Problem(bias=False)`) b is an array of zeros, so that every formula that
+    contains b still holds.
+    """
+
+    W: Any
+    H: Any
+    b: Any
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True)
+class Problem:
+    """One unconstrained feature model: its sizes (static) and its decays (traced).
+
+    Two problems of one shape share every compiled function; decays may be arrays, to be mapped
+    over by `jax.vmap`.
+
+    Args:
+        K: number of classes, at least 2.
+        d: width of the features, at least 1.
+        n: samples per class, an int, or one count a class; equal counts are stored as an int.
+        lam_W: λ_W ≥ 0.
+        lam_H: λ_H ≥ 0.
+        lam_b: λ_b ≥ 0; not used when `bias` is False.
+        bias: False removes b from the model.
+
+    Raises:
+        ValueError, TypeError: for sizes or decays outside these ranges.
+    """
+
+    K: int
+    d: int
+    n: Any  # int, or a tuple of K counts once stored
+    lam_W: Any
+    lam_H: Any
+    lam_b: Any = 0.0
+    bias: bool = True
+
+    def __post_init__(self):
+        K = _size("K", self.K, 2, "a classifier needs two classes")
+        d = _size("d", self.d, 1, "features need one dimension")
+        if not isinstance(self.bias, bool | np.bool_):
+            raise TypeError(f"got bias={self.bias!r}; allowed: True or False")
+        object.__setattr__(self, "K", K)
+        object.__setattr__(self, "d", d)
+        object.__setattr__(self, "n", _class_counts(self.n, K))
+        object.__setattr__(self, "bias", bool(self.bias))
+        for name in ("lam_W", "lam_H", "lam_b"):
+            _check_decay(name, getattr(self, name))
+
+    @property
+    def counts(self) -> np.ndarray:
+        """n_k, samples of each class, shape (K,)."""
+        return np.broadcast_to(np.asarray(self.n, dtype=np.int64), (self.K,))
+
+    @property
+    def N(self) -> int:
+        """N = Σ_k n_k, samples in all."""
+        return self.K * self.n if isinstance(self.n, int) else sum(self.n)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of every sample, shape (N,), grouped: class k occupies n_k neighbouring columns."""
+        return np.repeat(np.arange(self.K, dtype=np.int32), self.counts)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every class has the same number of samples."""
+        return isinstance(self.n, int)
+
+    @property
+    def mu(self):
+        """μ = √(λ_W λ_H), the weight of the nuclear norm ‖WH‖_* that the two decays amount to."""
+        return (self.lam_W * self.lam_H) ** 0.5
+
+    @property
+    def size(self) -> int:
+        """Number of free variables: Kd + dN, and K more with a bias."""
+        return self.K * self.d + self.d * self.N + (self.K if self.bias else 0)
+
+    def tree_flatten_with_keys(self):
+        """Decays are the leaves; sizes travel as static data."""
+        names = ("lam_W", "lam_H", "lam_b")
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
+        return leaves, (self.K, self.d, self.n, self.bias)
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves):
+        """Rebuild without validation: leaves may be tracers or JAX's placeholders."""
+        problem = object.__new__(cls)
+        for name, value in zip(("K", "d", "n", "bias"), static, strict=True):
+            object.__setattr__(problem, name, value)
+        for name, value in zip(("lam_W", "lam_H", "lam_b"), leaves, strict=True):
+            object.__setattr__(problem, name, value)
+        return problem
+
+
+def _size(name: str, value, least: int, why: str) -> int:
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"got {name}={value!r}; allowed: an integer >= {least}") from None
+    if number < least:
+        raise ValueError(f"got {name}={number}; allowed: an integer >= {least} ({why})")
+    return number
+
+
+def _class_counts(n, K: int) -> int | tuple[int, ...]:
+    if not isinstance(n, Sequence | np.ndarray) or np.ndim(n) == 0:
+        return _size("n", n, 1, "every class needs a sample")
+    if np.shape(n) != (K,):
+        raise ValueError(
+            f"got n={n!r} with shape {np.shape(n)}; allowed: an integer, or K={K} counts, "
+            "one a class"
+        )
+    counts = tuple(_size(f"n[{k}]", m, 1, "no class may be empty") for k, m in enumerate(n))
+    return counts[0] if len(set(counts)) == 1 else counts
+
+
+def _check_decay(name: str, value) -> None:
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        number = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"got {name}={value!r}; allowed: a number >= 0") from None
+    if not np.all(np.isfinite(number) & (number >= 0)):
+        raise ValueError(
+            f"got {name}={value!r}; allowed: finite and >= 0 (a negative decay leaves the "
+            "objective unbounded below)"
+        )
+
+
+def check_params(problem: Problem, params: Params) -> None:
+    """Refuse params whose shapes or dtypes do not fit the problem; works on tracers too.
+
+    Raises:
+        ValueError: a shape differs from W (K, d), H (d, N), b (K,).
+        TypeError: an entry is no array of floats, or dtypes are mixed.
+    """
+    K, d, N = problem.K, problem.d, problem.N
+    dtypes = set()
+    for name, value, shape in zip("WHb", params, ((K, d), (d, N), (K,)), strict=True):
+        if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
+            got = getattr(value, "dtype", type(value).__name__)
+            raise TypeError(
+                f"got {name} of {got}; allowed: a real floating array, for example "
+                f"jnp.asarray({name}, float)"
+            )
+        if value.shape != shape:
+            raise ValueError(
+                f"got {name} with shape {value.shape}; this problem (K={K}, d={d}, N={N}) needs "
+                f"{shape}" + (": columns of H are samples" if name == "H" else "")
+            )
+        dtypes.add(jnp.dtype(value.dtype))
+    if len(dtypes) > 1:
+        raise TypeError(
+            f"got mixed dtypes {sorted(map(str, dtypes))} in params; cast W, H and b to one, for "
+            "example with jax.tree.map(lambda x: x.astype(jnp.float64), params)"
+        )
+
+
+def check_finite(params: Params) -> None:
+    """Refuse NaN and infinities in concrete params; tracers pass.
+
+    Raises:
+        ValueError: naming the array and how many of its entries are not finite.
+    """
+    for name, value in zip("WHb", params, strict=True):
+        if isinstance(value, jax.core.Tracer):
+            continue
+        bad = int(jnp.sum(~jnp.isfinite(value)))
+        if bad:
+            raise ValueError(
+                f"got {bad} non-finite entries in {name} of shape {value.shape}; allowed: finite "
+                "numbers. Look for a diverged run, or for NaN in the features that were loaded"
+            )
+
+
+def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) -> Params:
+    """Entries of W and H drawn from N(0, scale²), b = 0.
+
+    Args:
+        key: a JAX PRNG key.
+        problem: gives the shapes.
+        scale: standard deviation, ≥ 0.
+        dtype: floating dtype; None takes JAX's default (float64 once x64 is switched on).
+
+    Raises:
+        ValueError: if scale is negative or not finite.
+    """
+    if not isinstance(scale, jax.core.Tracer) and not (np.isfinite(scale) and scale >= 0):
+        raise ValueError(f"got scale={scale!r}; allowed: a finite number >= 0")
+    dtype = float if dtype is None else dtype
+    key_W, key_H = jax.random.split(key)
+    W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
+    H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
+    return Params(W, H, jnp.zeros(problem.K, dtype))
+
+
+def matmul(A: Array, B: Array) -> Array:
+    """A B at full precision: accelerators otherwise round float32 factors to TF32 or bfloat16."""
+    return jnp.matmul(A, B, precision=jax.lax.Precision.HIGHEST)
+
+
+def logits(problem: Problem, params: Params) -> Float[Array, "K N"]:
+    """Z = W H + b 1ᵀ (Z = W H without a bias)."""
+    Z = matmul(params.W, params.H)
+    return Z + params.b[:, None] if problem.bias else Z
+
+
+def decays(problem: Problem, dtype) -> Params:
+    """(λ_W, λ_H, λ_b) in the dtype of the params they meet; λ_b = 0 without a bias."""
+    lam_b = problem.lam_b if problem.bias else 0.0
+    return Params(*(jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H, lam_b)))
+
+
+def decay(problem: Problem, params: Params) -> Scalar:
+    """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²."""
+    lams = decays(problem, params.W.dtype)
+    return sum(lam / 2 * squared_norm(x) for lam, x in zip(lams, params, strict=True))
+
+
+def objective(problem: Problem, params: Params) -> Scalar:
+    """f(W, H, b) = (1/N) Σ_i ℓ(W h_i + b, y_i) + decay, in nats (Zhu et al. 2021, eq. 4).
+
+    Raises:
+        ValueError, TypeError: if shapes or dtypes of params do not fit the problem.
+    """
+    check_params(problem, params)
+    losses_i = losses.cross_entropy(logits(problem, params), problem.labels)
+    return jnp.mean(losses_i) + decay(problem, params)
+
+
+def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
+    """G = (P − Y)/N, the gradient of the data term in the logits Z."""
+    return losses.residual(logits(problem, params), problem.labels) / problem.N
+
+
+def gradient(problem: Problem, params: Params) -> Params:
+    """∇_W f = G Hᵀ + λ_W W,  ∇_H f = Wᵀ G + λ_H H,  ∇_b f = G 1 + λ_b b,  G = (P − Y)/N.
+
+    In closed form, equal to automatic differentiation of `objective`; ∇_b = 0 without a bias.
+
+    Raises:
+        ValueError, TypeError: if shapes or dtypes of params do not fit the problem.
+    """
+    check_params(problem, params)
+    return gradient_from(problem, params, data_gradient(problem, params))
+
+
+def gradient_from(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Params:
+    """The gradient in (W, H, b) of a point whose G = (P − Y)/N is already at hand."""
+    W, H, b = params
+    lam_W, lam_H, lam_b = decays(problem, W.dtype)
+    dW = matmul(G, H.T) + lam_W * W
+    dH = matmul(W.T, G) + lam_H * H
+    db = jnp.sum(G, axis=1) + lam_b * b if problem.bias else jnp.zeros_like(b)
+    return Params(dW, dH, db)
+
+
+def squared_norm(x: Array) -> Scalar:
+    """‖x‖², summed axis by axis: one long float32 sum over a large H would lose digits."""
+    x = jnp.square(x)
+    while x.ndim:
+        x = jnp.sum(x, axis=0)
+    return x
+
+
+def norm(tree: Params) -> Scalar:
+    """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent."""
+    return jnp.sqrt(sum(squared_norm(x) for x in tree))

@@ -1,0 +1,302 @@
+"""Files that are whole or absent, and values and arrays that prove by a hash that they are intact.
+
+A file is written beside its place, flushed to the disk and moved into place. JSON values have one
+canonical text, hence one SHA-256. Arrays are kept as npz files whose bytes depend on the arrays
+alone. A folder is locked by a file that the kernel unlocks when its process ends.
+
+Nothing here knows what a run is; `ufm.record` does.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from jax.typing import ArrayLike
+
+LOCK = ".lock"  # present while a process holds the folder
+PARTIAL = ".partial"  # a file being written; left behind only by a process that died at it
+MEND = "restore it from a copy, or remove the folder and run again"
+
+_ARRAY_NAME = re.compile(r"[\w./-]+")
+
+
+class RecordError(ValueError):
+    """A run that cannot be opened, written or read; the message says what, where, how to mend."""
+
+
+# Values
+
+
+def plain(value: Any, where: str) -> Any:
+    """Turn a value into JSON's types; raise RecordError, naming its place, if it has none.
+
+    Tuples become lists and 0-d arrays numbers; NaN and infinities are kept.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise RecordError(f"{where} has the key {key!r}: keys must be strings")
+        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if getattr(value, "shape", None) == () and isinstance(value.item(), (bool, int, float, str)):
+        return value.item()
+    raise RecordError(
+        f"{where} is a {type(value).__name__}, which JSON cannot hold: use numbers, strings, "
+        "None, lists and dicts; arrays go with the arrays"
+    )
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical text: keys sorted, no white space, ASCII."""
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+def differences(got: Any, kept: Any) -> list[str]:
+    """List the places, sorted, where two JSON values differ, as "config.K: got 5, kept 4".
+
+    Values are compared by their JSON text: NaN equals NaN, 2 differs from 2.0, and the order of
+    an object's keys means nothing.
+    """
+    new, old = _flat(got), _flat(kept)
+    return [
+        f"{'.'.join(name)}: got {new.get(name, 'nothing')}, kept {old.get(name, 'nothing')}"
+        for name in sorted(new | old)
+        if new.get(name) != old.get(name)
+    ]
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _flat(value: Any, where: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    if isinstance(value, dict) and value:
+        parts = (_flat(item, (*where, key)) for key, item in value.items())
+        return {name: text for part in parts for name, text in part.items()}
+    return {where: json.dumps(value)}
+
+
+# Arrays
+
+
+def pack(arrays: Mapping[str, ArrayLike]) -> tuple[bytes, dict[str, Any]]:
+    """Make an npz file's bytes, and their entry for a manifest; equal arrays give equal bytes.
+
+    The entry holds the hash of the bytes, and each array's dtype, shape and own hash. Raises
+    RecordError for a name or a dtype that would not come back as it was.
+    """
+    entries = {}
+    buffer = io.BytesIO()
+    # Not numpy.savez: it takes names as keywords, and stamps the time into the file.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in arrays.items():
+            array = _storable(name, value)
+            entries[name] = _array_entry(array)
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    data = buffer.getvalue()
+    return data, {"sha256": hashlib.sha256(data).hexdigest(), "arrays": entries}
+
+
+def unpack(folder: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Read the arrays of the file that `entry` names; raise RecordError if any hash fails.
+
+    `entry` is as `pack` made it, with the file's name under "file". Nothing is unpickled.
+    """
+    file = folder / entry["file"]
+    data = _read(file)
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise RecordError(f"{file} is not the file that its manifest describes: {MEND}")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise RecordError(f"{file} is not an npz of plain arrays ({error}): {MEND}") from error
+    found = {name: _array_entry(array) for name, array in arrays.items()}
+    for name in sorted(found.keys() | entry["arrays"].keys()):
+        if found.get(name) != entry["arrays"].get(name):
+            raise RecordError(f"{file}: array {name!r} fails its hash: {MEND}")
+    return arrays
+
+
+def _array_entry(array: np.ndarray) -> dict[str, Any]:
+    """Describe an array: type, shape, and the hash over both and the row-major bytes."""
+    head = {"dtype": array.dtype.str, "shape": list(array.shape)}
+    hashed = hashlib.sha256(_canonical(head))
+    hashed.update(array.tobytes())
+    return {**head, "sha256": hashed.hexdigest()}
+
+
+def _storable(name: str, value: ArrayLike) -> np.ndarray:
+    if not _ARRAY_NAME.fullmatch(name):
+        raise RecordError(f"array name {name!r}: use letters, digits and any of _ . / -")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"array {name!r} cannot be stored: {error}") from error
+    # Long doubles carry undefined padding, extension types such as bfloat16 lose their name.
+    if array.dtype.kind not in "biufcSU" or array.dtype.char in "gG":
+        raise RecordError(
+            f"array {name!r} has dtype {array.dtype}: convert it to a bool, an integer, "
+            "a float or complex of at most 64 bits a part, or a string"
+        )
+    return array
+
+
+# Files
+
+
+def write(folder: Path, name: str, data: bytes) -> None:
+    """Put a file into the folder, whole or not at all, and durable once this returns.
+
+    A former file of that name stays until the new one takes its place; a process that dies here
+    leaves at most the file PARTIAL besides. Raises RecordError if the disk refuses.
+    """
+    partial = folder / PARTIAL
+    with _explained(f"write {folder / name}"):
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, folder / name)
+            _sync(folder)
+        except OSError:
+            # On a full disk the half-written file would stand in the way of the next attempt.
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_sealed(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, as `write` does, with its own `digest` added under "sha256"."""
+    text = json.dumps({**value, "sha256": digest(value)}, indent=2)
+    write(folder, name, f"{text}\n".encode())
+
+
+def read_sealed(file: Path, form: str, version: int) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without its "sha256".
+
+    Raises RecordError if the file cannot be read, is not a JSON object, has another "format" or
+    "version" than `form` and `version`, or fails its hash.
+    """
+    if not os.path.isfile(file):
+        raise RecordError(f"{file.parent} holds no run (no {file.name} to read): check the path")
+    data = _read(file)
+    try:
+        value: dict[str, Any] = json.loads(data)
+        own = value.pop("sha256", None)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise RecordError(f"{file} is damaged (not a JSON object): {MEND}") from error
+    # The format before the hash: another version may hash in another way.
+    if value.get("format") != form:
+        raise RecordError(f"{file} is not the manifest of a run, or is damaged: {MEND}")
+    if value.get("version") != version:
+        raise RecordError(
+            f"{file} has format version {value.get('version')}, this ufm reads {version}: "
+            "update ufm, or run again in another folder"
+        )
+    if own != digest(value):
+        raise RecordError(f"{file} was edited or damaged (its hash differs): {MEND}")
+    return value
+
+
+def listing(folder: Path) -> set[str]:
+    """Names of the folder's files, none without a folder; RecordError if it cannot be read."""
+    with _explained(f"look into {folder}"):
+        return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def discard(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of the folder; raise RecordError if the disk refuses."""
+    with _explained(f"tidy {folder}"):
+        for name in names:
+            os.unlink(folder / name)
+
+
+@contextlib.contextmanager
+def _explained(action: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"could not {action}: {error.strerror or error}; "
+            "choose a folder that can be created and written, on a disk with space"
+        ) from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{file} cannot be read ({error.strerror}): {MEND}") from error
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# The lock of a folder
+
+
+def acquire(folder: Path) -> TextIO:
+    """Lock the folder, made if absent; the kernel lets go when the process ends, however it ends.
+
+    The lock is an open file, for `release`. Raises RecordError if another process, or another
+    handle of this one, holds it, or if the folder or the file cannot be made.
+    """
+    with _explained(f"open a run in {folder}"):
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync(folder.parent)
+        return _claim(folder)
+
+
+def release(folder: Path, lock: TextIO) -> None:
+    """Unlock the folder and remove the lock's file; again is harmless."""
+    if not lock.closed:
+        # Removed while still held, so that it cannot be somebody else's by then.
+        with contextlib.suppress(OSError):
+            os.unlink(folder / LOCK)
+        lock.close()
+
+
+def _claim(folder: Path) -> TextIO:
+    path = folder / LOCK
+    while True:
+        lock = open(path, "a+")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The former holder may have removed the file between our opening and locking it.
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                lock.truncate(0)
+                lock.write(f"{os.getpid()}\n")
+                lock.flush()
+                return lock
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise RecordError(
+                f"{folder} is open in another process (or handle); process {holder}: "
+                "wait for it, stop it, or choose another folder"
+            ) from None
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
