@@ -33,10 +33,10 @@ figures: $(READY)
 	$(BIN)/python -m experiments --redraw
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n auto -m ""
 
 lint: $(READY)
 	$(BIN)/ruff check .

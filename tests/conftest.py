@@ -4,6 +4,8 @@ import jax
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_enable_x64", True)
+# Hundreds of small programs are compiled here and each runs once: compiling is what takes time.
+jax.config.update("jax_disable_most_optimizations", True)
 # Not the rooms that refuse bad input themselves: their own messages are what is tested.
 CHECKED = (
     "certificate",

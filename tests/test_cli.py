@@ -44,6 +44,17 @@ def test_descend_keeps_a_run_that_certify_reads(capsys, tmp_path):
     assert {"history/loss", "W", "H", "b"} <= record.load_run(folder).arrays.keys()
 
 
+def test_a_damaged_run_is_refused_and_left_as_it_is(capsys, tmp_path):
+    folder = tmp_path / "run"
+    run(capsys, "descend", *SMALL, "--out", folder)
+    damaged = (folder / "arrays.npz").read_bytes()[:-20]
+    (folder / "arrays.npz").write_bytes(damaged)
+    status, _, err = run(capsys, "certify", folder)
+    assert status == 2
+    assert "arrays.npz" in err
+    assert (folder / "arrays.npz").read_bytes() == damaged
+
+
 def test_a_finished_run_is_reported_and_not_computed_again(capsys, tmp_path):
     first = run(capsys, "descend", *SMALL, "--out", tmp_path / "run", "--json")
     stamp = (tmp_path / "run" / "manifest.json").read_bytes()
@@ -158,7 +169,7 @@ def test_a_file_that_is_no_npz_is_refused(capsys, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path, number):
     command = [sys.executable, "-m", "ufm.cli", "descend", *SMALL, "--optimizer", "gd"]
-    command += ["--learning-rate", "0.3", "--record-every", "500", "--steps", "100000"]
+    command += ["--learning-rate", "0.3", "--record-every", "200", "--steps", "50000"]
     command += ["--gap-tol", "1e-15", "--checkpoint-seconds", "0", "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(

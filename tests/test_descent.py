@@ -17,6 +17,9 @@ PROBLEM = ufm.Problem(K=4, d=5, n=6, lam_W=5e-3, lam_H=2e-3, lam_b=1e-2)
 UNEQUAL = ufm.Problem(K=3, d=4, n=(2, 5, 3), lam_W=5e-3, lam_H=2e-3, lam_b=1e-2)
 
 
+objective, gradient = jax.jit(ufm.objective), jax.jit(ufm.gradient)
+
+
 def start(problem=PROBLEM, seed=0, scale=0.3, dtype=None):
     return ufm.init_params(jax.random.key(seed), problem, scale, dtype)
 
@@ -26,7 +29,7 @@ def python_loop(problem, params, steps, learning_rate, momentum=0.0, nesterov=Fa
     velocity = [np.zeros_like(x) for x in params]
     point = [np.asarray(x) for x in params]
     for _ in range(steps):
-        grad = [np.asarray(g) for g in ufm.gradient(problem, ufm.Params(*map(jnp.asarray, point)))]
+        grad = [np.asarray(g) for g in gradient(problem, ufm.Params(*map(jnp.asarray, point)))]
         velocity = [momentum * v + g for v, g in zip(velocity, grad, strict=True)]
         ahead = velocity
         if nesterov:
@@ -54,7 +57,7 @@ def test_any_optax_transformation_is_followed_step_by_step():
     params = start()
     state = optimizer.init(params)
     for _ in range(20):
-        updates, state = optimizer.update(ufm.gradient(PROBLEM, params), state, params)
+        updates, state = optimizer.update(gradient(PROBLEM, params), state, params)
         params = optax.apply_updates(params, updates)
     for fast, slow in zip(run.params, params, strict=True):
         np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-12)
@@ -77,7 +80,7 @@ def test_mean_minibatch_gradient_over_all_batches_is_the_gradient(problem, bias)
     columns = jnp.array(batches)
     grads = jax.vmap(lambda c: minibatch.gradient(problem, params, c))(columns)
     for mean, exact in zip(
-        jax.tree.map(lambda g: g.mean(axis=0), grads), ufm.gradient(problem, params), strict=True
+        jax.tree.map(lambda g: g.mean(axis=0), grads), gradient(problem, params), strict=True
     ):
         # An average over a few hundred float64 terms of size one.
         np.testing.assert_allclose(mean, exact, atol=1e-14)
@@ -132,11 +135,11 @@ def test_every_optimiser_reaches_the_certified_global_minimum(name, options):
     assert run.status == "certified"
     # The certificate computed afresh, and the closed form, which know nothing of the run.
     assert ufm.certify(PROBLEM, run.params).gap <= 1e-8
-    assert abs(ufm.objective(PROBLEM, run.params) - ufm.theory.global_value(PROBLEM)) <= 1e-8
+    assert abs(objective(PROBLEM, run.params) - ufm.theory.global_value(PROBLEM)) <= 1e-8
 
 
 @pytest.mark.parametrize("name", ["gd", "heavy_ball", "nesterov"])
-@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("scale", [0.1, 30.0])
 @pytest.mark.parametrize("problem", [PROBLEM, UNEQUAL], ids=["balanced", "unequal"])
 def test_the_auto_step_never_lets_the_objective_pass_its_start(name, scale, problem):
     run = ufm.descend(problem, start(problem, scale=scale), name, steps=300, record_every=1)
@@ -152,8 +155,8 @@ def test_the_auto_step_never_lets_the_objective_pass_its_start(name, scale, prob
 def test_the_curvature_bound_holds_at_points_of_its_sublevel_set(problem, scale):
     params = start(problem, scale=scale)
     flat, unflatten = jax.flatten_util.ravel_pytree(params)
-    hessian = jax.hessian(lambda x: ufm.objective(problem, unflatten(x)))(flat)
-    bound = optimizers.curvature_bound(problem, ufm.objective(problem, params))
+    hessian = jax.jit(jax.hessian(lambda x: ufm.objective(problem, unflatten(x))))(flat)
+    bound = optimizers.curvature_bound(problem, objective(problem, params))
     assert float(jnp.linalg.norm(hessian, 2)) <= float(bound)
 
 
@@ -178,8 +181,8 @@ def test_history_rows_are_the_measurements_of_their_points():
         params = ufm.Params(*map(jnp.asarray, params))
         collapse = ufm.metrics.collapse(*map(np.asarray, params), PROBLEM.labels)
         expected = {
-            "loss": ufm.objective(PROBLEM, params),
-            "grad_norm": norm(ufm.gradient(PROBLEM, params)),
+            "loss": objective(PROBLEM, params),
+            "grad_norm": norm(gradient(PROBLEM, params)),
             "gap": ufm.certify(PROBLEM, params).gap,
             "norm_W": jnp.linalg.norm(params.W),
             "norm_H": jnp.linalg.norm(params.H),
@@ -229,22 +232,22 @@ def test_a_diverging_run_returns_its_last_sound_point():
     run = ufm.descend(PROBLEM, start(), "gd", steps=1000, learning_rate=rate, record_every=100)
     assert run.status == "diverged"
     slow = python_loop(PROBLEM, start(), run.steps, rate)
-    first = float(ufm.objective(PROBLEM, start()))
+    first = float(objective(PROBLEM, start()))
     limit = loop.EXPLOSION * (1 + first)
-    here = ufm.objective(PROBLEM, ufm.Params(*map(jnp.asarray, slow)))
+    here = objective(PROBLEM, ufm.Params(*map(jnp.asarray, slow)))
     beyond = python_loop(PROBLEM, start(), run.steps + 1, rate)
-    beyond = ufm.objective(PROBLEM, ufm.Params(*map(jnp.asarray, beyond)))
+    beyond = objective(PROBLEM, ufm.Params(*map(jnp.asarray, beyond)))
     assert np.all(np.isfinite(run.params.H))
     assert here <= limit
     assert not beyond <= limit
     # The map is chaotic here: compare only that both routes are on the same scale.
-    assert np.isfinite(ufm.objective(PROBLEM, run.params))
+    assert np.isfinite(objective(PROBLEM, run.params))
 
 
 def test_tolerances_end_a_run_with_their_own_status():
     by_gradient = ufm.descend(PROBLEM, start(), "lbfgs", steps=500, grad_tol=1e-6, record_every=5)
     assert by_gradient.status == "converged"
-    assert norm(ufm.gradient(PROBLEM, by_gradient.params)) <= 1e-6
+    assert norm(gradient(PROBLEM, by_gradient.params)) <= 1e-6
     by_steps = ufm.descend(PROBLEM, start(), "gd", steps=3, grad_tol=1e-9)
     assert (by_steps.status, by_steps.steps) == ("step_limit", 3)
 
@@ -352,7 +355,8 @@ def test_a_start_with_nan_is_refused():
 
 def test_objective_seen_by_line_searches_has_the_closed_form_derivative():
     value_fn = loop.closed_form(PROBLEM)
-    value, grad = jax.value_and_grad(value_fn)(start())
-    exact = jax.grad(partial(ufm.objective, PROBLEM))(start())
-    assert value == ufm.objective(PROBLEM, start())
+    value, grad = jax.jit(jax.value_and_grad(value_fn))(start())
+    exact = jax.jit(jax.grad(partial(ufm.objective, PROBLEM)))(start())
+    # One sum of 24 losses in two compiled programs.
+    np.testing.assert_allclose(value, objective(PROBLEM, start()), rtol=1e-14)
     assert norm(jax.tree.map(jnp.subtract, grad, exact)) <= 1e-14

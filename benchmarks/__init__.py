@@ -1,0 +1,1 @@
+"""Benchmarks: paired in one process, medians of ratios, results as JSON."""

@@ -1,0 +1,188 @@
+"""Descent steps against plain PyTorch, and against the three matrix products a step needs.
+
+The same run on both sides: full batch, heavy ball (momentum 0.9), float32, the decays as weight
+decay. PyTorch is written as a user would write it: an `nn.Parameter` of features, `nn.Linear`,
+`nn.CrossEntropyLoss`, `optim.SGD` with a parameter group a decay. Every round times each
+contestant once, one after the other, so that a machine whose speed drifts drifts for all; the
+table gives medians of the ratios within a round. The floor is W H, G Hᵀ and Wᵀ G in PyTorch.
+
+    python -m benchmarks.descent_steps        (needs pip install -e ".[bench]")
+"""
+
+import functools
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import ufm
+from ufm import descent, loop
+
+SHAPES = ((10, 20, 100), (100, 128, 100), (1000, 512, 10), (10, 512, 5000))
+LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
+ROUNDS, SECONDS = 9, 0.5
+RESULTS = Path(__file__).parent / "results"
+
+
+def problem_and_start(shape: tuple[int, int, int]) -> tuple[ufm.Problem, ufm.Params]:
+    """The model of a shape (K, d, n) and a float32 start."""
+    problem = ufm.Problem(*shape, DECAY, DECAY, DECAY)
+    return problem, ufm.init_params(jax.random.key(0), problem, dtype=jnp.float32)
+
+
+def ours(problem: ufm.Problem, start: ufm.Params) -> tuple[Callable[[int], Any], float]:
+    """Steps of `ufm.loop`, as `ufm.descend` runs them, and the seconds their compilation took."""
+    method, hyper = descent.prepare(problem, 1.0, "heavy_ball", LEARNING_RATE, MOMENTUM)
+    state = jax.jit(loop.start, static_argnames="method")(problem, start, method, hyper)
+
+    @jax.jit
+    def run(problem, state, count):
+        return jax.lax.fori_loop(0, count, lambda _, s: loop.step(problem, method, hyper, s), state)
+
+    begun = time.perf_counter()
+    run.lower(problem, state, 1).compile()
+    compile_seconds = time.perf_counter() - begun
+    return lambda count: jax.block_until_ready(run(problem, state, count)), compile_seconds
+
+
+def eager(problem: ufm.Problem, start: ufm.Params) -> Callable[[int], Any]:
+    """The same steps in PyTorch eager; returns the parameters after `count` steps."""
+    labels = torch.tensor(problem.labels, dtype=torch.long)
+
+    def run(count: int):
+        features = torch.nn.Parameter(torch.tensor(np.asarray(start.H).T.copy()))
+        head = torch.nn.Linear(problem.d, problem.K)
+        with torch.no_grad():
+            head.weight.copy_(torch.tensor(np.asarray(start.W)))
+            head.bias.copy_(torch.tensor(np.asarray(start.b)))
+        criterion = torch.nn.CrossEntropyLoss()
+        parameters = [head.weight, features, head.bias]
+        groups = [{"params": [p], "weight_decay": DECAY} for p in parameters]
+        optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=MOMENTUM)
+        for _ in range(count):
+            optimizer.zero_grad()
+            criterion(head(features), labels).backward()
+            optimizer.step()
+        return head.weight.detach().numpy(), features.detach().numpy().T
+
+    return run
+
+
+def products(problem: ufm.Problem, start: ufm.Params) -> Callable[[int], Any]:
+    """The floor: W H, G Hᵀ and Wᵀ G into arrays that are there already, nothing else."""
+    W, H = torch.tensor(np.asarray(start.W)), torch.tensor(np.asarray(start.H))
+    Z, dW, dH = torch.empty(problem.K, problem.N), torch.empty_like(W), torch.empty_like(H)
+
+    def run(count: int):
+        for _ in range(count):
+            torch.mm(W, H, out=Z)
+            torch.mm(Z, H.T, out=dW)
+            torch.mm(W.T, Z, out=dH)
+
+    return run
+
+
+def seconds_a_step(run: Callable[[int], Any], count: int) -> float:
+    """Wall time of one step out of `count`."""
+    begun = time.perf_counter()
+    run(count)
+    return (time.perf_counter() - begun) / count
+
+
+def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Times and paired ratios of one shape."""
+    problem, start = problem_and_start(shape)
+    fast, compile_seconds = ours(problem, start)
+    contestants = {
+        "ufm": fast,
+        "eager": eager(problem, start),
+        "products": products(problem, start),
+    }
+    theirs = contestants["eager"](5)
+    for name, x, y in zip("WH", fast(5).params, theirs, strict=False):
+        # Five float32 steps of two orders of summation.
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5, err_msg=f"{shape} {name}")
+    counts = {
+        name: max(1, int(SECONDS / seconds_a_step(run, 2))) for name, run in contestants.items()
+    }
+    rounds = [
+        {name: seconds_a_step(run, counts[name]) for name, run in contestants.items()}
+        for _ in range(ROUNDS)
+    ]
+    median = functools.partial(_median, rounds)
+    return {
+        "shape": shape,
+        "compile_seconds": compile_seconds,
+        "microseconds": {name: 1e6 * median(name) for name in contestants},
+        "eager_over_ufm": median("eager", "ufm"),
+        "ufm_over_products": median("ufm", "products"),
+        "rounds": rounds,
+    }
+
+
+def _median(rounds: list[dict[str, float]], name: str, over: str | None = None) -> float:
+    return statistics.median(r[name] / (r[over] if over else 1.0) for r in rounds)
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    packages = ("ufm", "jax", "jaxlib", "numpy", "optax", "torch")
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown table of the results."""
+    lines = [
+        "| K, d, n | ufm (µs/step) | PyTorch eager (µs/step) | eager / ufm "
+        "| ufm / three products | compile (s) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        time_of = row["microseconds"]
+        lines.append(
+            f"| {', '.join(map(str, row['shape']))} | {time_of['ufm']:.4g} "
+            f"| {time_of['eager']:.4g} | {row['eager_over_ufm']:.2f} "
+            f"| {row['ufm_over_products']:.2f} | {row['compile_seconds']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure all shapes, write results/descent_steps.json, print the table."""
+    record: dict[str, Any] = {"environment": environment(), "results": []}
+    for shape in SHAPES:
+        print(f"measuring {shape} …", flush=True)
+        record["results"].append(measure(shape))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "descent_steps.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record["results"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What every script shares: command line, stored results, verdicts, table and exit status.
+
+A script offers `Config` (with `quick()`), `compute(config, progress)`, `check(config, results)`
+and `draw(config, results)`. Results are stored before anything is judged or drawn: verdicts and
+figures are functions of a stored file. Where things go:
+
+    full form         figures/data/<script>/   figures/<script>.pdf .png .json
+    --quick           runs/<script>_quick/     figures/<script>_quick.pdf .png .json
+    changed fields    runs/<script>-<hash>/    runs/<script>-<hash>.pdf .png .json
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ufm import plots, record
+
+ROOT = Path(__file__).resolve().parent.parent
+HOLDS, REFUTED, NOT_CONVERGED = "holds", "refuted", "not converged"
+STYLES = {HOLDS: "green", REFUTED: "bold red", NOT_CONVERGED: "yellow"}
+EXIT = {HOLDS: 0, REFUTED: 1, NOT_CONVERGED: 3}  # 2 is a wrong command line
+
+# progress(share done, what is being done)
+Report = Callable[[float, str], None]
+
+
+class Verdict(NamedTuple):
+    """A claim held against its measurement: |measured − predicted| ≤ tolerance."""
+
+    claim: str
+    measured: float
+    predicted: float
+    tolerance: float
+    outcome: str
+
+
+def judge(claim: str, measured, predicted, tolerance, converged=True) -> Verdict:
+    """The verdict; a measurement that did not converge neither supports nor refutes a claim."""
+    agrees = abs(measured - predicted) <= tolerance  # False for NaN
+    outcome = (HOLDS if agrees else REFUTED) if converged else NOT_CONVERGED
+    return Verdict(claim, float(measured), float(predicted), float(tolerance), outcome)
+
+
+def judge_all(claim: str, errors, ended, tolerance) -> Verdict:
+    """The worst of many runs, predicted 0: one that ended can refute, all must end to support."""
+    errors, ended = np.broadcast_arrays(np.abs(errors), ended)
+    worst = np.max(errors[ended]) if ended.any() else np.nan
+    decided = ended.all() or (ended.any() and not worst <= tolerance)
+    return judge(claim, worst, 0, tolerance, decided)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run."""
+
+    quick: bool = False  # the small form: seconds to a minute
+    redraw: bool = False  # judge and draw stored results again; never compute
+    force: bool = False  # compute even if results of this configuration are stored
+
+
+@dataclasses.dataclass(frozen=True)
+class AllOptions(Options):
+    """Hold every claim against its measurement; exit 1 if one is refuted, 3 if not converged."""
+
+    only: tuple[str, ...] = ()  # scripts to run, by number or name: --only c01 c02
+
+
+def names() -> list[str]:
+    """The scripts, in order."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("c[0-9][0-9]_*.py"))
+
+
+def place(name: str, config: Any) -> tuple[Path, Path]:
+    """(folder of the stored results, path of the figures without suffix) of a configuration."""
+    if config == type(config)():
+        return ROOT / "figures" / "data" / name, ROOT / "figures" / name
+    if config == type(config).quick():
+        return ROOT / "runs" / f"{name}_quick", ROOT / "figures" / f"{name}_quick"
+    digest = hashlib.sha256(json.dumps(_plain(config)).encode()).hexdigest()[:8]
+    return ROOT / "runs" / f"{name}-{digest}", ROOT / "runs" / f"{name}-{digest}"
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The fields as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def results(name: str, config: Any, options: Options, console: Console) -> dict[str, np.ndarray]:
+    """Stored results if there are any of this configuration, else computed and stored ones."""
+    folder, _ = place(name, config)
+    shown, status = folder.relative_to(ROOT), None
+    if (folder / "manifest.json").is_file():
+        manifest, arrays = record.load_run(folder)
+        status = manifest["status"]
+        same = status == "complete" and manifest["config"] == _plain(config)
+        if same and not options.force:
+            console.print(f"{name}: not computed again, {shown} holds this configuration")
+            return arrays
+    if options.redraw:
+        _refuse(f"{name}: {shown} holds no results of this configuration; leave out --redraw")
+    console.print(f"{name}: computing into {shown}")
+    if status != "running":  # an open run is left to record, which knows whether it is alive
+        shutil.rmtree(folder, ignore_errors=True)
+    script = importlib.import_module(f"experiments.{name}")
+    with (
+        record.open_run(folder, name, _plain(config), seed=config.seed) as handle,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task(name, total=1.0)
+
+        def progress(share: float, doing: str) -> None:
+            bar.update(task, completed=share, description=f"{name[:3]}: {doing}")
+
+        record.close_run(handle, script.compute(config, progress), {})
+    return record.load_run(folder).arrays
+
+
+def run(name: str, config: Any, options: Options, console: Console) -> list[Verdict]:
+    """Fetch or compute, judge, draw; verdicts also go to a JSON file beside the figures."""
+    jax.config.update("jax_enable_x64", True)
+    script = importlib.import_module(f"experiments.{name}")
+    arrays = results(name, config, options, console)
+    verdicts = script.check(config, arrays)
+    _, stem = place(name, config)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    text = {"config": _plain(config), "verdicts": [verdict._asdict() for verdict in verdicts]}
+    stem.with_name(f"{stem.name}.json").write_text(json.dumps(text, indent=2) + "\n")
+    with plots.style():
+        for suffix, drawn in script.draw(config, arrays).items():
+            save = plots.save_animation if isinstance(drawn, plots.Animation) else plots.save
+            paths = save(drawn, stem.with_name(stem.name + suffix))
+            console.print(f"{name[:3]}: drew", *(path.relative_to(ROOT) for path in paths))
+    return verdicts
+
+
+def conclude(verdicts: dict[str, list[Verdict]], console: Console) -> int:
+    """Print the table of verdicts; the exit status of the worst of them."""
+    table = Table("", "claim", "measured", "predicted", "±", "outcome")
+    for name, rows in verdicts.items():
+        for claim, measured, predicted, tolerance, outcome in rows:
+            numbers = f"{measured:.6g}", f"{predicted:.6g}", f"{tolerance:.1g}"
+            table.add_row(name[:3], claim, *numbers, outcome, style=STYLES[outcome])
+        table.add_section()
+    console.print(table)
+    outcomes = [verdict.outcome for rows in verdicts.values() for verdict in rows]
+    counts = {outcome: outcomes.count(outcome) for outcome in EXIT}
+    console.print(", ".join(f"{outcome}: {count}" for outcome, count in counts.items()))
+    return EXIT[next((x for x in (REFUTED, NOT_CONVERGED) if counts[x]), HOLDS)]
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main(name: str, args: Sequence[str] | None = None) -> int:
+    """One script from the command line: the options, and every field of its Config."""
+    script = importlib.import_module(f"experiments.{name}")
+    args = sys.argv[1:] if args is None else args
+    base = script.Config.quick() if "--quick" in args else script.Config()
+    options, config = tyro.cli(
+        tuple[Options, script.Config],  # type: ignore[name-defined]
+        default=(Options(), base),
+        args=args,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        description=script.__doc__,
+        prog=f"python -m experiments.{name}",
+    )
+    console = Console(highlight=False)
+    return conclude({name: run(name, config, options, console)}, console)
+
+
+def main_all(args: Sequence[str] | None = None) -> int:
+    """All scripts, or some, from the command line."""
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    options = tyro.cli(AllOptions, args=args, prog="python -m experiments", config=flags)
+    chosen = [name for name in names() if not options.only or name.startswith(options.only)]
+    if not chosen:
+        _refuse(f"got --only {' '.join(options.only)}; allowed: {', '.join(names())}")
+    console, verdicts = Console(highlight=False), {}
+    for name in chosen:
+        script = importlib.import_module(f"experiments.{name}")
+        config = script.Config.quick() if options.quick else script.Config()
+        verdicts[name] = run(name, config, options, console)
+    return conclude(verdicts, console)

@@ -1,0 +1,413 @@
+"""Experiments: every claim in a tiny form, verdicts that can refute, results that are reused."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import runner
+from experiments.runner import HOLDS, NOT_CONVERGED, REFUTED, Options
+from ufm import plots, record
+from ufm.loop import Status
+
+SCRIPTS = runner.names()
+TINY = {
+    "c01_certified_minimum": {
+        "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
+        "steps": (600, 4000, 600, 60), "sgd_gap_tol": 1e-3, "real_d": 5, "real_n": 40,
+        "real_rate": 4.0, "real_steps": (60, 200), "real_scale": 0.3,
+    },
+    "c02_phase_transition": {
+        "shapes": ((2, 2, 3),), "below": 10, "above": 5, "steps": 100, "nearest": 5e-3,
+        "exponent_tol": 0.05,
+    },
+    "c03_collapse": {"n": 4, "lam": 0.03, "steps": 500, "frames": 4},
+}  # fmt: skip
+
+
+def script_of(name: str) -> ModuleType:
+    return importlib.import_module(f"experiments.{name}")
+
+
+def tiny(name: str):
+    return dataclasses.replace(script_of(name).Config.quick(), **TINY[name])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Verdicts of every script in its tiny form, run once, in a home that is not the repository."""
+    console = Console(quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "ROOT", tmp_path_factory.mktemp("home"))
+        verdicts = {name: runner.run(name, tiny(name), Options(), console) for name in SCRIPTS}
+        yield verdicts
+
+
+def arrays_of(name: str) -> dict[str, np.ndarray]:
+    return record.load_run(runner.place(name, tiny(name))[0]).arrays
+
+
+def outcomes(name: str, arrays) -> dict[str, str]:
+    return {x.claim: x.outcome for x in script_of(name).check(tiny(name), arrays)}
+
+
+# The scripts
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_claim_holds_in_a_tiny_form(name, finished):
+    assert [x for x in finished[name] if x.outcome != HOLDS] == []
+    assert len({x.claim for x in finished[name]}) == len(finished[name])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_drawing_again_from_stored_results_gives_the_same_bytes(name, finished, monkeypatch):
+    stem = runner.place(name, tiny(name))[1]
+    before = {path.name: path.read_bytes() for path in stem.parent.glob(f"{stem.name}*.*")}
+    assert {".pdf", ".png", ".json"} <= {path.suffix for path in stem.parent.glob("*.*")}
+    monkeypatch.setattr(script_of(name), "compute", None)
+    verdicts = runner.run(name, tiny(name), Options(redraw=True), Console(quiet=True))
+    assert verdicts == finished[name]
+    for path, content in before.items():
+        assert (stem.parent / path).read_bytes() == content, path
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_says_its_claim_its_source_and_what_would_refute_it(name):
+    text = script_of(name).__doc__
+    places = [text.index(word) for word in ("Claim.", "Source.", "Refuted by")]
+    assert places == sorted(places)
+    members = inspect.getmembers(script_of(name), inspect.isroutine)
+    lines = {key: inspect.getsourcelines(value)[1] for key, value in members if key in
+             ("compute", "check", "draw")}  # fmt: skip
+    assert sorted(lines, key=lines.get) == ["compute", "check", "draw"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_config_is_frozen_has_comments_and_a_smaller_quick_form(name):
+    config = script_of(name).Config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().seed = 1
+    assert config.quick() != config()
+    lines = inspect.getsource(config).splitlines()
+    for field in dataclasses.fields(config):
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"    {field.name}: "))
+        assert "  # " in lines[at] or lines[at - 1].startswith("    # "), field.name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_committed_results_belong_to_the_full_form_and_are_small(name):
+    script = script_of(name)
+    folder = runner.Path(runner.__file__).parent.parent / "figures" / "data" / name
+    if not folder.is_dir():
+        pytest.skip("no committed results")
+    manifest, _ = record.load_run(folder)
+    assert manifest["status"] == "complete"
+    assert manifest["config"] == json.loads(json.dumps(dataclasses.asdict(script.Config())))
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 300_000
+
+
+# Verdicts that can refute
+
+
+def changed(name: str, **changes) -> dict[str, np.ndarray]:
+    arrays = arrays_of(name)
+    return arrays | {key: change(arrays[key]) for key, change in changes.items()}
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_critical_point_with_a_gap_refutes_the_certified_minimum():
+    name = "c01_certified_minimum"
+    stuck = changed(name, end_gap=lambda x: x + 0.1, end_grad_norm=lambda x: 0 * x)
+    found = outcomes(name, stuck)
+    gaps = [outcome for claim, outcome in found.items() if "worst certified gap" in claim]
+    assert gaps == [REFUTED] * 4
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_run_that_was_cut_short_neither_supports_nor_refutes():
+    name = "c01_certified_minimum"
+    short = changed(name, end_gap=lambda x: x + 0.1, end_grad_norm=lambda x: x + 1)
+    found = outcomes(name, short)
+    gaps = [outcome for claim, outcome in found.items() if "worst certified gap" in claim]
+    assert gaps == [NOT_CONVERGED] * 4
+    assert REFUTED not in found.values()
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "claim"),
+    [
+        ("end_value", lambda x: x + 0.01, "worst |f − f*| where certified, nats"),
+        ("end_lower_bound", lambda x: x + 0.01, "highest lower bound − f*, nats"),
+        ("end_norm_W", lambda x: 1.01 * x, "worst relative error of ‖W‖"),
+        ("end_nc1", lambda x: x + 0.01, "worst NC1"),
+        ("end_nc2", lambda x: x + 0.01, "worst NC2"),
+        ("end_nc3", lambda x: x + 0.01, "worst NC3"),
+        ("end_nc4", lambda x: x + 0.01, "worst NC4"),
+        ("nc1", lambda x: x**1.1, "GD: decay of log NC1 a step"),
+        ("real_end_value", lambda x: x + 0.01, "K=3, d=5, N=120: f, nats"),
+        ("real_end_norm_W", lambda x: 1.01 * x, "K=3, d=5, N=120: ‖W‖"),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_certified_minima_that_differ_from_the_closed_form_are_refuted(array, change, claim):
+    name = "c01_certified_minimum"
+    found = outcomes(name, changed(name, **{array: change}))
+    assert {key for key, outcome in found.items() if outcome == REFUTED} == {claim}
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "claims"),
+    [
+        ("norm_W", lambda x: 1.01 * x, ["worst error of ‖W‖, in units where it is √t"]),
+        ("norm_H", lambda x: 1.01 * x, ["worst error of ‖H‖, likewise"]),
+        ("loss", lambda x: x + 1e-6, ["worst error of f, nats"]),
+        (
+            "norm_W",
+            lambda x: 0 * x,
+            [
+                "worst error of ‖W‖, in units where it is √t",
+                "K²nλ_Wλ_H at which W vanishes",
+                "exponent of ‖W‖ in 1 − x",
+            ],
+        ),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_a_transition_elsewhere_or_otherwise_is_refuted(array, change, claims):
+    name = "c02_phase_transition"
+    found = outcomes(name, changed(name, **{array: change}))
+    refuted = [claim for claim, outcome in found.items() if outcome == REFUTED]
+    assert refuted == [f"K=2, d=2, n=3: {claim}" for claim in claims]
+
+
+@pytest.mark.usefixtures("finished")
+def test_points_of_the_transition_that_did_not_converge_are_counted():
+    name = "c02_phase_transition"
+    found = outcomes(name, changed(name, status=lambda x: 0 * x + Status.step_limit))
+    assert set(found.values()) == {NOT_CONVERGED}
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "claim"),
+    [
+        ("H3", lambda x: 1.01 * x, "K=3, d=2: mean ‖h‖"),
+        ("H3", lambda x: x[..., ::-1], "K=3, d=2: farthest feature from its corner, in radii"),
+        ("W4", lambda x: 1.01 * x, "K=4, d=3: farthest classifier row from its corner, in radii"),
+        ("H4", lambda x: x * [[1], [1], [2]], "K=4, d=3: mean cosine between class means"),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_features_or_rows_off_their_corners_are_refuted(array, change, claim):
+    found = outcomes("c03_collapse", changed("c03_collapse", **{array: change}))
+    assert found[claim] == REFUTED
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_collapse_that_stops_elsewhere_is_refuted_and_one_cut_short_is_not():
+    claim, gap = "K=3, d=2: certified gap, nats", {"gap3": lambda x: x + 0.1}
+    stuck = changed("c03_collapse", grad_norm3=lambda x: 0 * x, **gap)
+    assert outcomes("c03_collapse", stuck)[claim] == REFUTED
+    short = changed("c03_collapse", grad_norm3=lambda x: x + 1, **gap)
+    assert outcomes("c03_collapse", short)[claim] == NOT_CONVERGED
+
+
+@pytest.mark.parametrize(
+    ("measured", "converged", "outcome"),
+    [
+        (1.05, True, HOLDS),
+        (1.2, True, REFUTED),
+        (np.nan, True, REFUTED),
+        (1.0, False, NOT_CONVERGED),
+    ],
+)
+def test_a_verdict_compares_what_converged_with_the_tolerance(measured, converged, outcome):
+    assert runner.judge("claim", measured, 1, 0.1, converged).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("errors", "ended", "outcome"),
+    [
+        ([0.0, -0.05], [True, True], HOLDS),
+        ([0.0, -0.2], [True, True], REFUTED),
+        ([0.0, 0.2], [True, False], NOT_CONVERGED),
+        ([0.2, 0.0], [True, False], REFUTED),
+        ([np.nan, 0.0], [True, True], REFUTED),
+        ([0.0, 0.0], [False, False], NOT_CONVERGED),
+    ],
+)
+def test_one_ended_run_can_refute_and_all_must_end_to_support(errors, ended, outcome):
+    assert runner.judge_all("claim", errors, np.array(ended), 0.1).outcome == outcome
+
+
+# The runner, with a script that costs nothing
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    """Fields of the fake script."""
+
+    size: int = 5  # length of the array
+    wrong: float = 0.0  # error of the measurement
+    converged: bool = True  # whether it says that it converged
+    seed: int = 0  # not used
+
+    @classmethod
+    def quick(cls) -> "FakeConfig":
+        """A shorter array."""
+        return cls(size=3)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """A script c99_fake in an empty home; `calls` lists the sizes it was computed for."""
+    script = ModuleType("experiments.c99_fake", "Claim. Source. Refuted by.")
+    calls: list[int] = []
+
+    def compute(config, progress):
+        progress(0.5, "half way")
+        calls.append(config.size)
+        return {"x": np.arange(config.size)}
+
+    def check(config, results):
+        assert len(results["x"]) == config.size
+        return [runner.judge("zero", config.wrong, 0, 0.1, config.converged)]
+
+    def draw(_, results):
+        canvas, axes = plots.figure("icml", 1)
+        plots.curves(axes[0, 0], results["x"], results["x"])
+        return {"": canvas, "_again": canvas}
+
+    for thing in (compute, check, draw):
+        setattr(script, thing.__name__, thing)
+    script.Config, script.calls = FakeConfig, calls
+    monkeypatch.setitem(sys.modules, "experiments.c99_fake", script)
+    monkeypatch.setattr(runner, "names", lambda: ["c99_fake"])
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    return script
+
+
+def files_in(folder) -> set[str]:
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in found if "manifest" not in path and "arrays" not in path}
+
+
+def test_the_full_the_quick_and_changed_forms_do_not_overwrite_each_other(fake, tmp_path):
+    kinds = ("pdf", "png", "json")
+    for args in ([], ["--quick"], ["--size", "4"], ["--quick", "--size", "4"]):
+        assert runner.main("c99_fake", args) == 0
+    assert fake.calls == [5, 3, 4]
+    changed = {path.name.split(".")[0] for path in (tmp_path / "runs").glob("c99_fake-*.json")}
+    assert len(changed) == 1
+    stems = ["figures/c99_fake", "figures/c99_fake_quick", f"runs/{changed.pop()}"]
+    expected = {f"{stem}{again}.{kind}" for stem in stems for again in ("", "_again") for kind in
+                kinds if not (again and kind == "json")}  # fmt: skip
+    assert files_in(tmp_path) == expected
+    manifest, arrays = record.load_run(tmp_path / "figures" / "data" / "c99_fake")
+    assert (manifest["status"], manifest["kind"], manifest["seed"]) == ("complete", "c99_fake", 0)
+    assert len(arrays["x"]) == 5
+
+
+def test_a_configuration_is_computed_once_unless_forced(fake, capsys):
+    runner.main_all([])
+    assert "not computed again" not in capsys.readouterr().out
+    runner.main_all([])
+    assert "not computed again" in capsys.readouterr().out
+    assert fake.calls == [5]
+    runner.main_all(["--force"])
+    assert fake.calls == [5, 5]
+
+
+def test_results_of_former_defaults_are_replaced(fake, tmp_path):
+    runner.main_all([])
+    old = dataclasses.replace(FakeConfig(), size=9)
+    folder = tmp_path / "figures" / "data" / "c99_fake"
+    for path in folder.iterdir():
+        path.unlink()
+    with record.open_run(folder, "c99_fake", dataclasses.asdict(old), seed=0) as handle:
+        record.close_run(handle, {"x": np.arange(9)}, {})
+    assert runner.main_all([]) == 0
+    assert fake.calls == [5, 5]
+
+
+def test_a_failed_computation_is_tried_again(fake, monkeypatch, tmp_path):
+    def fails(*_):
+        raise ArithmeticError
+
+    working = fake.compute
+    monkeypatch.setattr(fake, "compute", fails)
+    with pytest.raises(ArithmeticError):
+        runner.main_all([])
+    folder = tmp_path / "figures" / "data" / "c99_fake"
+    assert record.load_run(folder).manifest["status"] == "failed"
+    monkeypatch.setattr(fake, "compute", working)
+    assert runner.main_all([]) == 0
+
+
+def test_a_run_that_another_process_has_open_is_left_alone(fake, tmp_path):
+    folder = tmp_path / "figures" / "data" / "c99_fake"
+    with (
+        record.open_run(folder, "c99_fake", dataclasses.asdict(FakeConfig()), seed=0),
+        pytest.raises(record.RecordError, match="open in another process"),
+    ):
+        runner.main_all(["--force"])
+    assert fake.calls == []
+
+
+def test_redraw_never_computes(fake, capsys):
+    with pytest.raises(SystemExit) as stop:
+        runner.main_all(["--redraw"])
+    assert stop.value.code == 2
+    assert "holds no results of this configuration" in capsys.readouterr().err
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "outcome"),
+    [
+        ([], 0, HOLDS),
+        (["--wrong", "0.2"], 1, REFUTED),
+        (["--no-converged"], 3, NOT_CONVERGED),
+    ],
+)
+@pytest.mark.usefixtures("fake")
+def test_the_exit_status_tells_refuted_from_not_converged(capsys, tmp_path, args, status, outcome):
+    assert runner.main("c99_fake", args) == status
+    assert f"{outcome}: 1" in capsys.readouterr().out
+    (path,) = [*tmp_path.glob("runs/*.json"), *tmp_path.glob("figures/*.json")]
+    (verdict,) = json.loads(path.read_text())["verdicts"]
+    assert verdict["outcome"] == outcome
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_command_exits_with_the_status_of_the_worst_verdict(monkeypatch):
+    monkeypatch.setattr(FakeConfig, "quick", classmethod(lambda cls: cls(wrong=0.2)))
+    monkeypatch.setattr(sys, "argv", ["experiments", "--quick", "--only", "c99"])
+    sys.modules.pop("experiments.__main__", None)
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module("experiments.__main__")
+    assert stop.value.code == 1
+
+
+@pytest.mark.usefixtures("fake")
+def test_an_unknown_script_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        runner.main_all(["--only", "c01"])
+    assert stop.value.code == 2
+    assert "allowed: c99_fake" in capsys.readouterr().err
+
+
+def test_help_shows_the_comments_of_the_fields(capsys):
+    with pytest.raises(SystemExit):
+        runner.main("c01_certified_minimum", ["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "samples per class" in text
+    assert "--force" in text

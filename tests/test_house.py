@@ -1,0 +1,71 @@
+"""The house stays in order: imports point downwards, public names are documented."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import ufm
+
+PACKAGE = Path(ufm.__file__).parent
+FLOORS = (
+    {"geometry", "losses", "storage", "plots"},
+    {"problem", "record"},
+    {"theory", "metrics", "certificate", "optimizers", "minibatch"},
+    {"loop"},
+    {"descent"},
+    {"cli"},
+)
+FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports(module: str) -> set[str]:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "ufm":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ufm."):
+            found.add((node.module or "").split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module):
+    above = {name for name in imports(module) if FLOOR[name] >= FLOOR[module]}
+    assert not above, f"ufm.{module} on floor {FLOOR[module]} imports {above}"
+
+
+def test_theory_imports_no_optimiser_and_no_probe():
+    below, todo = set(), ["theory"]
+    while todo:
+        module = todo.pop()
+        below.add(module)
+        todo.extend(imports(module) - below)
+    assert not below & {"optimizers", "minibatch", "loop", "descent"}
+
+
+def test_every_public_name_is_documented():
+    bare = []
+    for module in MODULES:
+        room = importlib.import_module(f"ufm.{module}")
+        if not (room.__doc__ or "").strip():
+            bare.append(module)
+        for name, thing in vars(room).items():
+            own = getattr(thing, "__module__", None) == room.__name__
+            is_public = not name.startswith("_") and (
+                inspect.isfunction(thing) or inspect.isclass(thing)
+            )
+            # A NamedTuple without a docstring gets "Name(field, …)" from Python.
+            doc = (thing.__doc__ or "").strip() if own and is_public else "not ours"
+            if not doc or doc.startswith(f"{name}("):
+                bare.append(f"{module}.{name}")
+    assert not bare
+
+
+def test_names_in_all_exist_and_cover_the_package():
+    assert all(hasattr(ufm, name) for name in ufm.__all__)
+    assert sorted(ufm.__all__) == ufm.__all__
