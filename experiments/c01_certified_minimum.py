@@ -252,7 +252,7 @@ def _draw_curves(config: Config, results: dict) -> Figure:
     plots.level(loss, theory.global_value(problem), "prediction")
     for tolerance in (config.gap_tol, config.sgd_gap_tol):
         plots.tolerance(gap, tolerance)
-    plots.level(nc4, 0)
+    plots.level(nc4, 0.0)
     shown = np.nanmin(results["nc1"][0, -1]), np.nanmax(results["step"][0, -1])
     x = np.linspace(0.4 * shown[1], shown[1], 50)
     y = 3 * shown[0] * np.exp(predicted_rate(config) * (x - shown[1]))
@@ -275,6 +275,7 @@ def _draw_sizes(config: Config, results: dict) -> Figure:
     for tolerance in (config.gap_tol, config.sgd_gap_tol):
         plots.tolerance(ends, tolerance)
     ends.set(xscale="log", yscale="log", xlabel=r"$d$", ylabel="certified gap, nats")
+    ends.set_xlim(config.widths[0] / 1.5, config.widths[-1] * 1.5)
     ends.set_xticks(config.widths, [str(d) for d in config.widths], minor=False)
     ends.minorticks_off()
     ends.legend()

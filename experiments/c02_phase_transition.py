@@ -154,13 +154,14 @@ def check(config: Config, results: dict) -> list[Verdict]:
         claim = name + "K²nλ_Wλ_H at which W vanishes"
         verdicts.append(judge(claim, np.mean(bracket), 1, config.nearest, sure))
         claim, slope = name + "exponent of ‖W‖ in 1 − x", exponent(x, np.mean(W, axis=0))
-        verdicts.append(judge(claim, slope, 0.5, config.exponent_tol, ended[:, x < 1].all()))
+        sure = ended[:, x < 1].all() and np.isfinite(slope)
+        verdicts.append(judge(claim, slope, 0.5, config.exponent_tol, sure))
     return verdicts
 
 
 def draw(config: Config, results: dict) -> dict[str, Figure]:
     """Norms and value through the threshold; near it the exponent, the errors and the steps."""
-    canvas, axes = plots.figure("icml_text", 3.9, 2, 3)
+    canvas, axes = plots.figure("icml_text", 4.1, 2, 3)
     norms_W, norms_H, value, power, error, steps = axes.flat
     x = results["x"]
     distance, below = np.abs(1 - x), x < 1
@@ -189,6 +190,8 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         plots.prediction(value, fine, f_star)
         plots.prediction(power, 1 - near, root_margin(config, shape, near))
     _label(config, axes.ravel())
+    plots.prediction(norms_W, [], [], "prediction")
+    canvas.legend(*norms_W.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return {"": canvas}
 
 
@@ -207,8 +210,6 @@ def _label(config: Config, axes: np.ndarray) -> None:
     error.set(yscale="log", ylabel=r"error of $\|W\|_F$, units of (a)")
     plots.tolerance(error, config.norm_tol, "tolerance")
     steps.set(ylim=(0, None), ylabel="steps of L-BFGS")
-    plots.prediction(power, [], [], "prediction")
-    power.legend(loc="lower right", borderaxespad=0.1, labelspacing=0.3, handlelength=1.6)
     plots.letters(axes)
 
 

@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from types import ModuleType
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -26,7 +25,7 @@ TINY = {
         "real_rate": 4.0, "real_steps": (60, 200), "real_scale": 0.3,
     },
     "c02_phase_transition": {
-        "shapes": ((2, 2, 3),), "below": 10, "above": 5, "steps": 100, "nearest": 5e-3,
+        "shapes": ((2, 2, 3),), "below": 20, "above": 5, "steps": 100, "nearest": 5e-3,
         "exponent_tol": 0.05,
     },
     "c03_collapse": {"n": 4, "lam": 0.03, "steps": 500, "frames": 4},
