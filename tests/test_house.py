@@ -13,9 +13,12 @@ PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
     {"geometry", "losses", "storage", "plots"},
     {"problem", "record"},
-    {"theory", "metrics", "certificate", "optimizers", "minibatch"},
-    {"loop"},
-    {"descent"},
+    {"theory", "metrics", "certificate", "curvature", "optimizers", "minibatch"},
+    {"spectra", "loop"},
+    {"reduction", "descent"},
+    {"inertia"},
+    {"verdict"},
+    {"hessian"},
     {"cli"},
 )
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}

@@ -6,7 +6,17 @@ Start with `Problem`, `init_params`, `descend` and `certify`; `theory` holds the
 compare with, `metrics` measures NC1–NC4 on any features.
 """
 
-from ufm import certificate, descent, geometry, losses, metrics, optimizers, theory
+from ufm import (
+    certificate,
+    descent,
+    geometry,
+    hessian,
+    losses,
+    metrics,
+    optimizers,
+    spectra,
+    theory,
+)
 from ufm.certificate import Certificate, certify
 from ufm.descent import Run, descend
 from ufm.problem import Params, Problem, gradient, init_params, objective
@@ -22,10 +32,12 @@ __all__ = [
     "descent",
     "geometry",
     "gradient",
+    "hessian",
     "init_params",
     "losses",
     "metrics",
     "objective",
     "optimizers",
+    "spectra",
     "theory",
 ]

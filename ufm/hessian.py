@@ -1,0 +1,169 @@
+"""Probes of the Hessian: products, extreme eigenpairs, density, exact index and spectrum.
+
+Which to use: `product` inside jit and for anything matrix-free; `dense` up to 16,384 variables;
+`inertia` for the index at any point and any N; `spectrum` for all eigenvalues at a critical point,
+any d and n; `extreme` for a few eigenpairs of any point with their residuals; `density` for the
+shape of the whole spectrum. `verdict` says what a critical point is and why. Everything but the
+products works in float64 whatever the precision of params.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm import problem as model
+from ufm.curvature import (
+    Linearization,
+    apply,
+    dense,
+    flatten,
+    gauss_newton_product,
+    in_float64,
+    linearize,
+    product,
+    unflatten,
+)
+from ufm.inertia import Inertia, inertia, inertia_of
+from ufm.problem import Params, Problem
+from ufm.reduction import spectrum
+from ufm.spectra import Spectrum
+from ufm.verdict import Verdict, Witness, verdict, witness
+
+__all__ = [
+    "Density",
+    "Inertia",
+    "Linearization",
+    "Spectrum",
+    "Verdict",
+    "Witness",
+    "apply",
+    "dense",
+    "density",
+    "flatten",
+    "gauss_newton_product",
+    "inertia",
+    "inertia_of",
+    "linearize",
+    "product",
+    "spectrum",
+    "unflatten",
+    "verdict",
+    "witness",
+]
+
+
+class Density(NamedTuple):
+    """Smoothed spectral density with its sampling error, and the quadrature behind it.
+
+    grid: (points,) in the units of ∇²f.
+    density: (points,), integrates to 1.
+    standard_error: (points,), standard deviation over probes / √probes.
+    width: standard deviation of the Gaussian that smooths.
+    nodes, weights: (probes, steps), the quadrature of every probe; Σ weights g(nodes) estimates
+        tr g(∇²f)/size, weights of each probe add up to 1.
+    """
+
+    grid: Float[Array, " points"]
+    density: Float[Array, " points"]
+    standard_error: Float[Array, " points"]
+    width: float
+    nodes: Float[Array, "probes steps"]
+    weights: Float[Array, "probes steps"]
+
+
+def density(
+    problem: Problem,
+    params: Params,
+    key: Array,
+    *,
+    probes: int = 10,
+    steps: int = 80,
+    points: int = 512,
+    width: float | None = None,
+) -> Density:
+    """(1/size) Σ_i N(x; λ_i, width²), by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
+
+    Every probe is a random sign vector v/√size, whose Lanczos matrix T = Q diag(θ) Qᵀ gives nodes
+    θ_j and weights Q_1j². Full reorthogonalisation; a Krylov space that is exhausted (few distinct
+    eigenvalues) ends its quadrature with weight 0, not with noise.
+
+    Args:
+        problem, params: any point.
+        key: a JAX PRNG key; it draws the probes.
+        probes: at least 2, for an error bar.
+        steps: Lanczos steps a probe, at least 2; memory is steps × size.
+        points: length of the grid, which covers the nodes and 4 widths beyond.
+        width: smoothing > 0; None takes 1/100 of the range of the nodes.
+
+    Raises:
+        ValueError: probes, steps, points or width out of range; wrong shapes, non-finite entries.
+        TypeError: arrays that are not real floating, or mixed dtypes.
+    """
+    for name, value in (("probes", probes), ("steps", steps), ("points", points)):
+        if value < 2:
+            raise ValueError(f"got {name}={value}; allowed: an integer >= 2")
+    if width is not None and not width > 0:
+        raise ValueError(f"got width={width}; allowed: a number > 0, or None")
+    model.check_params(problem, params)
+    model.check_finite(params)
+    with jax.enable_x64(True):
+        at = _linearized(problem, in_float64(params))
+        nodes, weights = _quadrature(at, jax.random.split(key, probes), min(steps, problem.size))
+        low, high = float(np.min(nodes)), float(np.max(nodes))
+        if width is None:
+            width = (high - low) / 100 or 1e-3 * max(abs(high), 1e-3)
+        grid = jnp.asarray(np.linspace(low - 4 * width, high + 4 * width, points))
+        mean, error = _smoothed(nodes, weights, grid, width)
+        return Density(grid, mean, error, width, nodes, weights)
+
+
+_linearized = jax.jit(linearize)
+
+
+@jax.jit
+def _smoothed(nodes: Array, weights: Array, grid: Array, width) -> tuple[Array, Array]:
+    """Mean and standard error over probes of Σ_j weight_j N(grid; node_j, width²)."""
+    bumps = jax.scipy.stats.norm.pdf(grid, nodes[..., None], width)
+    each = jnp.sum(weights[..., None] * bumps, axis=1)
+    return jnp.mean(each, axis=0), jnp.std(each, axis=0, ddof=1) / jnp.sqrt(len(each))
+
+
+@partial(jax.jit, static_argnums=2)
+def _quadrature(at: Linearization, keys: Array, steps: int) -> tuple[Array, Array]:
+    """Gauss nodes and weights of every probe, (probes, steps) each."""
+    size = at.problem.size
+
+    def one(key):
+        start = jax.random.rademacher(key, (size,), at.G.dtype) / jnp.sqrt(size)
+        diagonal, beside = _lanczos(at, start, steps)
+        T = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+        nodes, vectors = jnp.linalg.eigh(T)
+        return nodes, jnp.square(vectors[0])
+
+    return jax.lax.map(one, keys)
+
+
+def _lanczos(at: Linearization, start: Array, steps: int) -> tuple[Array, Array]:
+    """The diagonal and off-diagonal of the Lanczos matrix; both 0 once the space is exhausted."""
+    basis = jnp.zeros((steps, at.problem.size), start.dtype)
+
+    def step(carry, i):
+        basis, v, scale = carry
+        basis = basis.at[i].set(v)
+        image = flatten(at.problem, apply(at, unflatten(at.problem, v)))
+        alpha = jnp.vdot(v, image)
+        for _ in range(2):
+            image = image - model.matmul(model.matmul(basis, image), basis)
+        beta = jnp.linalg.norm(image)
+        scale = jnp.maximum(scale, jnp.abs(alpha) + beta)
+        alive = beta > 1e4 * jnp.finfo(v.dtype).eps * scale
+        beta = jnp.where(alive, beta, 0)
+        v = jnp.where(alive, image / jnp.where(alive, beta, 1), 0)
+        return (basis, v, scale), (alpha, beta)
+
+    first = (basis, start, jnp.zeros((), start.dtype))
+    return jax.lax.scan(step, first, jnp.arange(steps))[1]

@@ -1,0 +1,207 @@
+"""Index and nullity of the Hessian at any point, however many samples there are.
+
+After the reductions of `ufm.reduction` the H-block of ∇²f − σI is block diagonal with blocks
+A_j = WᵀS_jW/N + (λ_H−σ)I, so by Haynsworth's additivity of inertia (1968)
+
+    #{λ < σ} = Σ_j #{negative eigenvalues of A_j} + #{negative eigenvalues of C(σ)},
+
+C(σ) the Schur complement on (W, b), of size K(s+1) whatever N is. With h̃ = (h, 1), B = S_jW/N,
+U = BA_j⁻¹ and m_j the weight of column j it is a sum of Kronecker products: its entry at the
+variables (k, a) and (l, b) of [W b] is
+
+    decay − σδ + Σ_j m_j [ (S_j/N − UBᵀ)_kl h̃_a h̃_b − h̃_a U_kb G_l − G_k U_la h̃_b
+                           − G_k G_l (A_j⁻¹)_ab ]
+
+(U and A_j⁻¹ are 0 at the bias), which is assembled as matrix products of shapes (s², M)·(M, K²)
+over blocks of samples. Its negative eigenvalues are counted from an LDLᵀ factorisation.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from ufm.problem import Params, Problem
+from ufm.reduction import (
+    EPS,
+    SAMPLE_BLOCK,
+    Core,
+    check_memory,
+    curvatures,
+    decay,
+    feature_eigenvalues,
+    lifted,
+    outside,
+    reduce,
+)
+from ufm.spectra import Spectrum
+
+
+class Inertia(NamedTuple):
+    """How many eigenvalues of ∇²f lie below, at and above a shift.
+
+    negative: those below shift − tolerance (the Morse index at shift 0).
+    zero: those within the tolerance: not told from the shift, be they exactly equal or not.
+    positive: those above shift + tolerance.
+    tolerance, shift: in the units of ∇²f.
+    """
+
+    negative: int
+    zero: int
+    positive: int
+    tolerance: float
+    shift: float
+
+
+def _packed_products(X: np.ndarray) -> np.ndarray:
+    """x_a x_b for a ≤ b, one row a sample."""
+    rows, columns = np.triu_indices(X.shape[1])
+    return X[:, rows] * X[:, columns]
+
+
+def _packed(A: np.ndarray) -> np.ndarray:
+    """Upper triangles of symmetric matrices, one row each."""
+    rows, columns = np.triu_indices(A.shape[1])
+    return A[:, rows, columns]
+
+
+def _unpacked_index(size: int) -> np.ndarray:
+    """Where entry (a, b) of a symmetric matrix lies in its packed upper triangle."""
+    index = np.zeros((size, size), int)
+    rows, columns = np.triu_indices(size)
+    index[rows, columns] = index[columns, rows] = np.arange(len(rows))
+    return index
+
+
+def complement(core: Core, sigma: float) -> np.ndarray:
+    """C(σ), the Schur complement of ∇²f − σI on (W, b) in the core; see the module's head.
+
+    Memory O((Ks)²) and O(K² + s²) a sample of a block, never O(Ks·N).
+    """
+    K, s, r = *core.W.shape, core.rank
+    features, lam_H = lifted(core), core.decays[1]
+    width = features.shape[1]
+    own = np.zeros((width * (width + 1) // 2, K * (K + 1) // 2))
+    mixed = np.zeros((K * r, width * K))
+    turned = np.zeros((K * (K + 1) // 2, r * (r + 1) // 2))
+    for start in range(0, len(features), SAMPLE_BLOCK):
+        part = slice(start, start + SAMPLE_BLOCK)
+        h, g, weights = features[part], core.G[:, part].T, core.weights[part, None]
+        S = curvatures(core.P[:, part]) / core.N
+        B = S @ core.W[:, :r]
+        A_inverse = np.linalg.inv(core.W[:, :r].T @ B + (lam_H - sigma) * np.eye(r))
+        U = B @ A_inverse
+        own += _packed_products(h).T @ (weights * _packed(S - U @ B.transpose(0, 2, 1)))
+        pairs = (h[:, :, None] * g[:, None, :]).reshape(len(h), -1)
+        mixed += (weights * U.reshape(len(h), -1)).T @ pairs
+        turned += _packed_products(g).T @ (weights * _packed(A_inverse))
+    classes, dims = _unpacked_index(K), _unpacked_index(width)
+    C = own[dims[None, :, None, :], classes[:, None, :, None]]
+    cross = mixed.reshape(K, r, width, K).transpose(0, 2, 3, 1)
+    C[..., :r] -= cross
+    C[:, :r] -= cross.transpose(2, 3, 0, 1)
+    C[:, :r, :, :r] -= turned[classes[:, None, :, None], _unpacked_index(r)[None, :, None, :]]
+    gram = (core.G * core.weights) @ core.G.T / (lam_H - sigma)
+    for a in range(r, s):
+        C[:, a, :, a] -= gram
+    C = C.reshape(K * width, K * width)
+    C[np.diag_indices_from(C)] += decay(core, width) - sigma
+    return C
+
+
+def _negatives(C: np.ndarray) -> int:
+    """Negative eigenvalues of a symmetric matrix, from its pivots (Bunch and Kaufman 1977).
+
+    LDLᵀ with 1×1 and 2×2 pivots has the inertia of C (Sylvester); each 2×2 pivot is chosen with a
+    negative determinant, so it holds one eigenvalue of either sign.
+    """
+    if C.shape[0] == 0:
+        return 0
+    work, _ = scipy.linalg.lapack.dsytrf_lwork(C.shape[0], lower=1)
+    # C is symmetric: its transpose is the same matrix in the order that LAPACK overwrites.
+    factor, pivots, _ = scipy.linalg.lapack.dsytrf(C.T, lower=1, lwork=int(work), overwrite_a=1)
+    singles = pivots > 0
+    return int(np.sum(np.diagonal(factor)[singles] < 0)) + int(np.sum(~singles)) // 2
+
+
+def rounding(core: Core, sigma: float, poles: np.ndarray) -> float:
+    """Size of the rounding errors of a count at σ: ε (‖∇²f‖ + |σ| + ‖Ĝ‖²/gap).
+
+    gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides;
+    below √(1024 ε)‖Ĝ‖ it is taken as that, the most that a tolerance can be asked to move away.
+    """
+    lengths = core.weights @ (np.sum(core.H**2, axis=0) + float(core.bias))
+    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + lengths) / (2 * core.N)
+    pairing = np.linalg.norm(core.G * np.sqrt(core.weights))
+    gap = np.min(np.abs(poles - sigma), initial=np.inf)
+    gap = max(gap, 32 * np.sqrt(EPS) * pairing, np.finfo(float).tiny)
+    return float(EPS * (size + abs(sigma) + pairing**2 / gap))
+
+
+def inertia(
+    problem: Problem, point: Params, shift: float = 0.0, tolerance: float | None = None
+) -> Inertia:
+    """Count the eigenvalues of ∇²f below, at and above a shift, at any point, without the matrix.
+
+    By the elimination at the head of this module: the largest matrix has K(s+1) ≤ K(d+1) rows
+    whatever N is. zero = #{λ < shift + τ} − #{λ < shift − τ}. Only an eigenvalue within rounding
+    (about 1e-16 ‖∇²f‖) of shift ± τ may fall on either side of it.
+
+    At a critical point known to a residual r = ‖∇f‖ the eigenvalues along its symmetry orbit are
+    not 0 but O(r/‖W‖): polish it first (`ufm.solve`), or give a tolerance above that.
+
+    Args:
+        problem: any problem, any class counts, with scalar decays.
+        point: any point, upcast to float64.
+        shift: σ in the units of ∇²f.
+        tolerance: τ > 0; None takes 1024 times the rounding errors.
+
+    Raises:
+        ValueError: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
+            eigenvalue of the H-block (from λ_H on); a complement beyond 2 GiB; wrong shapes or
+            entries that are not finite.
+        TypeError: arrays that are not real floating, array-valued decays, traced values.
+    """
+    core = reduce(problem, point)
+    check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
+    shift, lam_H = float(shift), core.decays[1]
+    poles = np.array([lam_H])
+    margin = 1024 * rounding(core, shift, poles) if tolerance is None else float(tolerance)
+    if shift + margin >= lam_H:
+        s, M = core.H.shape
+        poles = lam_H + feature_eigenvalues(core, np.arange(M)).ravel()
+        poles = np.append(poles, np.full(M * (s - core.rank), lam_H))
+        margin = 1024 * rounding(core, shift, poles) if tolerance is None else margin
+    edges = (shift - margin, shift + margin)
+    needed = 32 * max(rounding(core, edge, poles) for edge in edges)
+    if not margin >= needed:
+        raise ValueError(
+            f"got tolerance={margin:.3g} at shift={shift:.6g}, where rounding alone needs "
+            f"{needed:.3g}: eigenvalues this close to the shift are undecided. Raise the "
+            f"tolerance, or move the shift away from lam_H={lam_H:.6g}"
+        )
+    values, multiplicities = outside(core)
+    below = []
+    for edge in edges:
+        count = sum(m for v, m in zip(values, multiplicities, strict=True) if v < edge)
+        count += int(np.sum(poles < edge)) if edge > lam_H else 0
+        below.append(count + _negatives(complement(core, edge)))
+    lower, upper = below
+    return Inertia(lower, upper - lower, problem.size - upper, margin, shift)
+
+
+def inertia_of(spectrum: Spectrum, shift: float = 0.0, tolerance: float | None = None) -> Inertia:
+    """Index and nullity of a spectrum: how many eigenvalues lie below, at and above a shift.
+
+    Args:
+        spectrum: from `spectrum`, or a closed form.
+        shift: σ.
+        tolerance: τ ≥ 0; None takes 1e-11 times the largest modulus.
+    """
+    values = spectrum.eigenvalues
+    if tolerance is None:
+        tolerance = 1e-11 * float(np.max(np.abs(values)))
+    pairs = list(zip(values, spectrum.multiplicities, strict=True))
+    lower = sum(m for v, m in pairs if v < shift - tolerance)
+    upper = sum(m for v, m in pairs if v > shift + tolerance)
+    return Inertia(lower, sum(spectrum.multiplicities) - lower - upper, upper, tolerance, shift)
