@@ -76,14 +76,14 @@ def problem_of(config: Config, shape: tuple[int, int, int], x) -> Problem:
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """Every λ and start of a series in one call; arrays (series, starts, λ)."""
     x = grid(config)
-    shape = (config.starts, len(x))
-    keys = jax.random.split(jax.random.key(config.seed), shape)
+    runs = np.tile(x, config.starts)
+    keys = jax.random.split(jax.random.key(config.seed), len(runs))
     rows = []
-    for done, sizes in enumerate(config.shapes):
-        progress(done / len(config.shapes), f"K={sizes[0]}, {x.size * config.starts} runs")
-        problem = problem_of(config, sizes, np.broadcast_to(x, shape))
-        rows.append(_series(config, problem, keys))
-    return {"x": x} | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    for done, shape in enumerate(config.shapes):
+        progress(done / len(config.shapes), f"K={shape[0]}, {len(runs)} runs")
+        rows.append(_series(config, problem_of(config, shape, runs), keys))
+    grids = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return {"x": x} | {k: v.reshape(len(rows), config.starts, len(x)) for k, v in grids.items()}
 
 
 def _series(config: Config, problem: Problem, keys) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def _series(config: Config, problem: Problem, keys) -> dict[str, np.ndarray]:
         kept = ("step", "loss", "gap", "grad_norm", "norm_W", "norm_H")
         return {name: history[name][last] for name in kept} | {"status": status}
 
-    ends = jax.jit(jax.vmap(jax.vmap(descend)))(problem, keys)
+    ends = jax.jit(jax.vmap(descend))(problem, keys)
     return {name: np.asarray(value) for name, value in ends.items()}
 
 

@@ -59,6 +59,8 @@ def judge_all(claim: str, errors, ended, tolerance) -> Verdict:
     errors, ended = np.broadcast_arrays(np.abs(errors), ended)
     worst = np.max(errors[ended]) if ended.any() else np.nan
     decided = ended.all() or (ended.any() and not worst <= tolerance)
+    if not ended.all():
+        claim += f" ({(~ended).sum()} of {ended.size} runs not converged)"
     return judge(claim, worst, 0, tolerance, decided)
 
 
@@ -137,7 +139,8 @@ def run(name: str, config: Any, options: Options, console: Console) -> list[Verd
     _, stem = place(name, config)
     stem.parent.mkdir(parents=True, exist_ok=True)
     text = {"config": _plain(config), "verdicts": [verdict._asdict() for verdict in verdicts]}
-    stem.with_name(f"{stem.name}.json").write_text(json.dumps(text, indent=2) + "\n")
+    with stem.with_name(f"{stem.name}.json").open("w", encoding="utf-8") as file:
+        file.write(json.dumps(text, indent=2, ensure_ascii=False) + "\n")
     with plots.style():
         for suffix, drawn in script.draw(config, arrays).items():
             save = plots.save_animation if isinstance(drawn, plots.Animation) else plots.save
@@ -192,7 +195,8 @@ def main_all(args: Sequence[str] | None = None) -> int:
         _refuse(f"got --only {' '.join(options.only)}; allowed: {', '.join(names())}")
     console, verdicts = Console(highlight=False), {}
     for name in chosen:
-        script = importlib.import_module(f"experiments.{name}")
-        config = script.Config.quick() if options.quick else script.Config()
-        verdicts[name] = run(name, config, options, console)
+        defaults = importlib.import_module(f"experiments.{name}").Config
+        verdicts[name] = run(
+            name, defaults.quick() if options.quick else defaults(), options, console
+        )
     return conclude(verdicts, console)

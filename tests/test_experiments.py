@@ -10,11 +10,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import runner
 from experiments.runner import HOLDS, NOT_CONVERGED, REFUTED, Options
-from ufm import plots, record
+from ufm import record
 from ufm.loop import Status
 
 SCRIPTS = runner.names()
@@ -67,16 +68,17 @@ def test_every_claim_holds_in_a_tiny_form(name, finished):
     assert len({x.claim for x in finished[name]}) == len(finished[name])
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_drawing_again_from_stored_results_gives_the_same_bytes(name, finished, monkeypatch):
+def test_drawing_again_from_stored_results_gives_the_same_bytes(finished, monkeypatch):
+    name = "c03_collapse"  # it has every kind of file
     stem = runner.place(name, tiny(name))[1]
-    before = {path.name: path.read_bytes() for path in stem.parent.glob(f"{stem.name}*.*")}
-    assert {".pdf", ".png", ".json"} <= {path.suffix for path in stem.parent.glob("*.*")}
+    before = {path: path.read_bytes() for path in stem.parent.glob(f"{stem.name}*.*")}
+    assert {path.suffix for path in before} == {".pdf", ".png", ".json", ".gif"}
+    for path in before:
+        path.unlink()
     monkeypatch.setattr(script_of(name), "compute", None)
     verdicts = runner.run(name, tiny(name), Options(redraw=True), Console(quiet=True))
     assert verdicts == finished[name]
-    for path, content in before.items():
-        assert (stem.parent / path).read_bytes() == content, path
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -193,6 +195,7 @@ def test_points_of_the_transition_that_did_not_converge_are_counted():
     name = "c02_phase_transition"
     found = outcomes(name, changed(name, status=lambda x: 0 * x + Status.step_limit))
     assert set(found.values()) == {NOT_CONVERGED}
+    assert sum("(25 of 25 runs not converged)" in claim for claim in found) == 3
 
 
 @pytest.mark.parametrize(
@@ -268,6 +271,8 @@ class FakeConfig:
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     """A script c99_fake in an empty home; `calls` lists the sizes it was computed for."""
+    # The command line parser falls back to sys.argv where it is given no arguments.
+    monkeypatch.setattr(sys, "argv", ["experiments"])
     script = ModuleType("experiments.c99_fake", "Claim. Source. Refuted by.")
     calls: list[int] = []
 
@@ -280,10 +285,8 @@ def fake(monkeypatch, tmp_path):
         assert len(results["x"]) == config.size
         return [runner.judge("zero", config.wrong, 0, 0.1, config.converged)]
 
-    def draw(_, results):
-        canvas, axes = plots.figure("icml", 1)
-        plots.curves(axes[0, 0], results["x"], results["x"])
-        return {"": canvas, "_again": canvas}
+    def draw(*_):
+        return {"": Figure(figsize=(1, 1)), "_again": Figure(figsize=(1, 1))}
 
     for thing in (compute, check, draw):
         setattr(script, thing.__name__, thing)
