@@ -27,6 +27,8 @@ from ufm.loop import Limits, Method, Status, start, trajectory
 
 # √t below which a minimum counts as collapsed; it is 0.03 at the nearest point below x = 1.
 VANISHED = 1e-3
+# Records of a compiled leg; between legs the host asks whether any run is left.
+LEG = 10
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Config:
     lam_b: float = 1e-2  # λ_b
     starts: int = 3  # random starts for each λ
     scale: float = 1.0  # standard deviation of the entries of a start
-    steps: int = 600  # limit on the steps of L-BFGS
+    steps: int = 2000  # limit on the steps of L-BFGS
     record_every: int = 10  # steps between tests for convergence
     grad_tol: float = 1e-10  # ‖∇f‖ at which a run has converged
     norm_tol: float = 1e-4  # tolerance on the norms, in units in which both equal √t
@@ -55,7 +57,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Two series, one start for each λ."""
-        return cls(shapes=((2, 2, 20), (4, 4, 10)), starts=1, steps=300)
+        return cls(shapes=((2, 2, 20), (4, 4, 10)), starts=1)
 
 
 def grid(config: Config) -> np.ndarray:
@@ -74,37 +76,45 @@ def problem_of(config: Config, shape: tuple[int, int, int], x) -> Problem:
 
 
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
-    """Every λ and start of a series in one call; arrays (series, starts, λ)."""
+    """All λ and starts of a series side by side; arrays (series, starts, λ)."""
     x = grid(config)
     runs = np.tile(x, config.starts)
     keys = jax.random.split(jax.random.key(config.seed), len(runs))
     rows = []
     for done, shape in enumerate(config.shapes):
-        progress(done / len(config.shapes), f"K={shape[0]}, {len(runs)} runs")
-        rows.append(_series(config, problem_of(config, shape, runs), keys))
+
+        def report(left: int, share: float = done / len(config.shapes), K: int = shape[0]) -> None:
+            progress(share, f"K={K}, {left} of {len(runs)} runs left")
+
+        rows.append(_series(config, problem_of(config, shape, runs), keys, report))
     grids = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return {"x": x} | {k: v.reshape(len(rows), config.starts, len(x)) for k, v in grids.items()}
 
 
-def _series(config: Config, problem: Problem, keys) -> dict[str, np.ndarray]:
+def _series(config: Config, problem: Problem, keys, report) -> dict[str, np.ndarray]:
+    """The ends of all runs of one shape, in compiled legs until none is running."""
     method, hyper = Method("lbfgs", None, None), (0.0, 0.0)
-    limits = Limits(
-        jnp.int32(config.steps),
-        jnp.int32(config.record_every),
-        jnp.asarray(config.grad_tol),
-        jnp.asarray(-jnp.inf),
-    )
-    records = config.steps // config.record_every + 1
+    steps = jnp.int32(config.steps), jnp.int32(config.record_every)
+    limits = Limits(*steps, jnp.asarray(config.grad_tol), jnp.asarray(-jnp.inf))
 
-    def descend(problem, key):
-        params = init_params(key, problem, config.scale)
-        state = start(problem, params, method, hyper)
-        _, history, status = trajectory(problem, state, method, hyper, limits, records)
+    @jax.jit
+    @jax.vmap
+    def begin(problem, key):
+        return start(problem, init_params(key, problem, config.scale), method, hyper)
+
+    @jax.jit
+    @jax.vmap
+    def leg(problem, state):
+        state, history, status = trajectory(problem, state, method, hyper, limits, LEG + 1)
         last = jnp.argmax(history["step"])
         kept = ("step", "loss", "gap", "grad_norm", "norm_W", "norm_H")
-        return {name: history[name][last] for name in kept} | {"status": status}
+        return state, {name: history[name][last] for name in kept} | {"status": status}
 
-    ends = jax.jit(jax.vmap(descend))(problem, keys)
+    state, left = begin(problem, keys), len(keys)
+    while left:
+        report(left)
+        state, ends = leg(problem, state)
+        left = int(np.sum(ends["status"] == Status.running))
     return {name: np.asarray(value) for name, value in ends.items()}
 
 

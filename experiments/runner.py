@@ -33,8 +33,7 @@ HOLDS, REFUTED, NOT_CONVERGED = "holds", "refuted", "not converged"
 STYLES = {HOLDS: "green", REFUTED: "bold red", NOT_CONVERGED: "yellow"}
 EXIT = {HOLDS: 0, REFUTED: 1, NOT_CONVERGED: 3}  # 2 is a wrong command line
 
-# progress(share done, what is being done)
-Report = Callable[[float, str], None]
+Report = Callable[[float, str], None]  # progress(share done, what is being done)
 
 
 class Verdict(NamedTuple):
@@ -196,7 +195,6 @@ def main_all(args: Sequence[str] | None = None) -> int:
     console, verdicts = Console(highlight=False), {}
     for name in chosen:
         defaults = importlib.import_module(f"experiments.{name}").Config
-        verdicts[name] = run(
-            name, defaults.quick() if options.quick else defaults(), options, console
-        )
+        config = defaults.quick() if options.quick else defaults()
+        verdicts[name] = run(name, config, options, console)
     return conclude(verdicts, console)
