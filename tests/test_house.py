@@ -18,7 +18,9 @@ FLOORS = (
     {"reduction", "descent", "solver"},
     {"inertia"},
     {"verdict"},
-    {"hessian"},
+    {"hessian", "orbits", "sources"},
+    {"census"},
+    {"critical"},
     {"cli"},
 )
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}
