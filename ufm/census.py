@@ -125,24 +125,19 @@ def polish(problem: Problem, starts: Params) -> newton.Polished:
     Starts that need many steps are gathered and go on together, so that a few do not hold up all.
     """
     count = len(starts.W)
-    params = jax.tree.map(np.array, starts)
-    done, steps = None, np.zeros(count, np.int32)
-    left = np.arange(count)
+    shapes = jax.eval_shape(_polish, problem, starts, 1)
+    done = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
+    for kept, new in zip(done.params, starts, strict=True):
+        kept[:] = new
+    steps, left = np.zeros(count, np.int32), np.arange(count)
     for limit in _LEGS:
         for begin in range(0, len(left), _BATCH):
             index = left[begin : begin + _BATCH]
             lanes = np.resize(index, _BATCH)
-            found = jax.tree.map(
-                lambda x, n=len(index): np.asarray(x)[:n],
-                _polish(problem, jax.tree.map(lambda x, i=lanes: x[i], params), limit),
-            )
-            if done is None:
-                done = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), found)
+            found = _polish(problem, Params(*(x[lanes] for x in done.params)), limit)
             for kept, new in zip(jax.tree.leaves(done), jax.tree.leaves(found), strict=True):
-                kept[index] = new
-            steps[index] += found.steps
-            for kept, new in zip(params, found.params, strict=True):
-                kept[index] = new
+                kept[index] = np.asarray(new)[: len(index)]
+            steps[index] += done.steps[index]
         left = np.flatnonzero(done.status == newton.Status.step_limit)
     return done._replace(steps=steps)
 
@@ -166,7 +161,7 @@ class _Atlas:
         self.tried = dict(known.tried) if known else {}
         self.refused = dict(known.refused) if known else {}
         points = [_fingerprints(self.small, self.representatives())] if self.orbits else []
-        self.prints = [np.asarray(row) for rows in points for row in rows]
+        self.prints: list[np.ndarray] = [np.asarray(row) for rows in points for row in rows]
 
     def representatives(self) -> Params:
         return jax.tree.map(lambda *x: np.stack(x), *(orbit.params for orbit in self.orbits))

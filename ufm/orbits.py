@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm import quotient, reduction
 from ufm import problem as model
+from ufm import quotient, reduction
 from ufm.inertia import inertia_of
 from ufm.problem import Params, Problem, matmul
 from ufm.spectra import orbit_dimension
@@ -34,7 +34,7 @@ class Orbit(NamedTuple):
 
     params: representative in the coordinates of `ufm.quotient`, NumPy float64.
     value: f, in nats.  rank: of W.  groups: sizes of the groups of classes with equal rows of W.
-    index: negative eigenvalues of ∇²f.  nullity: zero ones.
+    morse_index: negative eigenvalues of ∇²f.  nullity: zero ones.
     orbit_dimension: how many of these the symmetries O(d) and b + s1 account for.
     smallest: least eigenvalue of ∇²f.  predicted: of the two-by-two of theory,
         (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²); the two are compared, not assumed equal.
@@ -48,7 +48,7 @@ class Orbit(NamedTuple):
     value: float
     rank: int
     groups: tuple[int, ...]
-    index: int
+    morse_index: int
     nullity: int
     orbit_dimension: int
     smallest: float
@@ -115,7 +115,7 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
         value=float(model.objective(mean_problem, means)),
         rank=rank,
         groups=groups(W),
-        index=counts.negative,
+        morse_index=counts.negative,
         nullity=counts.zero,
         orbit_dimension=orbit_dimension(problem, rank),
         smallest=float(spectrum.eigenvalues[0]),

@@ -72,8 +72,8 @@ def tied(problem: Problem, key: Array, count: int) -> Params:
     it. By fixed spaces: critical points of f restricted to it are critical points of f.
     """
     sizes = [p for p in partitions(problem.K) if 1 < len(p) < problem.K] or [(1,) * problem.K]
-    groups = np.stack([np.repeat(np.arange(len(p)), p) for p in sizes])
-    groups = jnp.asarray(np.resize(groups, (count, problem.K)))
+    table = np.stack([np.repeat(np.arange(len(p)), p) for p in sizes])
+    groups = jnp.asarray(np.resize(table, (count, problem.K)))
     key_order, key_start = jax.random.split(key)
     groups = jax.random.permutation(key_order, groups, axis=1, independent=True)
     free = random(problem, key_start, count)
