@@ -14,7 +14,10 @@ CHECKED = (
     "loop",
     "losses",
     "minibatch",
+    "minres",
+    "newton",
     "optimizers",
+    "quotient",
     "theory",
 )
 install_import_hook([f"ufm.{module}" for module in CHECKED], "beartype.beartype")

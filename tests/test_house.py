@@ -11,11 +11,11 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
-    {"geometry", "losses", "storage", "plots"},
+    {"geometry", "losses", "storage", "plots", "minres"},
     {"problem", "record"},
-    {"theory", "metrics", "certificate", "curvature", "optimizers", "minibatch"},
-    {"spectra", "loop"},
-    {"reduction", "descent"},
+    {"theory", "metrics", "certificate", "curvature", "optimizers", "minibatch", "quotient"},
+    {"spectra", "loop", "newton"},
+    {"reduction", "descent", "solver"},
     {"inertia"},
     {"verdict"},
     {"hessian"},

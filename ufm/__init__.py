@@ -2,8 +2,9 @@
 
     f(W, H, b) = (1/N) Σ_i CE(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
 
-Start with `Problem`, `init_params`, `descend` and `certify`; `theory` holds the closed forms to
-compare with, `metrics` measures NC1–NC4 on any features.
+Start with `Problem`, `init_params`, `descend` and `certify`; `solve` goes on to a critical point at
+rounding, `hessian` says what it is; `theory` holds the closed forms to compare with, `metrics`
+measures NC1–NC4 on any features.
 """
 
 from ufm import (
@@ -14,18 +15,21 @@ from ufm import (
     losses,
     metrics,
     optimizers,
+    solver,
     spectra,
     theory,
 )
 from ufm.certificate import Certificate, certify
 from ufm.descent import Run, descend
 from ufm.problem import Params, Problem, gradient, init_params, objective
+from ufm.solver import Solution, solve
 
 __all__ = [
     "Certificate",
     "Params",
     "Problem",
     "Run",
+    "Solution",
     "certificate",
     "certify",
     "descend",
@@ -38,6 +42,8 @@ __all__ = [
     "metrics",
     "objective",
     "optimizers",
+    "solve",
+    "solver",
     "spectra",
     "theory",
 ]

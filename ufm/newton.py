@@ -1,0 +1,162 @@
+"""Newton's method for ∇f = 0 with steps of minimum length, from near a critical point to rounding.
+
+    s(σ) = −Re (∇²f + iσ)⁻¹ ∇f = −Σ_j λ_j/(λ_j² + σ²) ⟨v_j, ∇f⟩ v_j
+
+over the eigenpairs (λ_j, v_j) of ∇²f: the Levenberg–Marquardt step for the equation ∇f = 0, from
+one complex factorisation as well conditioned as ∇²f + iσ itself. As σ → 0 it becomes the Newton
+step of least length, which leaves the zero modes of the symmetry orbit alone; it goes towards
+saddles and minima alike. σ is proportional to ‖∇f‖, so convergence is quadratic wherever the
+critical points near by are one orbit and ∇²f vanishes along that orbit only (Yamashita and
+Fukushima 2001, with the error bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖;
+where none does the method has stalled, and says so: ‖∇f‖ has local minima that are no zeros.
+
+Problems too large for a matrix take the step of MINRES (Paige and Saunders 1975) from zero, which
+has least length too. Everything here is traceable and meant for float64.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Scalar
+
+from ufm import problem as model
+from ufm.curvature import apply, flatten, linearize, unflatten
+from ufm.minres import minres
+from ufm.problem import Params, Problem
+
+DENSE_SIZE = 2500  # variables up to which a step factorises the matrix
+TOLERANCE = 1e-14  # residual of a critical point, in units of `scale`
+# σ/‖∇²f‖ from below: rounding in the zero modes moves a point by at most 1e-16/1e-10 then, and
+# eigenvalues of 1e-5 ‖∇²f‖ still converge by five digits a step.
+FLOOR = 1e-10
+_LEAST, _MOST = 1e-3, 1e9  # range of σ(1 + ‖x‖)/‖∇f‖; beyond it no step lowers ‖∇f‖
+_INEXACT = 0.1  # largest relative residual of a MINRES step
+
+
+class Status(IntEnum):
+    """How a polish ended."""
+
+    running = 0
+    converged = 1  # ‖∇f‖ ≤ 1e-14 scale
+    stalled = 2  # no step lowers ‖∇f‖ any more
+    step_limit = 3
+
+
+class Polished(NamedTuple):
+    """A polished point.
+
+    params: the last point. residual: ‖∇f‖ there. scale: `scale` there.
+    newton_step: length of the last Newton step tried, an estimate of the distance to the
+        critical point from where it was taken.
+    steps: factorisations. status: code of `Status`.
+    residuals: (limit + 1,), ‖∇f‖ before each step, NaN past the end.
+    """
+
+    params: Params
+    residual: Float[Array, ""]
+    scale: Float[Array, ""]
+    newton_step: Float[Array, ""]
+    steps: Int[Array, ""]
+    status: Int[Array, ""]
+    residuals: Float[Array, " records"]
+
+
+class _Loop(NamedTuple):
+    x: Array
+    g: Array
+    scale: Array
+    factor: Array
+    newton_step: Array
+    steps: Array
+    status: Array
+    residuals: Array
+
+
+def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
+    """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖H‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
+
+    √N is left out without a bias. Rounding leaves a residual of about 1e-16 of it; unlike ‖∇f‖
+    alone, the ratio ‖∇f‖/scale is not small just because a point is near the origin.
+    """
+    sizes = [jnp.sqrt(model.squared_norm(x)) for x in params]
+    lams = model.decays(problem, G.dtype)
+    pull = sizes[0] + sizes[1] + (problem.N**0.5 if problem.bias else 0.0)
+    decay = sum(lam * size for lam, size in zip(lams, sizes, strict=True))
+    return pull * jnp.sqrt(model.squared_norm(G)) + decay
+
+
+def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
+    """(∇f as a vector, `scale`) at a flattened point."""
+    params = unflatten(problem, x)
+    G = model.data_gradient(problem, params)
+    return flatten(problem, model.gradient_from(problem, params, G)), scale(problem, params, G)
+
+
+def _matrix(problem: Problem, x: Array) -> Array:
+    """∇²f at a flattened point, all columns at once."""
+    units = unflatten(problem, jnp.eye(problem.size, dtype=x.dtype))
+    H = flatten(problem, apply(linearize(problem, unflatten(problem, x)), units))
+    return (H + H.T) / 2
+
+
+def _dense_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
+    """−Re (∇²f + iσ)⁻¹ g."""
+    H = _matrix(problem, x)
+    floor = FLOOR * jnp.max(jnp.sum(jnp.abs(H), axis=1))
+    shifted = H + 1j * jnp.maximum(sigma, floor) * jnp.eye(problem.size)
+    return -jnp.linalg.solve(shifted, g.astype(shifted.dtype)).real
+
+
+def _free_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
+    """The same step by MINRES on ∇²f s = −g, shortened by σ as a limit on its accuracy."""
+    at = linearize(problem, unflatten(problem, x))
+    tolerance = jnp.clip(sigma, 1e-4, _INEXACT)
+    return minres(lambda v: flatten(problem, apply(at, unflatten(problem, v))), -g, tolerance, 500)
+
+
+def polish(problem: Problem, params: Params, limit: int = 100) -> Polished:
+    """From params to the critical point that Newton's method finds from there. Traceable.
+
+    Args:
+        problem: any problem; decays may be mapped over.
+        params: where to start; its dtype should be float64.
+        limit: static, most steps.
+
+    Returns:
+        A `Polished`; under `jax.vmap`, one of each for every start.
+    """
+    step = _dense_step if problem.size <= DENSE_SIZE else _free_step
+
+    def judged(g, size, factor, steps):
+        status = jnp.where(steps >= limit, Status.step_limit, Status.running)
+        status = jnp.where(factor > _MOST, Status.stalled, status)
+        status = jnp.where(jnp.linalg.norm(g) <= TOLERANCE * size, Status.converged, status)
+        return status.astype(jnp.int32)
+
+    def body(state: _Loop) -> _Loop:
+        residual = jnp.linalg.norm(state.g)
+        sigma = state.factor * residual / (1 + jnp.linalg.norm(state.x))
+        s = step(problem, state.x, state.g, sigma)
+        g, size = _slope(problem, state.x + s)
+        better = jnp.linalg.norm(g) < (1 - 1e-4) * residual  # False for NaN
+        x, g = jnp.where(better, state.x + s, state.x), jnp.where(better, g, state.g)
+        size = jnp.where(better, size, state.scale)
+        factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
+        steps = state.steps + 1
+        residuals = state.residuals.at[steps].set(jnp.linalg.norm(g))
+        length, status = jnp.linalg.norm(s), judged(g, size, factor, steps)
+        return _Loop(x, g, size, factor, length, steps, status, residuals)
+
+    x = flatten(problem, params)
+    g, size = _slope(problem, x)
+    none, factor = jnp.int32(0), jnp.ones((), x.dtype)
+    residuals = jnp.full(limit + 1, jnp.nan, x.dtype).at[0].set(jnp.linalg.norm(g))
+    length = jnp.zeros((), x.dtype)
+    first = _Loop(x, g, size, factor, length, none, judged(g, size, factor, none), residuals)
+    last = jax.lax.while_loop(lambda state: state.status == Status.running, body, first)
+    return Polished(
+        unflatten(problem, last.x), jnp.linalg.norm(last.g), last.scale, last.newton_step,
+        last.steps, last.status, last.residuals,
+    )  # fmt: skip
