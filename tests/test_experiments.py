@@ -30,6 +30,10 @@ TINY = {
         "exponent_tol": 0.05,
     },
     "c03_collapse": {"n": 4, "lam": 0.03, "steps": 500, "frames": 4},
+    "c06_rate_of_descent": {
+        "shapes": ((3, 4, 2),), "x": (0.1, 2.0), "multiples": (0.2, 0.5), "starts": 4,
+        "offsets": (0.0, 0.5, 1.5),
+    },
 }  # fmt: skip
 
 
@@ -220,6 +224,16 @@ def test_a_collapse_that_stops_elsewhere_is_refuted_and_one_cut_short_is_not():
     assert outcomes("c03_collapse", stuck)[claim] == REFUTED
     short = changed("c03_collapse", grad_norm3=lambda x: x + 1, **gap)
     assert outcomes("c03_collapse", short)[claim] == NOT_CONVERGED
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_descent_of_another_rate_is_refuted_and_one_that_failed_is_not():
+    name = "c06_rate_of_descent"
+    slower = outcomes(name, changed(name, grad_norm=lambda x: x**0.95))
+    refuted = [claim for claim, outcome in slower.items() if outcome == REFUTED]
+    assert [claim[-10:] for claim in refuted] == ["ηλ_max < 2", "ηλ_max > 2"]
+    failed = outcomes(name, changed(name, done=lambda x: x & False))
+    assert set(failed.values()) == {NOT_CONVERGED}
 
 
 @pytest.mark.parametrize(

@@ -20,21 +20,33 @@ FLOORS = (
     {"verdict"},
     {"hessian", "orbits", "sources"},
     {"census"},
-    {"critical"},
+    {"critical", "atlas"},
+    {"commands.shared"},
+    {
+        "commands.theory",
+        "commands.descend",
+        "commands.certify",
+        "commands.measure",
+        "commands.census",
+    },
     {"cli"},
 )
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__"
+)
 
 
 def imports(module: str) -> set[str]:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse((PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text())
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "ufm":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ufm."):
-            found.add((node.module or "").split(".")[1])
+            found.add((node.module or "").removeprefix("ufm."))
     return found
 
 

@@ -19,7 +19,9 @@ from ufm import newton, orbits, quotient, sources
 from ufm.orbits import Orbit
 from ufm.problem import Params, Problem
 
-FIRST = (sources.random, sources.tied, sources.padded, sources.passages)
+FIRST = (
+    sources.random, sources.tied, sources.padded, sources.passages, sources.descended,
+)  # fmt: skip
 FROM_KNOWN = (sources.perturbed, sources.followed, sources.deflated)
 NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
 _BATCH = 64  # starts polished side by side
@@ -81,12 +83,13 @@ def census(
     rounds: int = 4,
     known: Census | None = None,
     report: Report | None = None,
+    save: Callable[[Census], None] | None = None,
 ) -> Census:
     """Critical points of f up to its symmetries, each judged.
 
-    The first round draws `starts` starts from each of random, tied, padded and passages; every
-    further round as many from each of perturbed, followed and deflated, and from random and tied
-    again, until a round finds no new orbit or `rounds` are done.
+    The first round draws `starts` starts from each of random, tied, padded, passages and
+    descended; every further round as many from each of perturbed, followed and deflated, and from
+    random and tied again, until a round finds no new orbit or `rounds` are done.
 
     Args:
         problem: any class counts, any d, λ_W, λ_H > 0, λ_b ≥ 0 or no bias.
@@ -94,7 +97,8 @@ def census(
         starts: per source and round.
         rounds: at most this many.
         known: an earlier census of this problem to go on from; nothing of it is lost.
-        report: called after each batch, for progress.
+        report: called after each source of each round, for progress.
+        save: called with the census so far after each round.
 
     Returns:
         A `Census`. In float64 whatever JAX's configuration.
@@ -114,6 +118,8 @@ def census(
                 extra = (atlas.representatives(),) if source in FROM_KNOWN else ()
                 points = source(atlas.small, source_key, starts, *extra)
                 atlas.add(source.__name__, points)
+            if save is not None:
+                save(atlas.result())
             if number > 0 and len(atlas.orbits) == before:
                 break
         return atlas.result()
@@ -173,10 +179,15 @@ class _Atlas:
         self.tried[source] = self.tried.get(source, 0) + len(found.status)
         missed = len(found.status) - len(arrived)
         self.refused[source] = self.refused.get(source, 0) + missed
+        if len(arrived):
+            self._count(source, found, arrived)
+        self.report(source, sum(self.tried.values()), len(self.orbits))
+
+    def _count(self, source: str, found: newton.Polished, arrived: np.ndarray) -> None:
         # Padded to a fixed number of rows, so that one program serves every count of arrivals.
-        lanes = np.resize(arrived, len(found.status)) if len(arrived) else arrived
+        lanes = np.resize(arrived, len(found.status))
         points = jax.tree.map(lambda x: x[lanes], found.params)
-        prints = np.asarray(_fingerprints(self.small, points)) if len(arrived) else []
+        prints = np.asarray(_fingerprints(self.small, points))
         for i, row in zip(arrived, prints, strict=False):
             at = self._find(row)
             if at is None:
@@ -187,7 +198,6 @@ class _Atlas:
                 at = len(self.orbits) - 1
             hits = self.orbits[at].hits
             hits[source] = hits.get(source, 0) + 1
-        self.report(source, sum(self.tried.values()), len(self.orbits))
 
     def _find(self, row: np.ndarray) -> int | None:
         if not self.prints:

@@ -120,6 +120,12 @@ def passages(problem: Problem, key: Array, count: int) -> Params:
     return jax.tree.map(lambda x: x[run[chosen], at[chosen] + 1], points)
 
 
+def descended(problem: Problem, key: Array, count: int) -> Params:
+    """Where gradient descent from random starts has come to after 2000 steps: near minima."""
+    points, _ = _ways(problem, random(problem, key, count))
+    return jax.tree.map(lambda x: x[:, -1], points)
+
+
 @jax.jit
 def _ways(problem: Problem, starts: Params) -> tuple[Params, Array]:
     """Points of normalised gradient descent and ‖∇f‖ there, (runs, records, …)."""

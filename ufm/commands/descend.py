@@ -1,0 +1,150 @@
+"""`ufm descend`: minimise, and keep the run on disk."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ufm import descent, record
+from ufm.certificate import certify
+from ufm.commands.shared import FAILED, Model, show
+from ufm.problem import Params, Problem, init_params
+
+
+@dataclass(frozen=True)
+class Descend:
+    """Minimise the model from a random start, recording loss, gap and NC1-NC4.
+
+    With --out the run is kept on disk; killed or interrupted, the same command goes on where it
+    stopped and ends with the same bits. Exit status: 0 done, 1 diverged, 2 refused, 130
+    interrupted. Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
+    """
+
+    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = field(default_factory=Model)
+    optimizer: Literal["gd", "heavy_ball", "nesterov", "sgd", "adam", "lbfgs"] = "lbfgs"
+    """full batch: gd, heavy_ball, nesterov, lbfgs, adam; minibatches: sgd, adam"""
+    steps: int = 10_000
+    """most steps to take"""
+    learning_rate: float | Literal["auto"] | None = None
+    """a number, or auto: a step that provably does not diverge; default: the optimiser's own"""
+    momentum: float | None = None
+    """momentum of heavy_ball, nesterov and sgd; default 0.9"""
+    batch_size: int | None = None
+    """minibatch size, for sgd and adam"""
+    scale: float = 0.1
+    """standard deviation of the random start"""
+    seed: int = 0
+    """seed of the start and of the minibatches"""
+    record_every: int = 100
+    """steps between two rows of the history; tolerances are tested there"""
+    grad_tol: float | None = None
+    """stop when the gradient norm is below this"""
+    gap_tol: float | None = 1e-8
+    """stop when the certified gap to the global minimum is below this"""
+    precision: Literal["float64", "float32"] = "float64"
+    """precision of the iterates; certificates are always float64"""
+    out: Path | None = None
+    """folder that keeps the run: manifest.json, arrays.npz"""
+    checkpoint_seconds: float = 10.0
+    """least time between two checkpoints in that folder"""
+    json: bool = False
+    """print JSON for machines instead of a table"""
+
+    def act(self) -> int:
+        """Minimise with a progress bar; go on with a run that was cut short."""
+        problem = self.model.problem()
+        params_key, batch_key = jax.random.split(jax.random.key(self.seed))
+        dtype = jnp.dtype(self.precision)
+        options: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in (
+                "steps", "learning_rate", "momentum", "batch_size", "record_every", "grad_tol",
+                "gap_tol",
+            )
+        }  # fmt: skip
+        options["key"] = None if self.batch_size is None else batch_key
+        params = init_params(params_key, problem, self.scale, dtype)
+        descent.check(problem, params, self.optimizer, **options)
+        with _kept_run(self) as handle:
+            if handle is not None and handle.status == "complete":
+                print(f"ufm: {handle.path} already holds this finished run", file=sys.stderr)
+                return _report_run(handle.path, self.json)
+            run = _run(problem, params, self, options, handle)
+            results = _results(problem, run)
+            if handle is not None:
+                arrays = dict(zip("WHb", map(np.asarray, run.params), strict=True))
+                arrays |= {f"history/{name}": x for name, x in run.history.items()}
+                record.close_run(handle, arrays, results)
+        show("Descent", results, tuple(results), self.json)
+        return FAILED if run.status == "diverged" else 0
+
+
+@contextlib.contextmanager
+def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
+    if command.out is None:
+        yield None
+        return
+    config = asdict(command)
+    for name in ("out", "json", "checkpoint_seconds", "seed", "precision"):
+        del config[name]
+    with record.open_run(
+        command.out, "descend", config, seed=command.seed, precision=command.precision
+    ) as handle:
+        yield handle
+
+
+def _run(
+    problem: Problem, params: Params, command: Descend, options: dict[str, Any], handle
+) -> descent.Run:
+    """Descend with a progress bar, from the last checkpoint if the folder holds one."""
+    checkpoint = None if handle is None else record.load_checkpoint(handle)
+    resume = None if checkpoint is None else checkpoint[0]
+    saved = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(command.optimizer, total=options["steps"], state="compiling")
+
+        def on_segment(run: descent.Run) -> None:
+            nonlocal saved
+            loss, gap = run.history["loss"][-1], run.history["gap"][-1]
+            progress.update(task, completed=run.steps, state=f"f = {loss:.6g}, gap = {gap:.1e}")
+            if handle is not None and time.monotonic() - saved >= command.checkpoint_seconds:
+                record.save_checkpoint(handle, descent.pack(run), {"steps": run.steps})
+                saved = time.monotonic()
+
+        return descent.descend(
+            problem, params, command.optimizer, **options, on_segment=on_segment, resume=resume
+        )
+
+
+def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
+    certificate = certify(problem, run.params)
+    last = {name: float(x[-1]) for name, x in run.history.items()}
+    results = {
+        "status": run.status,
+        "steps": run.steps,
+        "value": certificate.value,
+        "lower_bound": certificate.lower_bound,
+        "gap": certificate.gap,
+        "grad_norm": certificate.grad_norm,
+    }
+    return results | {name: last[name] for name in ("nc1", "nc2", "nc3", "nc4", "accuracy")}
+
+
+def _report_run(path: Path, as_json: bool) -> int:
+    results = record.load_run(path).manifest["results"]
+    show("Descent", results, tuple(results), as_json)
+    return FAILED if results["status"] == "diverged" else 0

@@ -1,0 +1,103 @@
+"""What every command shares: exit statuses, the flags of a model, stored input, printing."""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ufm import record
+from ufm.problem import Params, Problem
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Model:
+    """The unconstrained feature model: sizes and decays."""
+
+    K: int = 10
+    """number of classes, at least 2"""
+    d: int = 20
+    """width of the features"""
+    n: tuple[int, ...] = (100,)
+    """samples per class: one number for all, or K numbers, one a class"""
+    lam_W: float = 5e-4
+    """λ_W, decay of the classifier"""
+    lam_H: float = 5e-4
+    """λ_H, decay of the features"""
+    lam_b: float = 5e-4
+    """λ_b, decay of the bias"""
+    bias: bool = True
+    """whether the model has a bias"""
+
+    def problem(self) -> Problem:
+        """Build the `Problem`, which refuses what makes no sense."""
+        n = self.n[0] if len(self.n) == 1 else self.n
+        return Problem(self.K, self.d, n, self.lam_W, self.lam_H, self.lam_b, self.bias)
+
+
+def stored_point(run: Path) -> tuple[Problem, Params]:
+    """The problem and the last point of a finished run.
+
+    Raises:
+        ValueError: no such run, one that is not finished, or one of another kind.
+    """
+    stored = record.load_run(run)
+    if stored.manifest["kind"] != "descend" or not {"W", "H", "b"} <= stored.arrays.keys():
+        raise ValueError(
+            f"got {run}, a run of kind {stored.manifest['kind']!r} with status "
+            f"{stored.manifest['status']!r}; allowed: a finished run of `ufm descend --out`. "
+            "If it was interrupted, give the command that began it again"
+        )
+    fields = stored.manifest["config"]["model"]
+    model = Model(**fields | {"n": tuple(fields["n"])})
+    return model.problem(), Params(*(jnp.asarray(stored.arrays[name]) for name in "WHb"))
+
+
+def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file.
+
+    Args:
+        path: of the file.
+        required: name and shape, in words, of every array that must be there.
+
+    Raises:
+        ValueError: no such file, no .npz file of plain arrays, or a required array missing.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise ValueError(f"got {path}, which does not exist; allowed: an .npz file") from None
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        keywords = ", ".join(f"{name}=…" for name in required)
+        raise ValueError(
+            f"got {path}, which is no .npz file of plain arrays ({error}); write it with "
+            f"np.savez(path, {keywords})"
+        ) from None
+    missing = required.keys() - arrays.keys()
+    if missing:
+        shapes = ", ".join(f"{name} {shape}" for name, shape in required.items())
+        raise ValueError(
+            f"got {path} with arrays {sorted(arrays)}; missing {sorted(missing)}. Needed: {shapes}"
+        )
+    return arrays
+
+
+def show(title: str, rows: dict[str, Any], names: Sequence[str], as_json: bool) -> None:
+    """Print a two-column table, or one JSON object under the short names."""
+    if as_json:
+        values = (x.item() if isinstance(x, np.generic) else x for x in rows.values())
+        print(json.dumps(dict(zip(names, values, strict=True)), indent=2))
+        return
+    table = Table(title=title, show_header=False, title_justify="left")
+    for label, x in rows.items():
+        table.add_row(label, f"{x:.10g}" if isinstance(x, float) else str(x))
+    Console().print(table)

@@ -1,0 +1,39 @@
+"""`ufm theory`: the global minimum in closed form."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from ufm import theory
+from ufm.commands.shared import Model, show
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Print the closed form of the global minimum (Zhu et al. 2021, theorem 3.1).
+
+    Needs balanced classes, d >= K-1 and positive decays.
+    Example: ufm theory --K 10 --d 512 --n 5000 --lam-W 5e-4 --lam-H 1e-7
+    """
+
+    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = field(default_factory=Model)
+    json: bool = False
+    """print JSON for machines instead of a table"""
+
+    def act(self) -> int:
+        """Print it; refuses problems outside the theorem."""
+        problem = self.model.problem()
+        norms = theory.norms(problem)
+        rows = {
+            "collapsed to the origin (K² n λ_W λ_H ≥ 1)": theory.is_collapsed(problem),
+            "K² n λ_W λ_H": problem.K**2 * problem.N / problem.K * problem.lam_W * problem.lam_H,
+            "global value f* (nats)": theory.global_value(problem),
+            "margin t": theory.margin(problem),
+            "probability of each wrong class c": theory.wrong_probability(problem),
+            "‖W‖": norms.W,
+            "‖H‖": norms.H,
+        }
+        names = ("is_collapsed", "threshold", "value", "margin", "wrong_probability", "W", "H")
+        show("Global minimum in closed form", rows, names, self.json)
+        return 0
