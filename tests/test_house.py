@@ -19,7 +19,7 @@ FLOORS = (
     {"inertia"},
     {"verdict"},
     {"hessian", "orbits", "sources"},
-    {"census"},
+    {"census", "escape"},
     {"critical", "atlas"},
     {"commands.shared"},
     {
