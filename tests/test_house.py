@@ -20,7 +20,8 @@ FLOORS = (
     {"verdict"},
     {"hessian", "orbits", "sources"},
     {"census", "escape"},
-    {"critical", "atlas"},
+    {"atlas", "verification"},
+    {"critical"},
     {"commands.shared"},
     {
         "commands.theory",
@@ -28,6 +29,7 @@ FLOORS = (
         "commands.certify",
         "commands.measure",
         "commands.census",
+        "commands.verify",
     },
     {"cli"},
 )

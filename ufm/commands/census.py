@@ -4,7 +4,7 @@ import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ufm import atlas
 from ufm import census as room
-from ufm.commands.shared import Model
+from ufm.commands.shared import LOOK, Model
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,6 @@ def _plain(found: room.Census) -> dict:
     }
 
 
-# As narrow as it gets: a row should fit a terminal of 80 columns.
-_LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
-
-
 def _groups(sizes: tuple[int, ...]) -> str:
     """Sizes of groups, equal ones counted: (3, 1, 1) is 3+2×1."""
     counted = {size: sizes.count(size) for size in sizes}
@@ -99,7 +95,7 @@ def _groups(sizes: tuple[int, ...]) -> str:
 
 
 def _print(found: room.Census) -> None:
-    table = Table(title="Critical points, up to symmetry", **_LOOK)
+    table = Table(title="Critical points, up to symmetry", **LOOK)
     for name in ("f (nats)", "rank", "groups", "index", "nullity", "λ_min", "gap", "hits", ""):
         justify: Literal["left", "right"] = "left" if name in ("groups", "") else "right"
         table.add_column(name, justify=justify, no_wrap=True)

@@ -16,6 +16,8 @@ from ufm import record
 from ufm.problem import Params, Problem
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+# Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
+LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
 
 
 @dataclass(frozen=True)
