@@ -1,8 +1,8 @@
 """Critical points: solve for one, take a census of many, tell orbits apart, judge each.
 
 Which to use: `solve` from any start to a critical point at rounding; `census` for the orbits of
-critical points of a problem, each with its index and verdict; `judge` for one polished point; `escape` for
-the way down from a saddle; `verify` to hold all of it against the theory.
+critical points of a problem, each with its index and verdict; `judge` for one polished point;
+`escape` for the way down from a saddle; `verify` to hold all of it against the theory.
 """
 
 from ufm.census import NAMES, Census, census, hits
