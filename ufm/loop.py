@@ -112,7 +112,7 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         "loss": loss,
         "grad_norm": norm(gradient_from(problem, params, G)),
         "gap": loss - bound,
-        "accuracy": jnp.mean((jnp.argmax(Z, axis=0) == labels).astype(Z.dtype)),
+        "accuracy": jnp.mean((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype)),
     }
     row |= {name: getattr(collapse, name) for name in ("nc1", "nc2", "nc3", "nc4")}
     row |= {f"norm_{name}": jnp.linalg.norm(x) for name, x in zip("WHb", params, strict=True)}
