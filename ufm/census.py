@@ -22,10 +22,12 @@ from ufm.problem import Params, Problem
 FIRST = (sources.random, sources.tied, sources.padded, sources.passages)
 FROM_KNOWN = (sources.perturbed, sources.followed, sources.deflated)
 NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
-_BATCH = 64  # starts polished side by side
+_BATCH, _FEWER = 64, 16  # starts polished side by side; the second where a step costs more
+_LARGE = 100  # variables from which it does: idle lanes of a batch cost as much as busy ones
 _LEGS = (12, 24, 64)  # steps after which those that have not arrived are gathered anew
 
 Report = Callable[[str, int, int], None]  # report(source, starts polished, orbits known)
+Accepted = Callable[[str, Params], None]  # accepted(source, points that arrived)
 
 
 class Census(NamedTuple):
@@ -81,6 +83,7 @@ def census(
     rounds: int = 4,
     known: Census | None = None,
     report: Report | None = None,
+    accepted: Accepted | None = None,
 ) -> Census:
     """Critical points of f up to its symmetries, each judged.
 
@@ -95,6 +98,8 @@ def census(
         rounds: at most this many.
         known: an earlier census of this problem to go on from; nothing of it is lost.
         report: called after each batch, for progress.
+        accepted: called with every batch of points that arrived, for those who want the points
+            themselves: NumPy, in the coordinates of `quotient_of(problem)`.
 
     Returns:
         A `Census`. In float64 whatever JAX's configuration.
@@ -104,7 +109,7 @@ def census(
     """
     check(problem, starts, rounds)
     with jax.enable_x64(True):
-        atlas = _Atlas(problem, known, report or (lambda *_: None))
+        atlas = _Atlas(problem, known, report or (lambda *_: None), accepted or (lambda *_: None))
         for number in range(rounds):
             before = len(atlas.orbits)
             round_key = jax.random.fold_in(key, number)
@@ -130,10 +135,11 @@ def polish(problem: Problem, starts: Params) -> newton.Polished:
     for kept, new in zip(done.params, starts, strict=True):
         kept[:] = new
     steps, left = np.zeros(count, np.int32), np.arange(count)
+    batch = _FEWER if problem.size >= _LARGE else _BATCH
     for limit in _LEGS:
-        for begin in range(0, len(left), _BATCH):
-            index = left[begin : begin + _BATCH]
-            lanes = np.resize(index, _BATCH)
+        for begin in range(0, len(left), batch):
+            index = left[begin : begin + batch]
+            lanes = np.resize(index, batch)
             found = _polish(problem, Params(*(x[lanes] for x in done.params)), limit)
             for kept, new in zip(jax.tree.leaves(done), jax.tree.leaves(found), strict=True):
                 kept[index] = np.asarray(new)[: len(index)]
@@ -155,8 +161,9 @@ def _fingerprints(problem: Problem, points: Params) -> Array:
 class _Atlas:
     """Orbits under way: what is known, and where a new point belongs."""
 
-    def __init__(self, problem: Problem, known: Census | None, report: Report):
-        self.problem, self.small, self.report = problem, quotient_of(problem), report
+    def __init__(self, problem: Problem, known: Census | None, report: Report, accepted: Accepted):
+        self.problem, self.small = problem, quotient_of(problem)
+        self.report, self.accepted = report, accepted
         self.orbits = list(known.orbits) if known else []
         self.tried = dict(known.tried) if known else {}
         self.refused = dict(known.refused) if known else {}
@@ -173,10 +180,11 @@ class _Atlas:
         self.tried[source] = self.tried.get(source, 0) + len(found.status)
         missed = len(found.status) - len(arrived)
         self.refused[source] = self.refused.get(source, 0) + missed
+        self.accepted(source, jax.tree.map(lambda x: x[arrived], found.params))
         # Padded to a fixed number of rows, so that one program serves every count of arrivals.
         lanes = np.resize(arrived, len(found.status)) if len(arrived) else arrived
         points = jax.tree.map(lambda x: x[lanes], found.params)
-        prints = np.asarray(_fingerprints(self.small, points)) if len(arrived) else []
+        prints = np.asarray(_fingerprints(self.small, points) if len(arrived) else ())
         for i, row in zip(arrived, prints, strict=False):
             at = self._find(row)
             if at is None:
