@@ -24,10 +24,12 @@ FIRST = (
 )  # fmt: skip
 FROM_KNOWN = (sources.perturbed, sources.followed, sources.deflated)
 NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
-_BATCH = 64  # starts polished side by side
+_BATCH, _FEWER = 64, 16  # starts polished side by side; the second where a step costs more
+_LARGE = 100  # variables from which it does: idle lanes of a batch cost as much as busy ones
 _LEGS = (12, 24, 64)  # steps after which those that have not arrived are gathered anew
 
 Report = Callable[[str, int, int], None]  # report(source, starts polished, orbits known)
+Accepted = Callable[[str, Params], None]  # accepted(source, points that arrived)
 
 
 class Census(NamedTuple):
@@ -83,6 +85,7 @@ def census(
     rounds: int = 4,
     known: Census | None = None,
     report: Report | None = None,
+    accepted: Accepted | None = None,
     save: Callable[[Census], None] | None = None,
 ) -> Census:
     """Critical points of f up to its symmetries, each judged.
@@ -98,6 +101,8 @@ def census(
         rounds: at most this many.
         known: an earlier census of this problem to go on from; nothing of it is lost.
         report: called after each source of each round, for progress.
+        accepted: called with every batch of points that arrived, for those who want the points
+            themselves: NumPy, in the coordinates of `quotient_of(problem)`.
         save: called with the census so far after each round.
 
     Returns:
@@ -108,7 +113,7 @@ def census(
     """
     check(problem, starts, rounds)
     with jax.enable_x64(True):
-        atlas = _Atlas(problem, known, report or (lambda *_: None))
+        atlas = _Atlas(problem, known, report or (lambda *_: None), accepted or (lambda *_: None))
         for number in range(rounds):
             before = len(atlas.orbits)
             round_key = jax.random.fold_in(key, number)
@@ -136,10 +141,11 @@ def polish(problem: Problem, starts: Params) -> newton.Polished:
     for kept, new in zip(done.params, starts, strict=True):
         kept[:] = new
     steps, left = np.zeros(count, np.int32), np.arange(count)
+    batch = _FEWER if problem.size >= _LARGE else _BATCH
     for limit in _LEGS:
-        for begin in range(0, len(left), _BATCH):
-            index = left[begin : begin + _BATCH]
-            lanes = np.resize(index, _BATCH)
+        for begin in range(0, len(left), batch):
+            index = left[begin : begin + batch]
+            lanes = np.resize(index, batch)
             found = _polish(problem, Params(*(x[lanes] for x in done.params)), limit)
             for kept, new in zip(jax.tree.leaves(done), jax.tree.leaves(found), strict=True):
                 kept[index] = np.asarray(new)[: len(index)]
@@ -161,9 +167,11 @@ def _fingerprints(problem: Problem, points: Params) -> Array:
 class _Atlas:
     """Orbits under way: what is known, and where a new point belongs."""
 
-    def __init__(self, problem: Problem, known: Census | None, report: Report):
-        self.problem, self.small, self.report = problem, quotient_of(problem), report
-        self.orbits = list(known.orbits) if known else []
+    def __init__(self, problem: Problem, known: Census | None, report: Report, accepted: Accepted):
+        self.problem, self.small = problem, quotient_of(problem)
+        self.report, self.accepted = report, accepted
+        # Copies of the counts: the census that was given stays as it is.
+        self.orbits = [o._replace(hits=dict(o.hits)) for o in known.orbits] if known else []
         self.tried = dict(known.tried) if known else {}
         self.refused = dict(known.refused) if known else {}
         points = [_fingerprints(self.small, self.representatives())] if self.orbits else []
@@ -179,6 +187,7 @@ class _Atlas:
         self.tried[source] = self.tried.get(source, 0) + len(found.status)
         missed = len(found.status) - len(arrived)
         self.refused[source] = self.refused.get(source, 0) + missed
+        self.accepted(source, jax.tree.map(lambda x: x[arrived], found.params))
         if len(arrived):
             self._count(source, found, arrived)
         self.report(source, sum(self.tried.values()), len(self.orbits))
