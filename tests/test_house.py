@@ -13,11 +13,11 @@ PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
     {"geometry", "losses", "storage", "plots"},
     {"problem", "record"},
-    {"theory", "metrics", "certificate", "curvature", "optimizers", "minibatch"},
+    {"theory", "metrics", "certificate", "curvature", "lanczos", "optimizers", "minibatch"},
     {"spectra", "loop"},
     {"reduction", "descent"},
     {"inertia"},
-    {"verdict"},
+    {"verdict", "eigenpairs"},
     {"hessian"},
     {"cli"},
 )
