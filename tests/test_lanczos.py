@@ -56,7 +56,7 @@ SPECTRA = {
     "clusters": np.concatenate(
         [-2 + 1e-6 * np.arange(6), np.linspace(-1, 1, SIZE - 12), 2 - 1e-6 * np.arange(6)]
     ),
-    "geometric": np.geomspace(1e-6, 1.0, SIZE),
+    "geometric": np.geomspace(1e-3, 1.0, SIZE),
     "five distinct values": np.repeat([-1.0, -0.5, 0.0, 0.25, 3.0], [20, 20, 20, 20, 16]),
     "rank one": np.concatenate([np.zeros(SIZE - 1), [1.0]]),
     "tiny": 1e-30 * np.linspace(-1.0, 1.0, SIZE),
@@ -168,9 +168,8 @@ def test_a_poor_preconditioner_costs_products_but_never_changes_the_result():
 )
 def test_arguments_out_of_range_are_refused_by_name(bad, match):
     arguments = {"k": 2, "which": "smallest"} | bad
-    check = lanczos.extreme.__wrapped__ if "which" in bad else lanczos.extreme
     with pytest.raises(ValueError, match=match):
-        check(operator(np.eye(SIZE)), SIZE, key=KEY, **arguments)
+        lanczos.extreme(operator(np.eye(SIZE)), SIZE, key=KEY, **arguments)
 
 
 # The Hessian

@@ -12,7 +12,7 @@ search (a preconditioner in the sense of Davidson); what is returned is measured
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from ufm import curvature, lanczos
 from ufm import problem as model
 from ufm.curvature import Linearization, Orbit, apply, flatten, in_float64, unflatten
 from ufm.inertia import inertia
-from ufm.lanczos import End, Plan
+from ufm.lanczos import Plan
 from ufm.problem import Params, Problem, matmul
 
 FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the model: its own error
@@ -100,8 +100,9 @@ def model_of(at: Linearization) -> Model:
 
 
 def _steer(problem: Problem, at: Model, orbit: Orbit | None, block: Array, theta: Array) -> Array:
-    """|model − θ|⁻¹ on a block of rows, orbit tangents taken out if there is an orbit."""
-    dW, dH, db = unflatten(problem, block)
+    """|model − θ|⁻¹ on a block of rows; with an orbit, off it, and a multiple of 1 along it."""
+    whole = unflatten(problem, block)
+    dW, dH, db = inner = whole if orbit is None else curvature.project_out(orbit, whole)
     floor = FLOOR * jnp.max(jnp.abs(at.values))
     floor = jnp.where(floor > 0, floor, 1)
 
@@ -121,7 +122,11 @@ def _steer(problem: Problem, at: Model, orbit: Orbit | None, block: Array, theta
         matmul(at.Q, matmul(inside, at.V.T) + weight * turned),
         db * inverse(at.bias),
     )
-    return flatten(problem, out if orbit is None else curvature.project_out(orbit, out))
+    if orbit is not None:
+        out = curvature.project_out(orbit, out)
+        least = jnp.min(inverse(at.values))
+        out = jax.tree.map(lambda x, full, part: x + least * (full - part), out, whole, inner)
+    return flatten(problem, out)
 
 
 def _image(at: Linearization, orbit: Orbit | None, push: Array, block: Array) -> Array:
@@ -179,7 +184,7 @@ def extreme(
     problem: Problem,
     params: Params,
     k: int = 1,
-    which: End = "smallest",
+    which: Literal["smallest", "largest"] = "smallest",
     *,
     key: Array | None = None,
     orbit: bool = False,
@@ -236,9 +241,9 @@ def extreme(
             operator, size, k, key, which=which, preconditioner=steer, norm=norm, tol=tol,
             start=_started(problem, closed, off, draw, sizes), max_products=max_products,
         )  # fmt: skip
-    coarse = resolution(problem, params)
-    decided = jnp.abs(found.values) > found.residuals + coarse
-    signs = jnp.where(decided, jnp.sign(found.values), 0).astype(jnp.int32)
+        coarse = resolution(problem, params)
+        decided = jnp.abs(found.values) > found.residuals + coarse
+        signs = jnp.where(decided, jnp.sign(found.values), 0).astype(jnp.int32)
     missed = _missed(problem, params, found, sizes.sign) if exact else None
     return Extreme(
         found.values, found.vectors, found.residuals, found.converged, signs, coarse,

@@ -18,7 +18,7 @@ Nothing here knows a model. Everything is one compiled loop; blocks of vectors a
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ from jaxtyping import Array, Float
 
 from ufm.problem import matmul
 
-End = Literal["smallest", "largest"]
 STATUSES = ("iteration_limit", "converged", "not_finite")
 STEPS = 8  # blocks between two restarts
 NORM_STEPS = 10
@@ -83,7 +82,7 @@ class _State(NamedTuple):
     done: Array
 
 
-def plan(size: int, k: int, which: End, width: int | None = None) -> Plan:
+def plan(size: int, k: int, which: str, width: int | None = None) -> Plan:
     """The sizes of a solve; refuses what cannot be solved.
 
     Raises:
@@ -294,7 +293,7 @@ def extreme(
     k: int,
     key: Array,
     *,
-    which: End = "smallest",
+    which: str = "smallest",
     preconditioner: Any = None,
     start: Array | None = None,
     norm: Any = 0.0,
