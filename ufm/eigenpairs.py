@@ -23,7 +23,6 @@ from ufm import curvature, lanczos
 from ufm import problem as model
 from ufm.curvature import Linearization, Orbit, apply, flatten, in_float64, unflatten
 from ufm.inertia import inertia
-from ufm.lanczos import Plan
 from ufm.problem import Params, Problem, matmul
 
 FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the model: its own error
@@ -146,13 +145,14 @@ def _prepared(problem: Problem, params: Params) -> tuple[Linearization, Model, O
     return at, model_of(at), curvature.orbit(problem, params)
 
 
-@functools.partial(jax.jit, static_argnames="sizes")
-def _started(problem: Problem, at: Model, orbit: Orbit | None, key: Array, sizes: Plan) -> Array:
+@functools.partial(jax.jit, static_argnames="rows")
+def _started(
+    problem: Problem, at: Model, orbit: Orbit | None, key: Array, sign: int, rows: int
+) -> Array:
     """The model's own extreme eigenvectors; random rows if they are fewer than a block."""
-    rows = sizes.k + sizes.width
     draws = jax.random.normal(key, (rows, problem.size), at.values.dtype)
     found = min(rows, at.values.size)
-    _, places = jax.lax.top_k(-sizes.sign * at.values.ravel(), found)
+    _, places = jax.lax.top_k(-sign * at.values.ravel(), found)
     j, a, i = jnp.unravel_index(places, at.values.shape)
     pair, q = at.axes[j, a, :, i], at.Q.T[a]
     W = pair[:, :1, None] * at.U.T[j][:, :, None] * q[:, None, :]
@@ -225,7 +225,7 @@ def extreme(
         raise ValueError(f"got k={k}; this Hessian has {room} eigenpairs to give, allowed: 1 to it")
     if orbit and exact:
         raise ValueError("got exact and orbit; inertia counts on all tangents: choose one of them")
-    sizes = lanczos.plan(size, k, which)
+    sizes, sign = lanczos.plan(size, k, which), 1 if which == "smallest" else -1
     with jax.enable_x64(True):
         at, closed, tangents = _prepared(problem, in_float64(params))
         off = tangents if orbit else None
@@ -234,17 +234,18 @@ def extreme(
         plain = jax.tree_util.Partial(_image, at, None, jnp.zeros(()))
         norm = lanczos.norm_estimate(plain, size, draw)
         operator = plain if off is None else jax.tree_util.Partial(
-            _image, at, off, sizes.sign * norm
+            _image, at, off, sign * norm
         )  # fmt: skip
         steer = jax.tree_util.Partial(_steer, problem, closed, off)
+        start = _started(problem, closed, off, draw, sign, k + sizes.width)
         found = lanczos.extreme(
             operator, size, k, key, which=which, preconditioner=steer, norm=norm, tol=tol,
-            start=_started(problem, closed, off, draw, sizes), max_products=max_products,
+            start=start, max_products=max_products,
         )  # fmt: skip
         coarse = resolution(problem, params)
         decided = jnp.abs(found.values) > found.residuals + coarse
         signs = jnp.where(decided, jnp.sign(found.values), 0).astype(jnp.int32)
-    missed = _missed(problem, params, found, sizes.sign) if exact else None
+    missed = _missed(problem, params, found, sign) if exact else None
     return Extreme(
         found.values, found.vectors, found.residuals, found.converged, signs, coarse,
         float(found.norm), int(found.products), found.status, missed,

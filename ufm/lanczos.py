@@ -62,7 +62,6 @@ class Plan(NamedTuple):
     width: int
     keep: int
     rows: int
-    sign: int
 
 
 class _State(NamedTuple):
@@ -96,7 +95,7 @@ def plan(size: int, k: int, which: str, width: int | None = None) -> Plan:
     if width < 1:
         raise ValueError(f"got width={width}; allowed: an integer >= 1")
     keep = k + 2 * width
-    return Plan(size, k, width, keep, keep + STEPS * width, 1 if which == "smallest" else -1)
+    return Plan(size, k, width, keep, keep + STEPS * width)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -176,11 +175,11 @@ def _ritz(state: _State) -> tuple[Array, Array]:
     return jnp.linalg.eigh(state.T + jnp.diag(jnp.where(empty, 2 * bound + (bound == 0), 0)))
 
 
-def _append(operator: Any, sizes: Plan, state: _State, block: Array) -> _State:
+def _append(operator: Any, state: _State, block: Array) -> _State:
     """Orthonormalise a block, apply A to it and fill the rows and columns of T."""
     key, draw = jax.random.split(state.key)
     new = _orthonormal(block, state.V, draw)
-    image = sizes.sign * operator(new)
+    image = operator(new)
     zero = jnp.zeros((), state.filled.dtype)
     V = jax.lax.dynamic_update_slice(state.V, new, (state.filled, zero))
     images = jax.lax.dynamic_update_slice(state.images, image, (state.filled, zero))
@@ -211,11 +210,11 @@ def _step(operator: Any, preconditioner: Any, sizes: Plan, tol, state: _State) -
     order = jnp.argsort(fine, stable=True)[: sizes.width]
     key, draw = jax.random.split(state.key)
     block = _redrawn(residual[order], jnp.full(sizes.width, calm != 1), draw)
-    block = preconditioner(block, sizes.sign * values[0])
+    block = preconditioner(block, values[0])
     state = state._replace(
         key=key, norm=norm, calm=calm, Y=Y[: sizes.k], done=done, steps=state.steps + 1
     )
-    return _append(operator, sizes, state, block)
+    return _append(operator, state, block)
 
 
 def _restart(sizes: Plan, state: _State) -> _State:
@@ -232,9 +231,19 @@ def _restart(sizes: Plan, state: _State) -> _State:
 
 
 @functools.partial(jax.jit, static_argnames="sizes")
-def _solve(operator, preconditioner, sizes: Plan, start, key, norm, tol, limit):
-    """The compiled loop: cycles of steps between restarts, then the pairs and their residuals."""
+def _solve(operator, preconditioner, sign, sizes: Plan, start, key, norm, tol, limit):
+    """The compiled loop: cycles of steps between restarts, then the pairs and their residuals.
+
+    It looks for the smallest end of sign · A.
+    """
     dtype = start.dtype
+
+    def signed(block):
+        return sign * operator(block)
+
+    def steer(block, theta):
+        return preconditioner(block, sign * theta)
+
     number = functools.partial(jnp.asarray, dtype=jnp.int32)
     state = _State(
         V=jnp.zeros((sizes.rows, sizes.size), dtype),
@@ -244,8 +253,8 @@ def _solve(operator, preconditioner, sizes: Plan, start, key, norm, tol, limit):
         restarts=number(0), steps=number(0), calm=number(0),
         Y=jnp.zeros((sizes.k, sizes.rows), dtype), done=jnp.asarray(False),
     )  # fmt: skip
-    state = _append(operator, sizes, state, start)
-    step = functools.partial(_step, operator, preconditioner, sizes, tol)
+    state = _append(signed, state, start)
+    step = functools.partial(_step, signed, steer, sizes, tol)
 
     def going(state):
         return ~state.done & ((state.products < limit) | (state.steps == 0))
@@ -260,26 +269,26 @@ def _solve(operator, preconditioner, sizes: Plan, start, key, norm, tol, limit):
 
     state = jax.lax.while_loop(going, cycle, state)
     # Not the newest Ritz vectors: among equal eigenvalues those mix with unconverged copies.
-    return *_measured(operator, sizes, matmul(state.Y, state.V)), state
+    return *_measured(operator, sign, matmul(state.Y, state.V)), state
 
 
-def _measured(operator: Any, sizes: Plan, X: Array) -> tuple[Array, Array, Array]:
+def _measured(operator: Any, sign: Array, X: Array) -> tuple[Array, Array, Array]:
     """Rayleigh quotients, vectors and residuals of unit rows, by products; sorted."""
     X = X / jnp.linalg.norm(X, axis=1, keepdims=True)
     images = operator(X)
     values = jnp.sum(X * images, axis=1)
     residuals = jnp.linalg.norm(images - values[:, None] * X, axis=1)
-    order = jnp.argsort(sizes.sign * values)
+    order = jnp.argsort(sign * values)
     return values[order], X[order], residuals[order]
 
 
-@functools.partial(jax.jit, static_argnames="sizes")
-def _dense(operator, sizes: Plan, identity):
+@functools.partial(jax.jit, static_argnames="k")
+def _dense(operator, sign, k: int, identity):
     """All eigenpairs of a matrix that is no larger than the basis would be."""
     A = operator(identity)
     values, axes = jnp.linalg.eigh((A + A.T) / 2)
-    order = jnp.argsort(sizes.sign * values)[: sizes.k]
-    return *_measured(operator, sizes, axes.T[order]), jnp.max(jnp.abs(values))
+    order = jnp.argsort(sign * values)[:k]
+    return *_measured(operator, sign, axes.T[order]), jnp.max(jnp.abs(values))
 
 
 def _unchanged(block: Array, _: Array) -> Array:
@@ -324,7 +333,7 @@ def extreme(
     Raises:
         ValueError: k, width, tol, max_products or which out of range, or a start of wrong shape.
     """
-    sizes = plan(size, k, which, width)
+    sizes, sign = plan(size, k, which, width), 1 if which == "smallest" else -1
     if not 0 < tol < 1:
         raise ValueError(f"got tol={tol}; allowed: between 0 and 1, relative to the norm")
     if max_products < 1:
@@ -334,15 +343,13 @@ def extreme(
         raise ValueError(f"got a start of shape {start.shape}; allowed: {rows}")
     if size < sizes.rows + 2 * sizes.width:
         dtype = float if start is None else start.dtype
-        *pairs, norm = _dense(operator, sizes, jnp.eye(size, dtype=dtype))
+        *pairs, norm = _dense(operator, sign, k, jnp.eye(size, dtype=dtype))
         return _packed(pairs, norm, tol, size + k, 0, True)
     draw, key = jax.random.split(key)
     start = jax.random.normal(draw, rows, float) if start is None else start
     norm = jnp.maximum(norm, norm_estimate(operator, size, draw))
-    *pairs, state = _solve(
-        operator, preconditioner or jax.tree_util.Partial(_unchanged), sizes, start, key, norm,
-        tol, max_products,
-    )  # fmt: skip
+    steer = preconditioner or jax.tree_util.Partial(_unchanged)
+    *pairs, state = _solve(operator, steer, sign, sizes, start, key, norm, tol, max_products)
     products = state.products + k
     return _packed(pairs, state.norm, tol, products, state.restarts, bool(state.done))
 
