@@ -24,9 +24,6 @@ FIRST = (
 )  # fmt: skip
 FROM_KNOWN = (sources.perturbed, sources.followed, sources.deflated)
 NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
-_BATCH, _FEWER = 64, 16  # starts polished side by side; the second where a step costs more
-_LARGE = 100  # variables from which it does: idle lanes of a batch cost as much as busy ones
-_LEGS = (12, 24, 64)  # steps after which those that have not arrived are gathered anew
 
 Report = Callable[[str, int, int], None]  # report(source, starts polished, orbits known)
 Accepted = Callable[[str, Params], None]  # accepted(source, points that arrived)
@@ -131,32 +128,17 @@ def census(
 
 
 def polish(problem: Problem, starts: Params) -> newton.Polished:
-    """Newton's method from many starts, side by side in batches; NumPy arrays.
+    """Newton's method from many starts, one after the other in one program; NumPy arrays.
 
-    Starts that need many steps are gathered and go on together, so that a few do not hold up all.
+    Side by side all would wait for the slowest, and XLA solves batches of complex systems several
+    times more slowly than single ones.
     """
-    count = len(starts.W)
-    shapes = jax.eval_shape(_polish, problem, starts, 1)
-    done = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
-    for kept, new in zip(done.params, starts, strict=True):
-        kept[:] = new
-    steps, left = np.zeros(count, np.int32), np.arange(count)
-    batch = _FEWER if problem.size >= _LARGE else _BATCH
-    for limit in _LEGS:
-        for begin in range(0, len(left), batch):
-            index = left[begin : begin + batch]
-            lanes = np.resize(index, batch)
-            found = _polish(problem, Params(*(x[lanes] for x in done.params)), limit)
-            for kept, new in zip(jax.tree.leaves(done), jax.tree.leaves(found), strict=True):
-                kept[index] = np.asarray(new)[: len(index)]
-            steps[index] += done.steps[index]
-        left = np.flatnonzero(done.status == newton.Status.step_limit)
-    return done._replace(steps=steps)
+    return jax.tree.map(np.asarray, _polish(problem, starts))
 
 
 @jax.jit
-def _polish(problem: Problem, starts: Params, limit) -> newton.Polished:
-    return jax.vmap(lambda x: newton.polish(problem, x, limit))(starts)
+def _polish(problem: Problem, starts: Params) -> newton.Polished:
+    return jax.lax.map(lambda x: newton.polish(problem, x), starts)
 
 
 @jax.jit
