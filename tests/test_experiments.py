@@ -30,9 +30,7 @@ TINY = {
         "exponent_tol": 0.05,
     },
     "c03_collapse": {"n": 4, "lam": 0.03, "steps": 500, "frames": 4},
-    "c09_escape": {
-        "shapes": ((3, 3, 2),), "lam": 2e-2, "starts": 8, "lengths": 3, "slope_tol": 0.1,
-    },
+    "c09_escape": {"starts": 8, "lengths": 3, "slope_tol": 0.1},
     "c10_boundary": {"starts": 24},
 }  # fmt: skip
 
