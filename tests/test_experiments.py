@@ -37,6 +37,8 @@ TINY = {
     # The same K and starts, so that both use the same compiled programs.
     "c07_ladder": {"classes": (3,), "starts": 16, "other_classes": (3,), "other_starts": 16},
     "c08_strict_saddle": {"effort": ((3, 16, 1, 2),), "widths": (1.0, 1.6)},
+    "c09_escape": {"starts": 8, "lengths": 3, "slope_tol": 0.1},
+    "c10_boundary": {"starts": 24},
 }  # fmt: skip
 
 
