@@ -262,9 +262,9 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     for i, (K, *_) in enumerate(config.effort):
         own = saddle & (results["K"] == K)
         depth = -results["smallest"] / mu
-        ours = depth / (1 + np.nan_to_num(results["error"].astype(float)))
         one = own & (results["d"] == K)
-        plots.points(against, ours[one], depth[one], None, f"$K={K}$", i, markersize=2.2)
+        ours = depth[one] / (1 + results["error"][one])
+        plots.points(against, ours, depth[one], None, f"$K={K}$", i, markersize=2.2)
         here = summary(results, "K") == K
         strengths = np.array(config.strengths)[summary(results, "strength")[here].astype(int)]
         least = -summary(results, "shallowest")[here] * K * np.sqrt(config.n) / strengths
@@ -286,6 +286,9 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     shallow.set(yscale="log")
     shown = sorted(set(np.array(config.strengths)[results["strength"]]))
     shallow.set_xticks(shown, [f"{strength:g}" for strength in shown])
+    low, high = shallow.get_ylim()
+    ticks = [t for t in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if low < t < high]
+    shallow.set_yticks(ticks, [f"{t:g}" for t in ticks])
     shallow.minorticks_off()
     error.set(yscale="log", xlabel=r"$d\,/\,K$", ylabel=r"$|\lambda_{\min}/\lambda_- - 1|$")
     plots.tolerance(error, config.conjecture_tol, "tolerance")
