@@ -87,14 +87,22 @@ def tied(problem: Problem, key: Array, count: int) -> Params:
 def padded(problem: Problem, key: Array, count: int) -> Params:
     """Random starts that use only the first 1 … d−1 dimensions, in turn; the others are zero.
 
-    Zero coordinates are a fixed space of reflections, so Newton's method stays at that rank.
+    Zero coordinates are a fixed space of reflections, so Newton's method stays at that rank. So
+    does gradient descent, which every second round of ranks goes down first: the lowest critical
+    points of each rank are minima of the narrower problem, and saddles of this one.
     """
-    widths = jnp.asarray(np.resize(np.arange(1, max(problem.d, 2)), count))
+    ranks = max(problem.d - 1, 1)
+    widths = jnp.asarray(1 + np.arange(count) % ranks)
     used = jnp.arange(problem.d) < widths[:, None]
     free = random(problem, key, count)
     # Fewer dimensions share the same norms.
     gain = jnp.sqrt(problem.d / widths)[:, None, None]
-    return Params(gain * free.W * used[:, None, :], gain * free.H * used[:, :, None], free.b)
+    starts = Params(gain * free.W * used[:, None, :], gain * free.H * used[:, :, None], free.b)
+    points, _ = _ways(problem, starts)
+    down = np.arange(count) // ranks % 2 == 1
+    return jax.tree.map(
+        lambda x, y: jnp.where(down.reshape(-1, *[1] * (x.ndim - 1)), y[:, -1], x), starts, points
+    )
 
 
 def passages(problem: Problem, key: Array, count: int) -> Params:
