@@ -20,7 +20,7 @@ FLOORS = (
     {"verdict"},
     {"hessian"},
     {"commands.shared"},
-    {"commands.theory", "commands.descend", "commands.certify", "commands.measure"},
+    {f"commands.{name}" for name in ("theory", "descend", "certify", "probe", "measure")},
     {"cli"},
 )
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}

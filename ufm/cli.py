@@ -10,6 +10,7 @@ import tyro
 from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
+from ufm.commands.probe import Probe
 from ufm.commands.shared import INTERRUPTED, REFUSED
 from ufm.commands.theory import Theory
 
@@ -17,6 +18,7 @@ Command = (
     Annotated[Descend, tyro.conf.subcommand("descend")]
     | Annotated[Theory, tyro.conf.subcommand("theory")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
 )
 
