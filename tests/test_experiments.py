@@ -30,6 +30,10 @@ TINY = {
         "exponent_tol": 0.05,
     },
     "c03_collapse": {"n": 4, "lam": 0.03, "steps": 500, "frames": 4},
+    "c04_curvature_on_the_way": {
+        "K": 3, "d": 4, "n": 2, "steps": 1000, "every": 25, "smaller": 1e-6,
+    },
+    "c05_degeneracy": {"extra": (1,), "shapes": ((3, 4, 3),), "points": 4},
     "c06_rate_of_descent": {
         "shapes": ((3, 4, 2),), "x": (0.1, 2.0), "multiples": (0.2, 0.5), "starts": 4,
         "offsets": (0.0, 0.5, 1.5),
@@ -229,6 +233,55 @@ def test_a_collapse_that_stops_elsewhere_is_refuted_and_one_cut_short_is_not():
     assert outcomes("c03_collapse", stuck)[claim] == REFUTED
     short = changed("c03_collapse", grad_norm3=lambda x: x + 1, **gap)
     assert outcomes("c03_collapse", short)[claim] == NOT_CONVERGED
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "claim"),
+    [
+        ("index", lambda x: x + 1, "index at the start"),
+        ("smallest", lambda x: 1.01 * x, "smallest eigenvalue at the start"),
+        ("saddle_index", lambda x: x - 1, "slow passages"),
+        ("dense_index", lambda x: x + 1, "disagree"),
+        ("end_counts", lambda x: x + np.array([1, 0]), "index at the end"),
+        ("end_counts", lambda x: x + np.array([0, 1]), "nullity at the end"),
+        ("end_values", lambda x: 1.01 * x, "worst error"),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_another_curvature_on_the_way_is_refuted(array, change, claim):
+    name = "c04_curvature_on_the_way"
+    found = outcomes(name, changed(name, **{array: change}))
+    assert REFUTED in [outcome for key, outcome in found.items() if claim in key]
+
+
+@pytest.mark.usefixtures("finished")
+def test_an_end_with_a_gap_says_nothing_of_the_minimum():
+    name = "c04_curvature_on_the_way"
+    found = outcomes(name, changed(name, end_gap=lambda x: x + 1, end_counts=lambda x: x + 1))
+    assert sum(outcome == NOT_CONVERGED for outcome in found.values()) == 5
+    assert REFUTED not in found.values()
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "count"),
+    [
+        ("size_nullity", lambda x: x + np.array([0, 1]), 1),
+        ("size_dense_nullity", lambda x: x + 1, 2),
+        ("size_index", lambda x: x + 1, 1),
+        ("nullity", lambda x: x + 1, 1),
+        ("smallest", lambda x: x * (1 + 1e-7), 1),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_a_minimum_degenerate_off_the_orbit_or_of_another_gap_is_refuted(array, change, count):
+    found = outcomes("c05_degeneracy", changed("c05_degeneracy", **{array: change}))
+    assert list(found.values()).count(REFUTED) == count
+
+
+@pytest.mark.usefixtures("finished")
+def test_points_that_are_no_minima_say_nothing_of_degeneracy():
+    away = changed("c05_degeneracy", gap=lambda x: x + 1, size_gap=lambda x: x + 1)
+    assert set(outcomes("c05_degeneracy", away).values()) == {NOT_CONVERGED}
 
 
 @pytest.mark.usefixtures("finished")

@@ -33,12 +33,8 @@ FLOORS = (
     {"critical"},
     {"commands.shared"},
     {
-        "commands.theory",
-        "commands.descend",
-        "commands.certify",
-        "commands.measure",
-        "commands.census",
-        "commands.verify",
+        f"commands.{name}"
+        for name in ("theory", "descend", "certify", "probe", "measure", "census", "verify")
     },
     {"cli"},
 )

@@ -11,6 +11,7 @@ from ufm.commands.census import Census
 from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
+from ufm.commands.probe import Probe
 from ufm.commands.shared import INTERRUPTED, REFUSED
 from ufm.commands.theory import Theory
 from ufm.commands.verify import Verify
@@ -19,6 +20,7 @@ Command = (
     Annotated[Descend, tyro.conf.subcommand("descend")]
     | Annotated[Theory, tyro.conf.subcommand("theory")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Census, tyro.conf.subcommand("census")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]

@@ -128,6 +128,12 @@ def curves(ax: Axes, x, ys, label: str | None = None, index: int = 0, **options:
     ]
 
 
+def band(ax: Axes, x, y, error, label: str | None = None, index: int = 0):
+    """A measured curve and the band y ± error around it. Returns the line."""
+    ax.fill_between(x, y - error, y + error, color=colour(index), alpha=0.3, linewidth=0)
+    return ax.plot(x, y, label=label, color=colour(index))[0]
+
+
 def points(
     ax: Axes, x, y, converged=None, label: str | None = None, index: int = 0, **options: Any
 ):

@@ -1,4 +1,4 @@
-"""`ufm certify`: a rigorous bound on f − f* at the end of a run."""
+"""`ufm certify`: a rigorous bound on f − f* at a point."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,19 @@ from ufm.commands.shared import show, stored_point
 
 @dataclass(frozen=True)
 class Certify:
-    """Bound how far a run's last point is from the global minimum, rigorously.
+    """Bound how far a point is from the global minimum, rigorously.
 
-    Example: ufm certify runs/first
+    The point is the end of a run or a .npz file, as for ufm probe. Example: ufm certify runs/first
     """
 
-    run: tyro.conf.Positional[Path]
-    """folder of a run, as `ufm descend --out` leaves it"""
+    point: tyro.conf.Positional[Path]
+    """folder of a run, as `ufm descend --out` leaves it, or the .npz file of a point"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
     def act(self) -> int:
-        """Print the certificate of the run's last point."""
-        certificate = certify(*stored_point(self.run))._asdict()
+        """Print the certificate of the point."""
+        certificate = certify(*stored_point(self.point))._asdict()
         names = {
             "value f (nats)": "value",
             "lower bound on f*": "lower_bound",
@@ -33,5 +33,5 @@ class Certify:
             "resolution of the gap": "resolution",
         }
         rows = {label: certificate[name] for label, name in names.items()}
-        show(f"Certificate of {self.run}", rows, tuple(names.values()), self.json)
+        show(f"Certificate of {self.point}", rows, tuple(names.values()), self.json)
         return 0

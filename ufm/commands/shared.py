@@ -13,11 +13,21 @@ from rich.console import Console
 from rich.table import Table
 
 from ufm import record
-from ufm.problem import Params, Problem
+from ufm.problem import Params, Problem, check_params
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 # Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
 LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
+# What the .npz file of a point holds; `bias` may be left out.
+POINT = {
+    "W": "(K, d)",
+    "H": "(d, N)",
+    "b": "(K,)",
+    "n": "one number or (K,)",
+    "lam_W": "one number",
+    "lam_H": "one number",
+    "lam_b": "one number",
+}
 
 
 @dataclass(frozen=True)
@@ -45,22 +55,42 @@ class Model:
         return Problem(self.K, self.d, n, self.lam_W, self.lam_H, self.lam_b, self.bias)
 
 
-def stored_point(run: Path) -> tuple[Problem, Params]:
-    """The problem and the last point of a finished run.
+def stored_point(path: Path) -> tuple[Problem, Params]:
+    """The problem and the last point of a finished run, or those of a .npz file.
 
     Raises:
-        ValueError: no such run, one that is not finished, or one of another kind.
+        ValueError: no such run or file, a run that is not finished or of another kind, a file in
+            which something is missing or does not fit.
+        TypeError: sizes or decays that are not numbers.
     """
-    stored = record.load_run(run)
+    if path.suffix == ".npz" and not path.is_dir():
+        return _point_of_file(path)
+    stored = record.load_run(path)
     if stored.manifest["kind"] != "descend" or not {"W", "H", "b"} <= stored.arrays.keys():
         raise ValueError(
-            f"got {run}, a run of kind {stored.manifest['kind']!r} with status "
+            f"got {path}, a run of kind {stored.manifest['kind']!r} with status "
             f"{stored.manifest['status']!r}; allowed: a finished run of `ufm descend --out`. "
             "If it was interrupted, give the command that began it again"
         )
     fields = stored.manifest["config"]["model"]
     model = Model(**fields | {"n": tuple(fields["n"])})
     return model.problem(), Params(*(jnp.asarray(stored.arrays[name]) for name in "WHb"))
+
+
+def _point_of_file(path: Path) -> tuple[Problem, Params]:
+    arrays = arrays_of(path, POINT)
+    for name, axes in (("W", 2), ("lam_W", 0), ("lam_H", 0), ("lam_b", 0), ("bias", 0)):
+        if name in arrays and arrays[name].ndim != axes:
+            allowed = POINT.get(name, "one number")
+            raise ValueError(
+                f"got {path} with {name} of shape {arrays[name].shape}; allowed: {allowed}"
+            )
+    K, d = arrays["W"].shape
+    numbers = {name: arrays[name][()] for name in ("n", "lam_W", "lam_H", "lam_b")}
+    bias: Any = arrays["bias"][()] if "bias" in arrays else True
+    problem = Problem(K, d, **numbers, bias=bias)
+    check_params(problem, Params(*(arrays[name] for name in "WHb")))
+    return problem, Params(*(jnp.asarray(arrays[name]) for name in "WHb"))
 
 
 def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:

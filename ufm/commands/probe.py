@@ -1,0 +1,146 @@
+"""`ufm probe`: what a point is, by its Hessian."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+import ufm
+from ufm import hessian, reduction
+from ufm.commands.shared import show, stored_point
+from ufm.problem import Params, Problem
+from ufm.spectra import orbit_dimension
+
+End = Literal["smallest", "largest"]
+ENDS: tuple[End, ...] = ("smallest", "largest")
+LABELS = {
+    "polish": "polish",
+    "verdict": "verdict",
+    "reason": "because",
+    "value": "value f (nats)",
+    "gap": "gap ≥ f − f*",
+    "grad_norm": "‖∇f‖",
+    "spectral_ratio": "‖G‖₂/μ (≤ 1 at a global minimum)",
+    "index": "index: eigenvalues below −τ",
+    "nullity": "nullity: eigenvalues within τ of 0",
+    "orbit_dimension": "dimension of the symmetry orbit",
+    "rank": "rank of [Wᵀ, H]",
+    "positive": "eigenvalues above τ",
+    "tolerance": "τ",
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Say what a point is: verdict, gap, index, nullity, extreme eigenpairs of the Hessian.
+
+    The point is the end of a run, or a .npz file with W (K, d), H (d, N) with samples grouped by
+    class, b (K,), n (samples per class: one number, or K), lam_W, lam_H, lam_b and, for a model
+    without a bias, bias=False. From Python: np.savez("point.npz", **params._asdict(), n=problem.n,
+    lam_W=problem.lam_W, lam_H=problem.lam_H, lam_b=problem.lam_b, bias=problem.bias). All is
+    computed in float64. A run that stopped at a tolerance is near a critical point, not at one:
+    --polish goes there first. Example: ufm probe runs/first --polish --density
+    """
+
+    point: tyro.conf.Positional[Path]
+    """folder of a run, as `ufm descend --out` leaves it, or the .npz file of a point"""
+    polish: bool = False
+    """first go to the critical point that Newton's method finds from there, of any index"""
+    k: int = 3
+    """eigenpairs to compute at either end of the spectrum"""
+    density: bool = False
+    """draw the spectral density into POINT_density.pdf and .png beside the point"""
+    figure: Path | None = None
+    """where to draw it instead, without .pdf"""
+    json: bool = False
+    """print JSON for machines instead of tables"""
+
+    def act(self) -> int:
+        """Print the evidence; draw if asked."""
+        problem, params = stored_point(self.point)
+        polished: dict[str, Any] = {}
+        if self.polish:
+            found = ufm.solve(problem, params, descend=False)
+            params, polished = found.params, {"polish": found.status}
+        evidence = polished | _evidence(problem, params)
+        pairs = {end: _pairs(problem, params, self.k, end) for end in ENDS}
+        drawn = self._draw(problem, params) if self.density or self.figure else []
+        if self.json:
+            figures = {"figures": [str(path) for path in drawn]} if drawn else {}
+            print(json.dumps(evidence | pairs | figures, indent=2))
+            return 0
+        rows = {LABELS[name]: value for name, value in evidence.items()} | _told(pairs)
+        show(f"Probe of {self.point}", rows, tuple(rows), False)
+        for path in drawn:
+            print(f"drew {path}")
+        return 0
+
+    def _draw(self, problem: Problem, params: Params) -> list[Path]:
+        # matplotlib takes most of a second to import; no other command needs it.
+        from ufm import plots
+
+        beside = self.point.with_name(f"{self.point.name.removesuffix('.npz')}_density")
+        measured = hessian.density(problem, params, jax.random.key(0))
+        with plots.style():
+            canvas, axes = plots.figure("icml", 2.2)
+            ax = axes[0, 0]
+            plots.band(ax, measured.grid, measured.density, 2 * measured.standard_error)
+            top = float(np.max(measured.density))
+            ax.set(yscale="log", ylim=(1e-6 * top, 2 * top))
+            ax.set(xlabel=r"eigenvalue of $\nabla^2 f$", ylabel="density")
+            return plots.save(canvas, self.figure or beside)
+
+
+def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
+    """Verdict and counts, under the names that JSON prints."""
+    verdict = hessian.verdict(problem, params)
+    critical = verdict.kind != "not critical"
+    core = (reduction.critical_core if critical else reduction.reduce)(problem, params)
+    counts = verdict.inertia or hessian.inertia(problem, params)
+    off = verdict.residual / min(float(problem.lam_W), float(problem.lam_H))
+    if critical and counts.tolerance < off:
+        # Along the orbit of a critical point known to a residual the eigenvalues are of its size.
+        counts = hessian.inertia(problem, params, tolerance=counts.tolerance + off)
+    certificate = ufm.certify(problem, params)
+    rank = core.W.shape[1]
+    return {
+        "verdict": verdict.kind,
+        "reason": verdict.reason,
+        "value": certificate.value,
+        "gap": verdict.gap,
+        "grad_norm": verdict.residual,
+        "spectral_ratio": verdict.spectral_ratio,
+        "index": counts.negative,
+        "nullity": counts.zero,
+        "orbit_dimension": orbit_dimension(problem, rank),
+        "rank": rank,
+        "positive": counts.positive,
+        "tolerance": counts.tolerance,
+    }
+
+
+def _pairs(problem: Problem, params: Params, k: int, end: End) -> list[dict[str, Any]]:
+    """Eigenvalues at one end, outermost first, with residuals ‖∇²f v − λv‖."""
+    found = hessian.extreme(problem, params, k=k, which=end)
+    return [
+        {"value": float(value), "residual": float(residual), "converged": bool(done)}
+        for value, residual, done in zip(
+            found.values, found.residuals, found.converged, strict=True
+        )
+    ]
+
+
+def _told(pairs: Mapping[End, list[dict[str, Any]]]) -> dict[str, str]:
+    """The eigenpairs as rows of the table."""
+    rows = {}
+    for end, found in pairs.items():
+        for i, pair in enumerate(found, start=1):
+            note = "" if pair["converged"] else ", not converged"
+            text = f"{pair['value']:.10g} (residual {pair['residual']:.1e}{note})"
+            rows[f"{end} eigenvalue, {i} of {len(found)}"] = text
+    return rows
