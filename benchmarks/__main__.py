@@ -1,6 +1,7 @@
 """Run every benchmark: python -m benchmarks."""
 
-from benchmarks import descent_steps
+from benchmarks import descent_steps, eigenpairs
 
 if __name__ == "__main__":
     descent_steps.main()
+    eigenpairs.main()

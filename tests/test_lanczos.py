@@ -285,6 +285,9 @@ def test_bad_input_is_refused_with_what_is_allowed():
         hessian.extreme(problem, point, 1, "middle")
     with pytest.raises(ValueError, match="exact and orbit"):
         hessian.extreme(problem, point, 1, orbit=True, exact=True)
+    several = dataclasses.replace(problem, lam_W=np.array([1e-2, 2e-2]))
+    with pytest.raises(TypeError, match="a problem at a time"):
+        hessian.extreme(several, point)
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda W: hessian.extreme(problem, Params(W, point.H, point.b)).values)(point.W)
 

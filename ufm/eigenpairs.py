@@ -212,12 +212,16 @@ def extreme(
     Raises:
         ValueError: k out of range (with `orbit`: beyond size − d(d−1)/2 − 1), `exact` with
             `orbit`, an unknown end, wrong shapes, entries that are not finite.
-        TypeError: arrays that are not real floating, mixed dtypes, traced values.
+        TypeError: arrays that are not real floating, mixed dtypes, array-valued decays, traced
+            values.
     """
-    model.check_params(problem, params)
-    if curvature._traced(problem, params):
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, params))):
         raise TypeError("got traced values: extreme runs on the host; call it outside jit and vmap")
+    model.check_params(problem, params)
     model.check_finite(params)
+    decays = (problem.lam_W, problem.lam_H, problem.lam_b)
+    if any(np.ndim(lam) for lam in decays):
+        raise TypeError(f"got decays {decays}; allowed: one number each, a problem at a time")
     size, room = problem.size, problem.size
     if orbit:
         room = size - problem.d * (problem.d - 1) // 2 - 1
