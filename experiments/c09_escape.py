@@ -15,6 +15,7 @@ the counting of whole steps explains, or by a critical point that is neither.
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def _from(config: Config, problem: Problem, saddle: Orbit, key) -> dict:
     """All runs from one saddle."""
     small = jax.tree.map(jnp.asarray, saddle.params)
     point = quotient.lift(problem, small, jnp.eye(problem.d, small.W.shape[1]))
-    options = {"delta": config.delta, "steps": config.steps}
+    options: dict[str, Any] = {"delta": config.delta, "steps": config.steps}
     batch = int(config.sgd_share * problem.N)
     gd, sgd = [], []
     for j in range(config.directions):
@@ -195,7 +196,8 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
             plots.points(steps, x, taken, done.ravel(), f"{name}, $K={K}$", i, **few)
     for ax in (identity, slope):
         low, high = ax.get_xlim()
-        plots.prediction(ax, *2 * [np.array([max(low, 1), high])], "prediction")
+        line = np.array([max(low, 1), high])
+        plots.prediction(ax, line, line, "prediction")
         ax.set(xscale="log", yscale="log")
     for y in (config.time_tol, -config.time_tol):
         plots.tolerance(error, y)
