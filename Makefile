@@ -33,10 +33,10 @@ figures: $(READY)
 	$(BIN)/python -m experiments --redraw
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n auto -m ""
+	$(BIN)/python -m pytest -n auto --dist loadfile -m ""
 
 lint: $(READY)
 	$(BIN)/ruff check .
