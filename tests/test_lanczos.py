@@ -207,6 +207,19 @@ def test_extreme_pairs_of_the_hessian_are_those_of_the_dense_matrix(name, which)
     np.testing.assert_array_equal(np.asarray(found.signs)[decided], np.sign(expected)[decided])
 
 
+@ENDS
+def test_the_exact_count_tells_of_a_pair_that_was_missed(which):
+    problem, point = POINTS["random"]
+    eigenvalues = np.linalg.eigvalsh(hessian.dense(problem, point))
+    scale = np.max(np.abs(eigenvalues))
+    values = np.delete(ordered(eigenvalues, which, 4), 1)
+    found = lanczos.Eigenpairs(
+        values, np.zeros((3, 1)), np.full(3, 1e-13), np.ones(3, bool), scale, 0, 0, "converged"
+    )
+    sign = 1 if which == "smallest" else -1
+    assert eigenpairs._missed(problem, point, found, sign) == 1
+
+
 def test_off_the_orbit_the_smallest_eigenvalue_at_a_minimiser_is_the_least_one_above_zero():
     for problem in (FOUR, FREE):
         point = theory.global_minimizer(problem, jax.random.key(1))
