@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import ufm
 from ufm import cli, record
 
+DECAYS = ("lam_W", "lam_H", "lam_b")
 SMALL = ["--K", "3", "--d", "4", "--n", "5", "--lam-W", "5e-3", "--lam-H", "5e-3"]
 
 
@@ -91,6 +93,8 @@ def test_a_diverged_run_is_kept_and_has_its_own_exit_status(capsys, tmp_path):
         (("theory", "--d", 3), "got d=3 < K-1=9"),
         (("theory", "--lam-H", 0), "got lam_H=0.0"),
         (("certify", "absent"), "holds no run"),
+        (("probe", "absent"), "holds no run"),
+        (("probe", "absent.npz"), "does not exist"),
         (("measure", "absent.npz"), "does not exist"),
     ],
 )
@@ -164,6 +168,95 @@ def test_a_file_that_is_no_npz_is_refused(capsys, tmp_path):
     status, _, err = run(capsys, "measure", tmp_path / "f.npz")
     assert status == 2
     assert "np.savez" in err
+
+
+def point(**changes):
+    """The arrays of a point's file: a start, or what changes make of it."""
+    problem = ufm.Problem(3, 4, 5, 5e-3, 5e-3, 5e-4)
+    params = ufm.theory.global_minimizer(problem, jax.random.key(0))
+    arrays = params._asdict() | {name: getattr(problem, name) for name in DECAYS} | {"n": 5}
+    return {name: x for name, x in (arrays | changes).items() if x is not None}
+
+
+def test_probe_tells_a_minimum_from_a_saddle(capsys, tmp_path):
+    origin = {name: np.zeros_like(x) for name, x in point().items() if name in "WHb"}
+    for name, arrays in (("minimum", point()), ("origin", point(**origin))):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    problem = ufm.Problem(3, 4, 5, 5e-3, 5e-3, 5e-4)
+    for name, kind, index, orbit, spectrum in (
+        ("minimum", "global minimiser", 0, 4 * 2 - 3, ufm.spectra.hessian_spectrum(problem)),
+        ("origin", "strict saddle", 4 * 2, 0, ufm.spectra.origin_spectrum(problem)),
+    ):
+        status, out, _ = run(capsys, "probe", tmp_path / f"{name}.npz", "--k", 1, "--json")
+        got = json.loads(out)
+        assert (status, got["verdict"], got["index"]) == (0, kind, index)
+        assert (got["nullity"], got["orbit_dimension"]) == (orbit, orbit)
+        assert got["index"] + got["nullity"] + got["positive"] == problem.size
+        ends = zip(("smallest", "largest"), spectrum.eigenvalues[[0, -1]], strict=True)
+        for end, value in ends:
+            (pair,) = got[end]
+            assert pair["converged"]
+            # Lanczos stops at residuals of 1e-10 ‖∇²f‖; the error of a value is their square.
+            assert pair["value"] == pytest.approx(value, abs=1e-12)
+            assert pair["residual"] <= 1e-10
+
+
+def test_probe_polishes_the_end_of_a_run_and_draws_beside_it(capsys, tmp_path):
+    run(
+        capsys,
+        "descend",
+        *SMALL,
+        "--gap-tol",
+        1e-3,
+        "--record-every",
+        10,
+        "--out",
+        tmp_path / "run.1",
+    )
+    status, out, _ = run(capsys, "probe", tmp_path / "run.1", "--k", 1)
+    assert status == 0
+    assert "not critical" in out
+    arguments = ("--polish", "--density", "--k", 2)
+    status, out, _ = run(capsys, "probe", tmp_path / "run.1", *arguments)
+    assert status == 0
+    assert "global minimiser" in out
+    assert "smallest eigenvalue, 2 of 2" in out
+    for kind in ("pdf", "png"):
+        assert (tmp_path / f"run.1_density.{kind}").stat().st_size > 0
+
+
+def test_certify_reads_the_file_of_a_point(capsys, tmp_path):
+    np.savez(tmp_path / "p.npz", **point())
+    status, out, _ = run(capsys, "certify", tmp_path / "p.npz", "--json")
+    assert status == 0
+    assert json.loads(out)["gap"] == pytest.approx(0, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"W": None}, "missing ['W']"),
+        ({"H": None, "b": None}, "missing ['H', 'b']"),
+        ({"n": None, "lam_H": None}, "missing ['lam_H', 'n']"),
+        ({"W": np.zeros(3)}, "with W of shape (3,); allowed: (K, d)"),
+        ({"H": np.zeros((4, 14))}, "got H with shape (4, 14)"),
+        ({"H": np.full((4, 15), np.nan)}, "60 non-finite entries in H"),
+        ({"b": np.zeros(3, int)}, "got b of int64"),
+        ({"n": 5.0}, "got n="),
+        ({"n": [5, 5]}, "K=3 counts"),
+        ({"lam_W": [1.0, 1.0]}, "lam_W of shape (2,); allowed: one number"),
+        ({"lam_W": -1.0}, "got lam_W="),
+        ({"lam_H": 0.0}, "a verdict needs both > 0"),
+        ({"bias": 1.0}, "got bias="),
+    ],
+)
+def test_a_point_that_lacks_something_or_does_not_fit_is_refused(
+    capsys, tmp_path, changes, message
+):
+    np.savez(tmp_path / "p.npz", **point(**changes))
+    status, out, err = run(capsys, "probe", tmp_path / "p.npz")
+    assert (status, out) == (2, "")
+    assert message in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

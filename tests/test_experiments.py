@@ -38,6 +38,11 @@ TINY = {
         "shapes": ((3, 4, 2),), "x": (0.1, 2.0), "multiples": (0.2, 0.5), "starts": 4,
         "offsets": (0.0, 0.5, 1.5),
     },
+    # The same K and starts, so that both use the same compiled programs.
+    "c07_ladder": {"classes": (3,), "starts": 16, "other_classes": (3,), "other_starts": 16},
+    "c08_strict_saddle": {"effort": ((3, 16, 1, 2),), "widths": (1.0, 1.6)},
+    "c09_escape": {"starts": 8, "lengths": 3, "slope_tol": 0.1},
+    "c10_boundary": {"starts": 24},
 }  # fmt: skip
 
 
@@ -287,6 +292,69 @@ def test_a_descent_of_another_rate_is_refuted_and_one_that_failed_is_not():
     assert [claim[-10:] for claim in refuted] == ["ηλ_max < 2", "ηλ_max > 2"]
     failed = outcomes(name, changed(name, done=lambda x: x & False))
     assert set(failed.values()) == {NOT_CONVERGED}
+
+
+@pytest.mark.parametrize(
+    ("array", "change", "claims"),
+    [
+        (
+            "partition_value",
+            lambda x: x + np.array([0, 1e-3]),
+            ["K=3: partitions whose orbit is among"],
+        ),
+        ("rank", lambda x: 0 * x, ["K=3: of these, with another rank or index"]),
+        ("morse_index", lambda x: 0 * x, ["K=3: of these", "K=3: orbits of index 0"]),
+        ("other", lambda x: x + np.array([0, 1e-3, 0, 0]), ["points of the other program"]),
+        ("nullity", lambda x: x + 1, ["orbits with zero eigenvalues"]),
+        ("smallest", lambda x: 1.01 * x, ["worst relative error of the least eigenvalue"]),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_a_ladder_without_a_predicted_rung_or_with_a_false_one_is_refuted(array, change, claims):
+    found = outcomes("c07_ladder", changed("c07_ladder", **{array: change}))
+    refuted = [claim for claim, outcome in found.items() if outcome == REFUTED]
+    assert all(any(part in claim for claim in refuted) for part in claims)
+
+
+@pytest.mark.usefixtures("finished")
+def test_every_start_of_the_strict_saddles_is_a_point_or_refused():
+    arrays = arrays_of("c08_strict_saddle")
+    tried, refused = arrays["tried"].T
+    points = script_of("c08_strict_saddle").summary(arrays, "points")
+    assert (points == tried - refused).all()
+    assert (tried == 80).all()
+
+
+@pytest.mark.usefixtures("finished")
+def test_an_orbit_that_is_no_strict_saddle_is_refuted_by_name():
+    name, local = "c08_strict_saddle", script_of("c08_strict_saddle").KINDS.index("local minimiser")
+    found = outcomes(name, changed(name, kind=lambda x: np.where(x == 0, local, x)))
+    (claim,) = [claim for claim, outcome in found.items() if outcome == REFUTED]
+    assert "K=3, d=5, Kc=0.5, f=1.09861229, rank 0: local minimiser" in claim
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "claim"),
+    [
+        ("refused", lambda x: x + 1, "refused by the strict residual"),
+        ("saddles", lambda x: x - 1, "share of strict saddles"),
+        ("lower", lambda x: 0 * x + 0.01, "deepest eigenvalue below λ₋"),
+        ("error", lambda x: x + 0.01, "worst |f − f*|"),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_points_that_the_theorem_does_not_allow_are_refuted(column, change, claim):
+    name = "c08_strict_saddle"
+    at = script_of(name).SUMMARY.index(column)
+
+    def wrong(points):
+        points = points.copy()
+        points[:, at] = change(points[:, at])
+        return points
+
+    found = outcomes(name, changed(name, points=wrong))
+    (refuted,) = [claim for claim, outcome in found.items() if outcome == REFUTED]
+    assert claim in refuted
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from laws import eps
 from ufm import losses
 
 DTYPES = [jnp.float32, jnp.float64]
-SHAPES = [(2, 5), (3, 11), (10, 5)]
+SHAPES = [(2, 5), (3, 11), (10, 5), (losses.FEW_CLASSES + 1, 3)]
 EACH = pytest.mark.parametrize(
     ("K", "N", "dtype"), [(K, N, dtype) for K, N in SHAPES for dtype in DTYPES]
 )

@@ -191,3 +191,13 @@ def test_an_animation_loops_for_ever_and_pauses_at_its_end(tmp_path):
             durations.append(image.info["duration"])
             assert image.convert("RGB").getpixel((48, 25)) == (255, 255, 255)
     assert durations == [60, 60, 3000]
+
+
+def test_a_band_reaches_the_error_to_both_sides_of_its_curve():
+    ax = plots.figure("icml", 2)[1][0, 0]
+    x, y, error = np.arange(3.0), np.array([1.0, 2.0, 4.0]), np.array([0.5, 0.25, 1.0])
+    line = plots.band(ax, x, y, error, "measured")
+    np.testing.assert_array_equal(line.get_ydata(), y)
+    corners = ax.collections[0].get_paths()[0].vertices
+    for at, low, high in zip(x, y - error, y + error, strict=True):
+        assert {low, high} <= set(corners[corners[:, 0] == at, 1])

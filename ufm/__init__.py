@@ -9,6 +9,7 @@ measures NC1–NC4 on any features.
 
 from ufm import (
     certificate,
+    critical,
     descent,
     geometry,
     hessian,
@@ -32,6 +33,7 @@ __all__ = [
     "Solution",
     "certificate",
     "certify",
+    "critical",
     "descend",
     "descent",
     "geometry",

@@ -7,12 +7,14 @@ from typing import Annotated
 import jax
 import tyro
 
+from ufm.commands.census import Census
 from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
 from ufm.commands.probe import Probe
 from ufm.commands.shared import INTERRUPTED, REFUSED
 from ufm.commands.theory import Theory
+from ufm.commands.verify import Verify
 
 Command = (
     Annotated[Descend, tyro.conf.subcommand("descend")]
@@ -20,6 +22,8 @@ Command = (
     | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Census, tyro.conf.subcommand("census")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
 
@@ -29,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Command,
         prog="ufm",
         description="Simulator for the landscape of the unconstrained feature model of neural "
-        "collapse. Start with: ufm theory, ufm descend.",
+        "collapse. Start with: ufm theory, ufm descend, ufm verify.",
         args=arguments,
     )
     jax.config.update("jax_enable_x64", True)

@@ -27,6 +27,7 @@ from ufm.curvature import (
     product,
     unflatten,
 )
+from ufm.eigenpairs import Extreme, extreme
 from ufm.inertia import Inertia, inertia, inertia_of
 from ufm.problem import Params, Problem
 from ufm.reduction import spectrum
@@ -35,6 +36,7 @@ from ufm.verdict import Verdict, Witness, verdict, witness
 
 __all__ = [
     "Density",
+    "Extreme",
     "Inertia",
     "Linearization",
     "Spectrum",
@@ -43,6 +45,7 @@ __all__ = [
     "apply",
     "dense",
     "density",
+    "extreme",
     "flatten",
     "gauss_newton_product",
     "inertia",

@@ -18,7 +18,18 @@ import optax
 from jaxtyping import Array
 
 from ufm import certificate, losses, metrics, minibatch, optimizers
-from ufm.problem import Params, Problem, gradient, gradient_from, logits, norm, objective
+from ufm.problem import (
+    Params,
+    Problem,
+    add_decay,
+    data_gradient,
+    data_products,
+    gradient,
+    gradient_from,
+    logits,
+    norm,
+    objective,
+)
 
 
 class Status(IntEnum):
@@ -101,7 +112,7 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         "loss": loss,
         "grad_norm": norm(gradient_from(problem, params, G)),
         "gap": loss - bound,
-        "accuracy": jnp.mean((jnp.argmax(Z, axis=0) == labels).astype(Z.dtype)),
+        "accuracy": jnp.mean((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype)),
     }
     row |= {name: getattr(collapse, name) for name in ("nc1", "nc2", "nc3", "nc4")}
     row |= {f"norm_{name}": jnp.linalg.norm(x) for name, x in zip("WHb", params, strict=True)}
@@ -132,22 +143,26 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         columns, order = minibatch.draw(
             problem, state.key, state.step, state.order, method.batch_size
         )
-        grad = minibatch.gradient(problem, params, columns)
+        grad = products = minibatch.gradient(problem, params, columns)
     elif method.optimizer == "lbfgs":
         value_fn = closed_form(problem)
         # The line search has evaluated the point it chose; its state remembers both.
         value, grad = optax.value_and_grad_from_state(value_fn)(params, state=state.opt_state)
         extra = {"value": value, "grad": grad, "value_fn": value_fn}
+        products = grad
     else:
-        grad = gradient(problem, params)
+        products = data_products(problem, params, data_gradient(problem, params))
+        grad = add_decay(problem, params, products)
         extra = {
             "value": objective(problem, params),
             "grad": grad,
             "value_fn": closed_form(problem),
         }
     updates, opt_state = optimizer.update(grad, state.opt_state, params, **extra)
-    # Every update waits for all products: otherwise XLA copies W and H before each step.
-    done = jnp.where((grad.W[0, 0] < jnp.inf) & (grad.H[0, 0] < jnp.inf), 1, jnp.nan)
+    # Every update waits for both products, which read the old W and H: otherwise XLA copies W and H
+    # before each step. The bare products: with decay the factor would read W and H once more.
+    read = (products.W[0, 0] < jnp.inf) & (products.H[0, 0] < jnp.inf)
+    done = jnp.where(read, 1, jnp.nan)
     updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
     params = optax.apply_updates(params, updates)
     return state._replace(params=params, opt_state=opt_state, step=state.step + 1, order=order)

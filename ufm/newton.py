@@ -31,6 +31,7 @@ TOLERANCE = 1e-14  # residual of a critical point, in units of `scale`
 # σ/‖∇²f‖ from below: rounding in the zero modes moves a point by at most 1e-16/1e-10 then, and
 # eigenvalues of 1e-5 ‖∇²f‖ still converge by five digits a step.
 FLOOR = 1e-10
+RECORDS = 128  # residuals kept of a polish
 _LEAST, _MOST = 1e-3, 1e9  # range of σ(1 + ‖x‖)/‖∇f‖; beyond it no step lowers ‖∇f‖
 _INEXACT = 0.1  # largest relative residual of a MINRES step
 
@@ -51,7 +52,7 @@ class Polished(NamedTuple):
     newton_step: length of the last Newton step tried, an estimate of the distance to the
         critical point from where it was taken.
     steps: factorisations. status: code of `Status`.
-    residuals: (limit + 1,), ‖∇f‖ before each step, NaN past the end.
+    residuals: (RECORDS,), ‖∇f‖ before each step while there is room, NaN past the end.
     """
 
     params: Params
@@ -116,18 +117,36 @@ def _free_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
     return minres(lambda v: flatten(problem, apply(at, unflatten(problem, v))), -g, tolerance, 500)
 
 
-def polish(problem: Problem, params: Params, limit: int = 100) -> Polished:
+class Step(NamedTuple):
+    """s, the step from a flattened point. g: ∇f there."""
+
+    s: Float[Array, " size"]
+    g: Float[Array, " size"]
+
+
+def step(problem: Problem, x: Float[Array, " size"], factor) -> Step:
+    """The step s(σ) of the module's head with σ = factor ‖∇f‖/(1 + ‖x‖). Traceable."""
+    g, _ = _slope(problem, x)
+    return Step(_step(problem, x, g, factor), g)
+
+
+def _step(problem: Problem, x: Array, g: Array, factor) -> Array:
+    sigma = factor * jnp.linalg.norm(g) / (1 + jnp.linalg.norm(x))
+    one = _dense_step if problem.size <= DENSE_SIZE else _free_step
+    return one(problem, x, g, sigma)
+
+
+def polish(problem: Problem, params: Params, limit=100) -> Polished:
     """From params to the critical point that Newton's method finds from there. Traceable.
 
     Args:
         problem: any problem; decays may be mapped over.
         params: where to start; its dtype should be float64.
-        limit: static, most steps.
+        limit: most steps; may be traced.
 
     Returns:
         A `Polished`; under `jax.vmap`, one of each for every start.
     """
-    step = _dense_step if problem.size <= DENSE_SIZE else _free_step
 
     def judged(g, size, factor, steps):
         status = jnp.where(steps >= limit, Status.step_limit, Status.running)
@@ -137,22 +156,21 @@ def polish(problem: Problem, params: Params, limit: int = 100) -> Polished:
 
     def body(state: _Loop) -> _Loop:
         residual = jnp.linalg.norm(state.g)
-        sigma = state.factor * residual / (1 + jnp.linalg.norm(state.x))
-        s = step(problem, state.x, state.g, sigma)
+        s = _step(problem, state.x, state.g, state.factor)
         g, size = _slope(problem, state.x + s)
         better = jnp.linalg.norm(g) < (1 - 1e-4) * residual  # False for NaN
         x, g = jnp.where(better, state.x + s, state.x), jnp.where(better, g, state.g)
         size = jnp.where(better, size, state.scale)
         factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
         steps = state.steps + 1
-        residuals = state.residuals.at[steps].set(jnp.linalg.norm(g))
+        residuals = state.residuals.at[steps].set(jnp.linalg.norm(g), mode="drop")
         length, status = jnp.linalg.norm(s), judged(g, size, factor, steps)
         return _Loop(x, g, size, factor, length, steps, status, residuals)
 
     x = flatten(problem, params)
     g, size = _slope(problem, x)
     none, factor = jnp.int32(0), jnp.ones((), x.dtype)
-    residuals = jnp.full(limit + 1, jnp.nan, x.dtype).at[0].set(jnp.linalg.norm(g))
+    residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(jnp.linalg.norm(g))
     length = jnp.zeros((), x.dtype)
     first = _Loop(x, g, size, factor, length, none, judged(g, size, factor, none), residuals)
     last = jax.lax.while_loop(lambda state: state.status == Status.running, body, first)

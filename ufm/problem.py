@@ -277,12 +277,20 @@ def gradient(problem: Problem, params: Params) -> Params:
 
 def gradient_from(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Params:
     """The gradient in (W, H, b) of a point whose G = (P − Y)/N is already at hand."""
+    return add_decay(problem, params, data_products(problem, params, G))
+
+
+def data_products(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Params:
+    """(G Hᵀ, Wᵀ G, G 1), the gradient of the data term alone; G 1 is 0 without a bias."""
     W, H, b = params
-    lam_W, lam_H, lam_b = decays(problem, W.dtype)
-    dW = matmul(G, H.T) + lam_W * W
-    dH = matmul(W.T, G) + lam_H * H
-    db = jnp.sum(G, axis=1) + lam_b * b if problem.bias else jnp.zeros_like(b)
-    return Params(dW, dH, db)
+    db = jnp.sum(G, axis=1) if problem.bias else jnp.zeros_like(b)
+    return Params(matmul(G, H.T), matmul(W.T, G), db)
+
+
+def add_decay(problem: Problem, params: Params, products: Params) -> Params:
+    """The gradient of f from that of the data term: each part gains its λ x."""
+    lams = decays(problem, params.W.dtype)
+    return Params(*(g + lam * x for g, lam, x in zip(products, lams, params, strict=True)))
 
 
 def squared_norm(x: Array) -> Scalar:

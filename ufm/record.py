@@ -215,7 +215,7 @@ def _fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
         **identity,
         "config_sha256": storage.digest(identity["config"]),
         "status": "running",
-        **_session(),
+        **session(),
         "resumed": [],
         "finished": None,
         "wall_seconds": 0.0,
@@ -228,7 +228,7 @@ def _fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resumed(kept: Mapping[str, Any]) -> dict[str, Any]:
     # The first session's environment stays at the top; later ones are listed after it.
-    sessions = [*kept["resumed"], _session()]
+    sessions = [*kept["resumed"], session()]
     empty: dict[str, Any] = {"status": "running", "finished": None, "arrays": None, "results": {}}
     return {**kept, **empty, "resumed": sessions}
 
@@ -294,7 +294,8 @@ def _strays(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
 # The record of a session
 
 
-def _session() -> dict[str, Any]:
+def session() -> dict[str, Any]:
+    """Who computes here and now: time, command, versions, commit, device."""
     device = jax.devices()[0]
     return {
         "started": _now(),

@@ -134,8 +134,8 @@ def _restrict(problem: Problem, starts: Params) -> quotient.Restricted:
     return batched._replace(problem=jax.tree.map(lambda x: x[0], batched.problem))
 
 
-@partial(jax.jit, static_argnames="limit")
-def _polish(problem: Problem, starts: Params, limit: int) -> newton.Polished:
+@jax.jit
+def _polish(problem: Problem, starts: Params, limit) -> newton.Polished:
     return jax.vmap(partial(newton.polish, problem, limit=limit))(starts)
 
 

@@ -26,6 +26,8 @@ POINT = {
     "lam_H": "one number",
     "lam_b": "one number",
 }
+# Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
+LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""What the paired benchmarks share: rounds, medians, the environment, tables and records.
+
+A round times each contestant once, one after the other, so that a machine whose speed drifts
+drifts for all; figures are medians over rounds, of times or of ratios within a round.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+Rounds = list[dict[str, float]]
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call, which must not return before its work is done."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def rounds(contestants: dict[str, Callable[[], Any]], count: int) -> Rounds:
+    """`count` rounds of wall times."""
+    return [{name: seconds(run) for name, run in contestants.items()} for _ in range(count)]
+
+
+def median(rounds: Rounds, name: str, over: str | None = None) -> float:
+    """Median time of a contestant, or of its ratio to another within a round."""
+    return statistics.median(r[name] / (r[over] if over else 1.0) for r in rounds)
+
+
+def environment(packages: Sequence[str]) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(name: str, record: dict[str, Any]) -> None:
+    """Store a record as results/{name}.json."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

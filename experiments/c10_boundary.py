@@ -1,0 +1,230 @@
+"""Where the theorem ends: spurious local minima appear as d falls below K−1.
+
+Claim. For d ≥ K−1 every local minimum found is global. Below there are spurious ones: points with
+‖∇f‖ at rounding, exact Morse index 0, no zero eigenvalue beyond the symmetry orbit, and a value
+above the lowest one found by far more than rounding; for d = 2 they appear at K = 6 already, where
+f = 0.11549 and f = 0.15569 (λ_W = λ_H = 1e-3, λ_b = 0.01, n = 3) are both local minima.
+
+Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, for d > K, and arXiv 2407.10702 for d = K;
+d = K−1 is conjecture. For d < K−1 the certificate need not close, so "lowest" is the lowest found.
+
+Refuted by a spurious local minimum found for d ≥ K−1, or by none found for d = 2 and K ≥ 6.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import runner
+from experiments.runner import Report, Verdict, judge
+from ufm import Params, Problem, orbits, plots, quotient, solve, sources
+
+ABOVE = 1e-8  # nats above the lowest value from which a minimum is spurious
+KNOWN = {"K": 6, "d": 2, "lam": 1e-3, "values": (0.11549, 0.15569), "digits": 5e-6}
+PLANE = 10  # rows kept of configurations in the plane, for the largest K
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and decays; λ_W = λ_H = lam."""
+
+    # (K, largest d) of every series; d runs from 1.
+    shapes: tuple[tuple[int, int], ...] = ((4, 4), (6, 6), (7, 3), (8, 3), (9, 3), (10, 3))
+    lams: tuple[float, ...] = (1e-3, 1e-2)  # λ_W = λ_H
+    lam_b: float = 1e-2  # λ_b
+    n: int = 3  # samples per class
+    starts: int = 64  # random starts for each K, d and λ
+    steps: int = 3000  # limit on the steps of L-BFGS
+    missed: float = 0.05  # share of the starts that may fail to reach rounding
+    seed: int = 0  # seed of the starts
+
+    @classmethod
+    def quick(cls) -> "Config":
+        """The known case: six classes in up to two dimensions."""
+        return cls(shapes=((6, 2),), lams=(1e-3,), starts=32)
+
+
+def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
+    """One row for every orbit with exact index 0; and for every (K, λ, d) what became of starts."""
+    rows: list[dict] = []
+    cells: list[tuple] = []
+    total = sum(width for _, width in config.shapes) * len(config.lams)
+    for K, width in config.shapes:
+        for lam in config.lams:
+            for d in range(1, width + 1):
+                progress(len(cells) / total, f"K={K}, d={d}, λ={lam:g}")
+                problem = Problem(K, d, config.n, lam, lam, config.lam_b)
+                key = jax.random.fold_in(jax.random.key(config.seed), 1000 * K + d)
+                found, missed, saddles = _minima(config, problem, width, key)
+                cells.append((K, lam, d, missed, saddles))
+                rows += [{"K": K, "lam": lam, "d": d} | row for row in found]
+    stacked = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    columns = zip(*cells, strict=True)
+    names = ("cell_K", "cell_lam", "cell_d", "missed", "saddles")
+    return stacked | {name: np.array(x) for name, x in zip(names, columns, strict=True)}
+
+
+def _minima(config: Config, problem: Problem, width: int, key) -> tuple[list[dict], float, int]:
+    """(orbits of index 0, share of starts that did not arrive, starts that ended on saddles).
+
+    The starts of all d are solved in `width` dimensions, those beyond d at zero, where descent and
+    Newton's method leave them: one program for all d.
+    """
+    small = quotient.of_width(problem, width)
+    pad = width - problem.d
+    drawn = sources.random(quotient.of_width(problem, problem.d), key, config.starts)
+    W = jnp.pad(drawn.W, ((0, 0), (0, 0), (0, pad)))
+    H = jnp.pad(drawn.H, ((0, 0), (0, pad), (0, 0)))
+    solved = solve(small, Params(W, H, drawn.b), steps=config.steps)
+    arrived = np.flatnonzero(solved.status == "converged")
+    prints = np.asarray(_fingerprints(small, solved.params))
+    left, found, saddles = list(arrived), [], 0
+    while left:
+        near = np.max(np.abs(prints[left] - prints[left[0]]), axis=1) <= orbits.SAME
+        same = [i for i, is_near in zip(left, near, strict=True) if is_near]
+        left = [i for i, is_near in zip(left, near, strict=True) if not is_near]
+        W, H, b = (np.asarray(x[same[0]]) for x in solved.params)
+        point = Params(*map(jnp.asarray, (W[:, : problem.d], H[: problem.d], b)))
+        orbit = orbits.judge(problem, point, float("nan"), {})
+        if orbit.morse_index:
+            saddles += len(same)
+        else:
+            found.append(_row(orbit, len(same)))
+    return found, 1 - len(arrived) / config.starts, saddles
+
+
+@jax.jit
+def _fingerprints(problem, points):
+    return jax.vmap(lambda x: orbits.fingerprint(problem, x))(points)
+
+
+def _row(orbit: orbits.Orbit, hits: int) -> dict:
+    """What is stored of a minimum; its picture where it lies in the plane."""
+    rows = np.full((2, PLANE, 2), np.nan)
+    W, H, _ = orbit.params
+    if W.shape[1] == 2 and len(W) <= PLANE:
+        rows[0, : len(W)], rows[1, : len(W)] = W, H.T
+    return {
+        "value": orbit.value, "gap": orbit.gap, "hits": hits, "residual": orbit.residual,
+        "nullity": orbit.nullity, "orbit_dimension": orbit.orbit_dimension,
+        "smallest": orbit.smallest, "plane": rows,
+    }  # fmt: skip
+
+
+def spurious(results: dict) -> np.ndarray:
+    """Which rows are isolated orbits of local minima above the lowest one of their (K, λ, d)."""
+    lowest = np.array([np.min(results["value"][_same(results, i)]) for i in _rows(results)])
+    isolated = results["nullity"] == results["orbit_dimension"]
+    return isolated & (results["value"] > lowest + ABOVE)
+
+
+def _rows(results: dict) -> range:
+    return range(len(results["value"]))
+
+
+def _same(results: dict, i: int) -> np.ndarray:
+    """The rows with the K, λ and d of row i."""
+    return np.all([results[name] == results[name][i] for name in ("K", "lam", "d")], axis=0)
+
+
+def table(results: dict, K: int, lam: float, d: int) -> tuple[int, float]:
+    """(spurious minima, excess of the worst of them in nats, 0 without one) of a cell."""
+    mine = (results["K"] == K) & (results["lam"] == lam) & (results["d"] == d)
+    bad = mine & spurious(results)
+    excess = np.max(results["value"][bad], initial=-np.inf) - np.min(results["value"][mine])
+    return int(bad.sum()), float(excess) if bad.any() else 0.0
+
+
+def check(config: Config, results: dict) -> list[Verdict]:
+    """Counts on both sides of d = K−1, the known pair, and how many starts arrived."""
+    bad, K, d = spurious(results), results["K"], results["d"]
+    verdicts = []
+    for name, side, shown in (
+        ("d = K", d == K, any(width >= K for K, width in config.shapes)),
+        ("d = K−1", d == K - 1, any(width >= K - 1 for K, width in config.shapes)),
+    ):
+        if shown:
+            verdicts.append(judge(f"{name}: spurious local minima found", bad[side].sum(), 0, 0))
+    least = min(config.lams)
+    counts = [table(results, K, least, 2)[0] for K, width in config.shapes if K >= 6 and width >= 2]
+    if counts:
+        claim = f"d = 2, λ={least:g}: share of K ≥ 6 with a spurious local minimum"
+        verdicts.append(judge(claim, np.mean(np.array(counts) > 0), 1, 0))
+    mine = (KNOWN["K"] == K) & (d == KNOWN["d"]) & (results["lam"] == KNOWN["lam"])
+    if mine.any():
+        near = [np.min(np.abs(results["value"][mine] - x)) for x in KNOWN["values"]]
+        claim = "K=6, d=2, λ=0.001: distance of the known values from minima found, nats"
+        verdicts.append(judge(claim, max(near), 0, KNOWN["digits"]))
+    # Starts that did not arrive neither support nor refute; they leave the search incomplete.
+    missed = max(results["missed"])
+    claim = "largest share of starts not at rounding"
+    verdicts.append(judge(claim, missed, 0, config.missed, missed <= config.missed))
+    return verdicts
+
+
+def draw(config: Config, results: dict) -> dict[str, Figure]:
+    """Counts and excess over (K, d), λ by λ; minima in the plane, the lowest and the worst."""
+    return {"": _draw_table(config, results), "_plane": _draw_plane(config, results)}
+
+
+def _draw_table(config: Config, results: dict) -> Figure:
+    canvas, axes = plots.figure("icml_text", 2.1 * len(config.lams), len(config.lams), 2)
+    for (count, excess), lam in zip(axes, config.lams, strict=True):
+        for i, (K, width) in enumerate(config.shapes):
+            widths = np.arange(1, width + 1)
+            numbers, worst = np.array([table(results, K, lam, d) for d in widths]).T
+            look = {"linestyle": "-", "linewidth": 0.7, "markersize": 3.5}
+            plots.points(count, widths, numbers, None, f"$K={K}$", i, **look)
+            some = worst > 0
+            plots.points(excess, widths[some], worst[some], None, None, i, **look)
+        count.set(ylabel="spurious minima found", title=rf"$\lambda_W=\lambda_H={lam:g}$")
+        excess.set(yscale="log", ylabel="excess of the worst, nats")
+        excess.set_xlim(count.get_xlim())
+        for ax in (count, excess):
+            ax.set(xlabel=r"$d$")
+            ax.set_xticks(np.arange(1, max(width for _, width in config.shapes) + 1))
+    handles = axes[0, 0].get_legend_handles_labels()
+    canvas.legend(*handles, loc="outside lower center", ncols=6)
+    plots.letters(axes.flat)
+    return canvas
+
+
+def _draw_plane(config: Config, results: dict) -> Figure:
+    """Classifier rows as arrows and class means as rings, scaled to the longest of each."""
+    shown = [K for K, width in config.shapes if width >= 2 and 6 <= K <= PLANE] or [
+        K for K, width in config.shapes if width >= 2
+    ]
+    canvas, axes = plots.figure("icml_text", 3.2, 2, len(shown))
+    lam, bad = min(config.lams), spurious(results)
+    for column, K in zip(axes.T, shown, strict=True):
+        mine = (results["K"] == K) & (results["d"] == 2) & (results["lam"] == lam)
+        order = np.flatnonzero(mine)[np.argsort(results["value"][mine])]
+        worst = [i for i in order if bad[i]][-1:]
+        for ax, chosen, name in ((column[0], order[:1], "lowest"), (column[1], worst, "worst")):
+            ax.set_axis_off()
+            for i in chosen:
+                W, H = results["plane"][i][:, :K]
+                _configuration(ax, W, H)
+                ax.set_title(f"$K={K}$, {name}\n$f={results['value'][i]:.5f}$", pad=3)
+    return canvas
+
+
+def _configuration(ax, W: np.ndarray, H: np.ndarray) -> None:
+    for k, (w, h) in enumerate(zip(_scaled(W), _scaled(H), strict=True)):
+        hue = plots.colour(k)
+        arrow = {"arrowstyle": "-|>", "color": hue, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", w, (0, 0), arrowprops=arrow)
+        ax.plot(*h, "o", mfc="none", mec=hue, mew=1.0, ms=5)
+    ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
+
+
+def _scaled(rows: np.ndarray) -> np.ndarray:
+    return rows / np.max(np.linalg.norm(rows, axis=1))
+
+
+if __name__ == "__main__":
+    sys.exit(runner.main("c10_boundary"))

@@ -1,0 +1,123 @@
+"""A census on disk, which grows: a later session adds orbits and hits, and loses nothing.
+
+    atlas.json              problem, table of orbits, starts by source, one entry a session
+    orbits-<hash>.npz       W, H, b of the representatives, stacked
+
+Both are written whole or not at all, the arrays first and the manifest that names them last
+(`ufm.storage`), so a killed session leaves the atlas of its last finished round.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ufm import record, storage
+from ufm.census import Census
+from ufm.orbits import Orbit
+from ufm.problem import Params, Problem
+from ufm.storage import RecordError
+
+FORMAT, VERSION, _MANIFEST = "ufm-atlas", 1, "atlas.json"
+
+
+class Atlas:
+    """An atlas held by one process: `census` is what it holds, `sessions` how it came about."""
+
+    def __init__(self, folder: Path, census: Census | None, sessions: list[dict[str, Any]]):
+        self.folder, self.census, self.sessions = folder, census, sessions
+
+    def save(self, census: Census) -> None:
+        """Write a census; the files of the former one go once the new manifest is there."""
+        self.census = census
+        points = jax.tree.map(lambda *x: np.stack(x), *(orbit.params for orbit in census.orbits))
+        data, entry = storage.pack(points._asdict())
+        entry["file"] = f"orbits-{entry['sha256'][:16]}.npz"
+        storage.write(self.folder, entry["file"], data)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "problem": describe(census.problem),
+            "sessions": self.sessions,
+            "tried": census.tried,
+            "refused": census.refused,
+            "orbits": [table_row(orbit) for orbit in census.orbits],
+            "arrays": entry,
+        }
+        storage.write_sealed(self.folder, _MANIFEST, storage.plain(manifest, "atlas"))
+        old = {name for name in storage.listing(self.folder) if name.startswith("orbits-")}
+        storage.discard(self.folder, old - {entry["file"]})
+
+
+def describe(problem: Problem) -> dict[str, Any]:
+    """Sizes and decays of a problem as JSON holds them."""
+    n = problem.n if isinstance(problem.n, int) else list(problem.n)
+    decays = {name: float(getattr(problem, name)) for name in ("lam_W", "lam_H", "lam_b")}
+    return {"K": problem.K, "d": problem.d, "n": n, **decays, "bias": problem.bias}
+
+
+def table_row(orbit: Orbit) -> dict[str, Any]:
+    """An orbit without its representative, as JSON holds it."""
+    row = orbit._asdict()
+    del row["params"]
+    return row | {"groups": list(orbit.groups)}
+
+
+def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
+    """(census, sessions) of an atlas.
+
+    Raises:
+        RecordError: no atlas there, or a file that was damaged or edited.
+    """
+    manifest = storage.read_sealed(folder / _MANIFEST, FORMAT, VERSION)
+    arrays = storage.unpack(folder, manifest["arrays"])
+    fields = manifest["problem"]
+    n = fields["n"] if isinstance(fields["n"], int) else tuple(fields["n"])
+    found = tuple(
+        Orbit(
+            params=Params(*(arrays[name][i] for name in "WHb")),
+            **row | {"groups": tuple(row["groups"])},
+        )
+        for i, row in enumerate(manifest["orbits"])
+    )
+    problem = Problem(**fields | {"n": n})
+    return Census(problem, found, manifest["tried"], manifest["refused"]), manifest["sessions"]
+
+
+@contextmanager
+def opened(folder: Path, problem: Problem, options: dict[str, Any]) -> Iterator[Atlas]:
+    """The atlas of a folder, made if absent, locked while the block lasts.
+
+    Args:
+        folder: of the atlas.
+        problem: which it is to be the atlas of.
+        options: of this session, kept beside its command, versions and commit.
+
+    Raises:
+        RecordError: an atlas of another problem, a folder that holds other files, a damaged
+            file, or a folder in use.
+    """
+    lock = storage.acquire(folder)
+    try:
+        names = storage.listing(folder) - {storage.LOCK, storage.PARTIAL}
+        census: Census | None = None
+        sessions: list[dict[str, Any]] = []
+        if _MANIFEST in names:
+            census, sessions = load(folder)
+            if describe(census.problem) != describe(problem):
+                fields = storage.differences(describe(problem), describe(census.problem))
+                raise RecordError(
+                    f"{folder} holds the atlas of another problem ({'; '.join(fields)}): choose "
+                    "another folder, or the same problem"
+                )
+        elif names - {name for name in names if name.startswith("orbits-")}:
+            raise RecordError(
+                f"{folder} holds files that are no atlas ({', '.join(sorted(names)[:4])}): "
+                "choose an empty or a new folder"
+            )
+        yield Atlas(folder, census, [*sessions, record.session() | {"options": options}])
+    finally:
+        storage.release(folder, lock)

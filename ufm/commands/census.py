@@ -1,0 +1,118 @@
+"""`ufm census`: the critical points of one problem."""
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ufm import atlas
+from ufm import census as room
+from ufm.commands.shared import LOOK, Model
+
+
+@dataclass(frozen=True)
+class Census:
+    """Find critical points, tell their orbits apart, and say what each of them is.
+
+    Thousands of starts from many sources are polished by Newton's method; each orbit gets its
+    exact Morse index and nullity, a certified gap and a verdict. With --out the census is kept as
+    an atlas that grows: the same command again draws other starts and adds what they find.
+    A census finds what its starts lead to; it does not prove that there is no more.
+    Example: ufm census --model.K 4 --model.d 6 --out runs/atlas
+    """
+
+    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: Model(K=4, d=5, n=(10,), lam_W=5e-3, lam_H=5e-3, lam_b=5e-3)
+    )
+    starts: int = 256
+    """starts per source and round"""
+    rounds: int = 4
+    """most rounds; a round that finds nothing new is the last"""
+    seed: int | None = None
+    """seed of the starts; default: the number of sessions that the atlas has seen"""
+    out: Path | None = None
+    """folder that keeps the atlas: atlas.json, orbits-….npz"""
+    json: bool = False
+    """print JSON for machines instead of a table"""
+
+    def act(self) -> int:
+        """Take the census with progress on standard error; print one row an orbit."""
+        problem = self.model.problem()
+        room.check(problem, self.starts, self.rounds)
+        options = {"starts": self.starts, "rounds": self.rounds, "seed": self.seed}
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        with (
+            _kept(self.out, problem, options) as kept,
+            Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+        ):
+            task = progress.add_task("compiling")
+
+            def report(source: str, tried: int, orbits: int) -> None:
+                progress.update(task, description=f"{source}: {tried} starts, {orbits} orbits")
+
+            earlier = 0 if kept is None else len(kept.sessions) - 1
+            found = room.census(
+                problem,
+                jax.random.key(earlier if self.seed is None else self.seed),
+                starts=self.starts,
+                rounds=self.rounds,
+                known=None if kept is None else kept.census,
+                report=report,
+                save=None if kept is None else kept.save,
+            )
+        if self.json:
+            print(json.dumps(_plain(found), indent=2, ensure_ascii=False))
+        else:
+            _print(found)
+        return 0
+
+
+def _kept(out: Path | None, problem, options):
+    return contextlib.nullcontext() if out is None else atlas.opened(out, problem, options)
+
+
+def _plain(found: room.Census) -> dict:
+    rows = [atlas.table_row(orbit) for orbit in found.orbits]
+    return {
+        "problem": atlas.describe(found.problem),
+        "tried": found.tried,
+        "refused": found.refused,
+        "orbits": rows,
+    }
+
+
+def _groups(sizes: tuple[int, ...]) -> str:
+    """Sizes of groups, equal ones counted: (3, 1, 1) is 3+2×1."""
+    counted = {size: sizes.count(size) for size in sizes}
+    return "+".join(f"{size}" if m == 1 else f"{m}×{size}" for size, m in counted.items())
+
+
+def _print(found: room.Census) -> None:
+    table = Table(title="Critical points, up to symmetry", **LOOK)
+    for name in ("f (nats)", "rank", "groups", "index", "nullity", "λ_min", "gap", "hits", ""):
+        justify: Literal["left", "right"] = "left" if name in ("groups", "") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for orbit in found.orbits:
+        nullity = f"{orbit.nullity}"
+        if orbit.nullity != orbit.orbit_dimension:
+            nullity += f" > {orbit.orbit_dimension}"
+        table.add_row(
+            f"{orbit.value:.9f}", f"{orbit.rank}", _groups(orbit.groups),
+            f"{orbit.morse_index}", nullity, f"{orbit.smallest:.1e}", f"{max(orbit.gap, 0):.0e}",
+            f"{room.hits(orbit)}", orbit.kind,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    tried, refused = sum(found.tried.values()), sum(found.refused.values())
+    undecided = sum(orbit.kind == "undecided" for orbit in found.orbits)
+    console.print(
+        f"{len(found.orbits)} orbits from {tried} starts; {refused} starts did not reach a "
+        f"critical point and were not counted; {undecided} orbits undecided"
+    )

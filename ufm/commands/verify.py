@@ -1,0 +1,163 @@
+"""`ufm verify`: the theory held against a grid of problems."""
+
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ufm import atlas, census, record, theory, verification
+from ufm.commands.shared import FAILED, LOOK
+from ufm.problem import Problem
+from ufm.verification import Cell
+
+COLUMNS = (
+    "K", "d", "n", "λ_W", "λ_H", "minimum", "ETF minimisers", "strict saddles", "other minima",
+    "undecided", "critical points", "softest saddle", "gap", "escaped", "violations",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Hold the theory against every problem of a grid; exit 1 if one of them violates it.
+
+    For each cell: the closed-form minimiser and its certificate, its spectrum by two routes, a
+    census of the critical points, each with a verdict, and escapes from saddles by gradient
+    descent. A cell is quick for K <= 5 (seconds once compiled) and grows fast with K.
+    Example: ufm verify --K 3 4 --d 4 6 --n 5 --lam 1e-3 1e-2 --out verified
+    """
+
+    K: tuple[int, ...] = (3, 4)
+    """numbers of classes"""
+    d: tuple[int, ...] = (4, 6)
+    """widths; those below K-1 are refused"""
+    n: tuple[int, ...] = (5,)
+    """samples per class"""
+    lam: tuple[float, ...] = (1e-3, 1e-2)
+    """values of λ_W"""
+    ratio: tuple[float, ...] = (1.0,)
+    """values of λ_H/λ_W"""
+    lam_b: float = 1e-2
+    """λ_b, decay of the bias"""
+    starts: int = 64
+    """starts of the census, per source and round"""
+    rounds: int = 2
+    """most rounds of the census"""
+    escapes: int = 4
+    """saddles of each cell to escape from; 0 leaves it out"""
+    seed: int = 0
+    """seed of everything random"""
+    out: Path | None = None
+    """folder for verify.json and verify.md, made if absent; earlier ones are replaced"""
+    json: bool = False
+    """print JSON for machines instead of a table"""
+
+    def act(self) -> int:
+        """Verify cell after cell with a progress bar; results are written after each."""
+        grid = itertools.product(self.K, self.d, self.n, self.lam, self.ratio)
+        problems = [Problem(K, d, n, lam, lam * r, self.lam_b) for K, d, n, lam, r in grid]
+        for problem in problems:
+            theory.check_assumptions(problem)
+            census.check(problem, self.starts, self.rounds)
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+        bar = (
+            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.completed}/{task.total} cells"), TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        cells: list[Cell] = []
+        with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=len(problems))
+            for i, problem in enumerate(problems):
+
+                def report(doing: str, label: str = _name_of(problem)) -> None:
+                    progress.update(task, description=f"{label}: {doing}")
+
+                cell = verification.verify(
+                    problem,
+                    jax.random.fold_in(jax.random.key(self.seed), i),
+                    starts=self.starts,
+                    rounds=self.rounds,
+                    escapes=self.escapes,
+                    report=report,
+                )
+                cells.append(cell)
+                progress.update(task, completed=i + 1)
+                self._write(cells, len(problems))
+        if self.json:
+            print(json.dumps(_plain(cells), indent=2, ensure_ascii=False))
+        else:
+            _print(cells)
+        return FAILED if any(cell.violations for cell in cells) else 0
+
+    def _write(self, cells: list[Cell], total: int) -> None:
+        if self.out is None:
+            return
+        text = {"cells": _plain(cells), "of": total} | record.session()
+        (self.out / "verify.json").write_text(
+            json.dumps(text, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        (self.out / "verify.md").write_text(markdown(cells) + "\n", encoding="utf-8")
+
+
+def _plain(cells: list[Cell]) -> list[dict[str, Any]]:
+    return [
+        cell._asdict()
+        | {"problem": atlas.describe(cell.problem), "violations": list(cell.violations)}
+        for cell in cells
+    ]
+
+
+def _row(cell: Cell) -> list[str]:
+    problem = cell.problem
+    return [
+        f"{problem.K}", f"{problem.d}", f"{problem.n}", f"{float(problem.lam_W):g}",
+        f"{float(problem.lam_H):g}", "origin" if cell.collapsed else "ETF",
+        f"{cell.minimisers}", f"{cell.saddles}", f"{cell.local}", f"{cell.undecided}",
+        f"{cell.points}", f"{cell.softest:.2g}", f"{max(cell.gap, 0):.0e}",
+        f"{cell.escaped}/{cell.escapes}", f"{len(cell.violations)}",
+    ]  # fmt: skip
+
+
+def markdown(cells: list[Cell]) -> str:
+    """The table as Markdown, violations in words below it."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    lines += [f"| {' | '.join(_row(cell))} |" for cell in cells]
+    words = [f"- {_name_of(cell.problem)}: {text}" for cell in cells for text in cell.violations]
+    return "\n".join([*lines, "", *(words or ["No violation."])])
+
+
+def _name_of(problem: Problem) -> str:
+    return f"K={problem.K}, d={problem.d}, n={problem.n}, λ_W={float(problem.lam_W):g}"
+
+
+# Heads for a terminal of 80 columns; the Markdown has the words.
+_SHORT = (
+    "K", "d", "n", "λ_W", "λ_H", "min", "ETF", "saddle", "other", "und", "points", "softest",
+    "gap", "escaped", "viol",
+)  # fmt: skip
+
+
+def _print(cells: list[Cell]) -> None:
+    table = Table(title="Theory against computation: orbits of critical points", **LOOK)
+    for name in _SHORT:
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in cells:
+        table.add_row(*_row(cell), style="bold red" if cell.violations else None)
+    console = Console()
+    console.print(table)
+    console.print(
+        "min: the global minimum. ETF: minimisers found that are simplex ETFs (or the origin). "
+        "other: minima that are not global. und: undecided. points: starts that arrived. "
+        "softest: least |most negative eigenvalue|. escaped: saddles left for the minimum."
+    )
+    for cell in cells:
+        for text in cell.violations:
+            print(f"violation: {_name_of(cell.problem)}: {text}", file=sys.stderr)
