@@ -11,15 +11,9 @@ same length that records at its ends only; its share is that of a run with a rec
     python -m benchmarks.descent_steps        (needs pip install -e ".[bench]")
 """
 
-import functools
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,13 +22,14 @@ import numpy as np
 import torch
 
 import ufm
+from benchmarks import paired
 from ufm import descent, loop
 
 SHAPES = ((10, 20, 100), (100, 128, 100), (1000, 512, 10), (10, 512, 5000))
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 ROUNDS, SECONDS = 9, 0.5
 STRIDE, RECORDS = 100, 32
-RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax", "torch")
 
 
 def problem_and_start(shape: tuple[int, int, int]) -> tuple[ufm.Problem, ufm.Params]:
@@ -116,13 +111,6 @@ def products(problem: ufm.Problem, start: ufm.Params) -> Callable[[int], Any]:
     return run
 
 
-def seconds_a_step(run: Callable[[int], Any], count: int) -> float:
-    """Wall time of one step out of `count`."""
-    begun = time.perf_counter()
-    run(count)
-    return (time.perf_counter() - begun) / count
-
-
 def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
     """Times and paired ratios of one shape."""
     problem, start = problem_and_start(shape)
@@ -137,80 +125,65 @@ def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
         # Five float32 steps of two orders of summation.
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5, err_msg=f"{shape} {name}")
     counts = {
-        name: max(1, int(SECONDS / seconds_a_step(run, 2))) for name, run in contestants.items()
+        name: max(1, int(SECONDS / (paired.seconds(lambda run=run: run(2)) / 2)))
+        for name, run in contestants.items()
     }
+    timed = {name: lambda n=name, run=run: run(counts[n]) for name, run in contestants.items()}
     rounds = [
-        {name: seconds_a_step(run, counts[name]) for name, run in contestants.items()}
-        for _ in range(ROUNDS)
+        {name: wall / counts[name] for name, wall in once.items()}
+        for once in paired.rounds(timed, ROUNDS)
     ]
-    median = functools.partial(_median, rounds)
-    step = median("ufm")
+    step = paired.median(rounds, "ufm")
     record = recording(problem, start, step)
     return {
         "shape": shape,
         "compile_seconds": compile_seconds,
-        "microseconds": {name: 1e6 * median(name) for name in contestants},
-        "eager_over_ufm": median("eager", "ufm"),
-        "ufm_over_products": median("ufm", "products"),
+        "microseconds": {name: 1e6 * paired.median(rounds, name) for name in contestants},
+        "eager_over_ufm": paired.median(rounds, "eager", "ufm"),
+        "ufm_over_products": paired.median(rounds, "ufm", "products"),
         "record_microseconds": 1e6 * record,
         "recording_share": record / (record + STRIDE * step),
         "rounds": rounds,
     }
 
 
-def _median(rounds: list[dict[str, float]], name: str, over: str | None = None) -> float:
-    return statistics.median(r[name] / (r[over] if over else 1.0) for r in rounds)
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    packages = ("ufm", "jax", "jaxlib", "numpy", "optax", "torch")
-    return {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load_before": os.getloadavg(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "torch_threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown table of the results."""
-    lines = [
-        "| K, d, n | ufm (µs/step) | PyTorch eager (µs/step) | eager / ufm "
-        f"| ufm / three products | recording, stride {STRIDE} | compile (s) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        time_of = row["microseconds"]
-        lines.append(
-            f"| {', '.join(map(str, row['shape']))} | {time_of['ufm']:.4g} "
-            f"| {time_of['eager']:.4g} | {row['eager_over_ufm']:.2f} "
-            f"| {row['ufm_over_products']:.2f} | {row['recording_share']:.1%} "
-            f"| {row['compile_seconds']:.2f} |"
-        )
-    return "\n".join(lines)
+    header = (
+        "K, d, n",
+        "ufm (µs/step)",
+        "PyTorch eager (µs/step)",
+        "eager / ufm",
+        "ufm / three products",
+        f"recording, stride {STRIDE}",
+        "compile (s)",
+    )
+    return paired.table(
+        header,
+        (
+            (
+                ", ".join(map(str, row["shape"])),
+                f"{row['microseconds']['ufm']:.4g}",
+                f"{row['microseconds']['eager']:.4g}",
+                f"{row['eager_over_ufm']:.2f}",
+                f"{row['ufm_over_products']:.2f}",
+                f"{row['recording_share']:.1%}",
+                f"{row['compile_seconds']:.2f}",
+            )
+            for row in rows
+        ),
+    )
 
 
 def main() -> None:
     """Measure all shapes, write results/descent_steps.json, print the table."""
-    record: dict[str, Any] = {"environment": environment(), "results": []}
+    environment = paired.environment(PACKAGES) | {"torch_threads": torch.get_num_threads()}
+    results = []
     for shape in SHAPES:
         print(f"measuring {shape} …", flush=True)
-        record["results"].append(measure(shape))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "descent_steps.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record["results"]))
+        results.append(measure(shape))
+    paired.write("descent_steps", {"environment": environment, "results": results})
+    print(table(results))
 
 
 if __name__ == "__main__":
