@@ -14,6 +14,7 @@ same length that records at its ends only; its share is that of a run with a rec
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ import torch
 import ufm
 from benchmarks import paired
 from ufm import descent, loop
+from ufm.threads import lapack_on_one_thread
 
 SHAPES = ((10, 20, 100), (100, 128, 100), (1000, 512, 10), (10, 512, 5000))
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
@@ -67,7 +69,8 @@ def recording(problem: ufm.Problem, start: ufm.Params, step_seconds: float) -> f
 
     def seconds(every: int) -> float:
         begun = time.perf_counter()
-        jax.block_until_ready(run(problem, state, jnp.int32(every)))
+        with lapack_on_one_thread():  # as `ufm.descend` does
+            jax.block_until_ready(run(problem, state, jnp.int32(every)))
         return time.perf_counter() - begun
 
     seconds(1)
@@ -125,10 +128,12 @@ def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
         # Five float32 steps of two orders of summation.
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5, err_msg=f"{shape} {name}")
     counts = {
-        name: max(1, int(SECONDS / (paired.seconds(lambda run=run: run(2)) / 2)))
+        name: max(1, int(SECONDS / (paired.seconds(partial(run, 2)) / 2)))
         for name, run in contestants.items()
     }
-    timed = {name: lambda n=name, run=run: run(counts[n]) for name, run in contestants.items()}
+    timed: dict[str, Callable[[], Any]] = {
+        name: partial(run, counts[name]) for name, run in contestants.items()
+    }
     rounds = [
         {name: wall / counts[name] for name, wall in once.items()}
         for once in paired.rounds(timed, ROUNDS)

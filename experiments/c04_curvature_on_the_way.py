@@ -181,7 +181,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
         judge("records at which inertia and dense eigenvalues disagree", disagreements, 0, 0),
         judge("certified gap at the end, nats", results["end_gap"], 0, config.gap_tol, ended),
         judge("index at the end", negative, 0, 0, ended),
-        judge("nullity at the end", zero, ufm.spectra.orbit_dimension(problem, rank), 0, ended),
+        judge("nullity at the end", zero, ufm.theory.orbit_dimension(problem, rank), 0, ended),
         judge(
             "distinct eigenvalues at the end",
             len(results["end_values"]), len(closed.eigenvalues), 0, ended,

@@ -18,6 +18,6 @@ CHECKED = (
     "newton",
     "optimizers",
     "quotient",
-    "theory",
+    "minimum",
 )
 install_import_hook([f"ufm.{module}" for module in CHECKED], "beartype.beartype")

@@ -87,6 +87,7 @@ def test_two_censuses_from_other_keys_agree(four):
     )
 
 
+@pytest.mark.slow
 def test_the_spurious_minimum_of_the_plane_is_found():
     found = census.census(NARROW, jax.random.key(0), starts=64, rounds=2)
     minima = [orbit for orbit in found.orbits if orbit.morse_index == 0]

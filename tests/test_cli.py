@@ -31,6 +31,8 @@ def test_theory_prints_the_closed_form(capsys):
     assert status == 0
     assert got["value"] == ufm.theory.global_value(problem)
     assert got["threshold"] == pytest.approx(9 * 5 * 25e-6)
+    assert got["condition_number"] == ufm.theory.condition_number(problem)
+    assert got["gd_rate"] == pytest.approx(1 - 2 / (got["condition_number"] + 1))
     assert got["is_collapsed"] is False
 
 
@@ -184,8 +186,8 @@ def test_probe_tells_a_minimum_from_a_saddle(capsys, tmp_path):
         np.savez(tmp_path / f"{name}.npz", **arrays)
     problem = ufm.Problem(3, 4, 5, 5e-3, 5e-3, 5e-4)
     for name, kind, index, orbit, spectrum in (
-        ("minimum", "global minimiser", 0, 4 * 2 - 3, ufm.spectra.hessian_spectrum(problem)),
-        ("origin", "strict saddle", 4 * 2, 0, ufm.spectra.origin_spectrum(problem)),
+        ("minimum", "global minimiser", 0, 4 * 2 - 3, ufm.theory.hessian_spectrum(problem)),
+        ("origin", "strict saddle", 4 * 2, 0, ufm.theory.origin_spectrum(problem)),
     ):
         status, out, _ = run(capsys, "probe", tmp_path / f"{name}.npz", "--k", 1, "--json")
         got = json.loads(out)

@@ -11,10 +11,10 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
-    {"geometry", "losses", "storage", "plots", "minres"},
+    {"geometry", "losses", "threads", "storage", "plots", "minres"},
     {"problem", "record"},
     {
-        "theory",
+        "minimum",
         "metrics",
         "certificate",
         "curvature",
@@ -24,7 +24,7 @@ FLOORS = (
         "quotient",
     },
     {"spectra", "loop", "newton"},
-    {"reduction", "descent", "solver"},
+    {"theory", "reduction", "descent", "solver"},
     {"inertia"},
     {"verdict", "eigenpairs"},
     {"hessian", "orbits", "sources"},

@@ -17,7 +17,6 @@ from ufm import (
     metrics,
     optimizers,
     solver,
-    spectra,
     theory,
 )
 from ufm.certificate import Certificate, certify
@@ -46,6 +45,5 @@ __all__ = [
     "optimizers",
     "solve",
     "solver",
-    "spectra",
     "theory",
 ]

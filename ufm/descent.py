@@ -17,6 +17,7 @@ from jaxtyping import Array
 from ufm import optimizers
 from ufm.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
 from ufm.problem import Params, Problem, check_finite, check_params, objective
+from ufm.threads import lapack_on_one_thread
 
 # Capacity of a segment's history; one number, so that all segments run one program.
 SEGMENT_RECORDS = 64
@@ -205,10 +206,11 @@ def _run_segment(
     problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, records: int
 ) -> Run:
     """One compiled call, its rows appended to the history of the run."""
-    state, history, code = _trajectory(
-        problem, run.state, method, hyper, limits, records, jnp.int32(chunks)
-    )
-    status = Status(int(code))
+    with lapack_on_one_thread():
+        state, history, code = _trajectory(
+            problem, run.state, method, hyper, limits, records, jnp.int32(chunks)
+        )
+        status = Status(int(code))  # waits for the end
     if status is Status.diverged:
         state = _last_sound(problem, state, method, hyper, limits.record_every)
     rows = slice(1 if run.history else 0, int(np.sum(np.asarray(history["step"]) >= 0)))

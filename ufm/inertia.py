@@ -16,12 +16,10 @@ variables (k, a) and (l, b) of [W b] is
 over blocks of samples. Its negative eigenvalues are counted from an LDLᵀ factorisation.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from threadpoolctl import ThreadpoolController
 
 from ufm.problem import Params, Problem
 from ufm.reduction import (
@@ -37,6 +35,7 @@ from ufm.reduction import (
     reduce,
 )
 from ufm.spectra import Spectrum
+from ufm.threads import lapack_on_one_thread
 
 
 class Inertia(NamedTuple):
@@ -111,12 +110,6 @@ def complement(core: Core, sigma: float) -> np.ndarray:
     return C
 
 
-@functools.cache
-def _threads() -> ThreadpoolController:
-    """Control of the thread pools of BLAS; looking for them takes milliseconds."""
-    return ThreadpoolController()
-
-
 def _negatives(C: np.ndarray) -> int:
     """Negative eigenvalues of a symmetric matrix, from its pivots (Bunch and Kaufman 1977).
 
@@ -129,7 +122,7 @@ def _negatives(C: np.ndarray) -> int:
     # C is symmetric: its transpose is the same matrix in the order that LAPACK overwrites. On one
     # thread: its panels are many short calls, whose threads wait for each other (0.45 s at 3,250
     # rows against 2 to 14 s on two cores that have other work).
-    with _threads().limit(limits=1, user_api="blas"):
+    with lapack_on_one_thread():
         factor, pivots, _ = scipy.linalg.lapack.dsytrf(C.T, lower=1, lwork=int(work), overwrite_a=1)
     singles = pivots > 0
     return int(np.sum(np.diagonal(factor)[singles] < 0)) + int(np.sum(~singles)) // 2

@@ -103,7 +103,7 @@ class Limits(NamedTuple):
 def measurements(problem: Problem, params: Params) -> dict[str, Array]:
     """One row of the history at a point; traceable. Keys as in `Run.history`, less "step"."""
     Z = logits(problem, params)
-    labels = jnp.asarray(problem.labels)
+    labels = problem.labels
     G = losses.residual(Z, labels) / problem.N
     loss = objective(problem, params)
     bound, _ = certificate.lower_bound(problem, G)

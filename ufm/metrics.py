@@ -139,17 +139,16 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
     index (N,) holds the row of W that each sample belongs to, every class at least once.
     """
     K, N = W.shape[0], H.shape[1]
-    Y = (xp.arange(K)[:, None] == index[None, :]).astype(H.dtype)
-    counts = xp.sum(Y, axis=1)
-    means = _product(xp, H, Y.T) / counts
+    sums, spread = _over_classes(xp, K, index, H.dtype)
+    counts = sums(xp.ones((1, N), H.dtype))[0]
+    means = sums(H) / counts
     mean = _product(xp, means, counts[:, None] / N)
     # Mean squared rounding of a feature: below it, class means coincide and variance is none.
     floor = (8 * xp.finfo(H.dtype).eps) ** 2 * xp.sum(H**2) / N
     M = means - mean
     M = xp.where(xp.sum(M**2) > K * floor, M, 0)
-    # A product with one 1 a column picks the means exactly, and faster than a gather in JAX.
-    deviations = H - _product(xp, means, Y)
-    variances = _product(xp, Y, xp.sum(deviations**2, axis=0)[:, None])[:, 0] / counts
+    deviations = H - spread(means)
+    variances = sums(xp.sum(deviations**2, axis=0)[None, :])[0] / counts
     tr_W, tr_B = xp.sum(counts * variances) / N, xp.sum(M**2) / K
     return Collapse(
         nc1=_nc1(xp, M, deviations, tr_W, floor),
@@ -170,6 +169,22 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
 
 
 _measure_compiled = jax.jit(partial(measure, jnp))
+
+
+def _over_classes(xp: ModuleType, K: int, index, dtype):
+    """Two maps, (r, N) → (r, K) and back: the sums over each class, and a copy a sample.
+
+    Known labels in K equal blocks, as those of a balanced problem, need a mere change of shape.
+    """
+    N = len(index)
+    if isinstance(index, np.ndarray) and np.array_equal(index, np.repeat(np.arange(K), N // K)):
+        return (
+            lambda A: xp.sum(A.reshape(len(A), K, N // K), axis=2),
+            lambda A: xp.repeat(A, N // K, axis=1),
+        )
+    # A product with one 1 a column picks entries exactly, and faster than a gather in JAX.
+    Y = (xp.arange(K)[:, None] == index[None, :]).astype(dtype)
+    return lambda A: _product(xp, A, Y.T), lambda A: _product(xp, A, Y)
 
 
 def first_largest(xp: ModuleType, A):

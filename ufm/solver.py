@@ -19,6 +19,7 @@ from ufm import newton, quotient
 from ufm import problem as model
 from ufm.loop import Limits, Method, Status, start, trajectory
 from ufm.problem import Params, Problem
+from ufm.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
 _RECORD_EVERY = 20
@@ -75,7 +76,7 @@ def solve(
     """
     _check(problem, params, steps, newton_steps)
     many = params.W.ndim == 3
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), lapack_on_one_thread():
         starts = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
         starts = starts if many else jax.tree.map(lambda x: x[None], starts)
         at = _restrict(problem, starts)

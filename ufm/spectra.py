@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ufm import theory
+from ufm import minimum
 from ufm.problem import Problem
 
 
@@ -125,10 +125,10 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
         TypeError: decays that are arrays.
     """
     decays = lam_W, lam_H, lam_b = _scalar_decays(problem)
-    if theory.is_collapsed(problem):
+    if minimum.is_collapsed(problem):
         return origin_spectrum(problem)
     K, d, n = problem.K, problem.d, int(problem.counts[0])
-    c, t = float(theory.wrong_probability(problem)), float(theory.margin(problem))
+    c, t = float(minimum.wrong_probability(problem)), float(minimum.margin(problem))
     ratio, mu = np.sqrt(lam_W / lam_H), np.sqrt(lam_W) * np.sqrt(lam_H)
     p, q = np.sqrt(t / np.sqrt(n) * ratio), np.sqrt(t / np.sqrt(n) / ratio)
 
@@ -202,7 +202,7 @@ def _merged(table) -> Spectrum:
 def _range_off_the_orbit(problem: Problem) -> tuple[float, float]:
     """Smallest and largest eigenvalue at the global minimum, those of the orbit left out."""
     values, multiplicities = hessian_spectrum(problem)
-    rank = 0 if theory.is_collapsed(problem) else problem.K - 1
+    rank = 0 if minimum.is_collapsed(problem) else problem.K - 1
     rounding = 8 * np.finfo(np.float64).eps * values[-1]
     zeros = sum(m for v, m in zip(values, multiplicities, strict=True) if abs(v) <= rounding)
     if zeros > orbit_dimension(problem, rank):

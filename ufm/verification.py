@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm import census as room
-from ufm import certificate, hessian, metrics, quotient, reduction, spectra, theory
+from ufm import certificate, hessian, metrics, quotient, reduction, theory
 from ufm.escape import escape
 from ufm.orbits import Orbit
 from ufm.problem import Problem
@@ -124,14 +124,14 @@ def _minimiser(problem: Problem, key: Array) -> tuple[float, float, list[str]]:
     if not residual <= allowed:
         wrong.append(f"the closed-form minimiser has |grad f| = {residual:.3g}")
         return float(proof.gap), float("nan"), wrong
-    measured, closed = hessian.spectrum(problem, point, 0.0), spectra.hessian_spectrum(problem)
+    measured, closed = hessian.spectrum(problem, point, 0.0), theory.hessian_spectrum(problem)
     error = _distance(measured, closed)
     if not error <= SPECTRUM_TOL:
         wrong.append(f"its spectrum differs from the closed form by {error:.3g} of the largest")
     return float(proof.gap), error, wrong
 
 
-def _distance(first: spectra.Spectrum, second: spectra.Spectrum) -> float:
+def _distance(first: theory.Spectrum, second: theory.Spectrum) -> float:
     """Largest difference of sorted eigenvalues with multiplicities, relative to the largest."""
     edges = np.union1d(np.cumsum(first.multiplicities), np.cumsum(second.multiplicities))
     values = [

@@ -1,4 +1,4 @@
-"""`ufm theory`: the global minimum in closed form."""
+"""`ufm theory`: the global minimum and its curvature in closed form."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,7 +11,7 @@ from ufm.commands.shared import Model, show
 
 @dataclass(frozen=True)
 class Theory:
-    """Print the closed form of the global minimum (Zhu et al. 2021, theorem 3.1).
+    """Print the global minimum (Zhu et al. 2021, theorem 3.1) and its curvature in closed form.
 
     Needs balanced classes, d >= K-1 and positive decays.
     Example: ufm theory --K 10 --d 512 --n 5000 --lam-W 5e-4 --lam-H 1e-7
@@ -24,7 +24,8 @@ class Theory:
     def act(self) -> int:
         """Print it; refuses problems outside the theorem."""
         problem = self.model.problem()
-        norms = theory.norms(problem)
+        norms, spectrum = theory.norms(problem), theory.hessian_spectrum(problem)
+        fastest = theory.optimal_step(problem)
         rows = {
             "collapsed to the origin (K² n λ_W λ_H ≥ 1)": theory.is_collapsed(problem),
             "K² n λ_W λ_H": problem.K**2 * problem.N / problem.K * problem.lam_W * problem.lam_H,
@@ -33,7 +34,16 @@ class Theory:
             "probability of each wrong class c": theory.wrong_probability(problem),
             "‖W‖": norms.W,
             "‖H‖": norms.H,
+            "largest eigenvalue of ∇²f": spectrum.eigenvalues[-1],
+            "distinct eigenvalues": len(spectrum.eigenvalues),
+            "condition number off the orbit": theory.condition_number(problem),
+            "step of the fastest gradient descent": fastest,
+            "its factor a step": theory.gd_rate(problem, fastest),
         }
-        names = ("is_collapsed", "threshold", "value", "margin", "wrong_probability", "W", "H")
+        names = (
+            "is_collapsed", "threshold", "value", "margin", "wrong_probability", "W", "H",
+            "largest_eigenvalue", "distinct_eigenvalues", "condition_number", "optimal_step",
+            "gd_rate",
+        )  # fmt: skip
         show("Global minimum in closed form", rows, names, self.json)
         return 0
