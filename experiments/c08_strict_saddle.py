@@ -56,7 +56,7 @@ class Config:
     # method at K = 10 costs a hundred times what it does at K = 4.
     effort: tuple[tuple[int, int, int, int], ...] = (
         *((3, 64, 2, 4), (4, 128, 2, 4), (5, 128, 2, 4), (6, 96, 2, 3)),
-        *((8, 48, 1, 2), (10, 32, 1, 1)),
+        *((8, 48, 1, 2), (10, 64, 1, 1)),
     )
     # Values of K√(nλ_Wλ_H), the first so many for each K.
     strengths: tuple[float, ...] = (0.05, 0.5, 0.2, 0.01)

@@ -82,7 +82,7 @@ def solve(
         at = _restrict(problem, starts)
         small, taken = at.params, jnp.zeros(len(starts.W), jnp.int32)
         if descend:
-            small, taken = _descend(at.problem, small, steps)
+            small, taken = downhill(at.problem, small, steps)
         polished = _polish(at.problem, small, newton_steps)
         points, residual, scale = _lifted(problem, polished.params, at.frame)
         status = np.array([newton.Status(int(code)).name for code in polished.status])
@@ -153,8 +153,8 @@ def _lifted(problem: Problem, points: Params, frames):
     return jax.vmap(one)(points, frames)
 
 
-def _descend(problem: Problem, starts: Params, steps: int) -> tuple[Params, jax.Array]:
-    """L-BFGS to the handover, all starts side by side: (points, steps taken)."""
+def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, jax.Array]:
+    """L-BFGS to where Newton's method takes over, many starts side by side: (points, steps)."""
     state, tolerance = _begin(problem, starts)
     while True:
         state, going = _leg(problem, state, tolerance, jnp.int32(steps))

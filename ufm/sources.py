@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm import newton
+from ufm import newton, solver
 from ufm import problem as model
 from ufm.curvature import dense, flatten, unflatten
 from ufm.problem import Params, Problem, gradient
@@ -88,8 +88,8 @@ def padded(problem: Problem, key: Array, count: int) -> Params:
     """Random starts that use only the first 1 … d−1 dimensions, in turn; the others are zero.
 
     Zero coordinates are a fixed space of reflections, so Newton's method stays at that rank. So
-    does gradient descent, which every second round of ranks goes down first: the lowest critical
-    points of each rank are minima of the narrower problem, and saddles of this one.
+    does descent, which every second round of ranks goes down first: the lowest critical points of
+    each rank are minima of the narrower problem, and saddles of this one.
     """
     ranks = max(problem.d - 1, 1)
     widths = jnp.asarray(1 + np.arange(count) % ranks)
@@ -98,11 +98,11 @@ def padded(problem: Problem, key: Array, count: int) -> Params:
     # Fewer dimensions share the same norms.
     gain = jnp.sqrt(problem.d / widths)[:, None, None]
     starts = Params(gain * free.W * used[:, None, :], gain * free.H * used[:, :, None], free.b)
-    points, _ = _ways(problem, starts)
-    down = np.arange(count) // ranks % 2 == 1
-    return jax.tree.map(
-        lambda x, y: jnp.where(down.reshape(-1, *[1] * (x.ndim - 1)), y[:, -1], x), starts, points
-    )
+    down = np.flatnonzero(np.arange(count) // ranks % 2 == 1)
+    if len(down) == 0:
+        return starts
+    points, _ = solver.downhill(problem, jax.tree.map(lambda x: x[down], starts))
+    return jax.tree.map(lambda x, y: x.at[down].set(y), starts, points)
 
 
 def passages(problem: Problem, key: Array, count: int) -> Params:
@@ -129,9 +129,8 @@ def passages(problem: Problem, key: Array, count: int) -> Params:
 
 
 def descended(problem: Problem, key: Array, count: int) -> Params:
-    """Where gradient descent from random starts has come to after 2000 steps: near minima."""
-    points, _ = _ways(problem, random(problem, key, count))
-    return jax.tree.map(lambda x: x[:, -1], points)
+    """Where descent from random starts has come to: near minima."""
+    return solver.downhill(problem, random(problem, key, count))[0]
 
 
 @jax.jit
