@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from experiments import runner
@@ -31,6 +32,7 @@ from ufm.curvature import dense
 
 ABOVE = 1e-8  # nats above the lowest value from which a minimum is spurious
 KNOWN: dict[str, Any] = {"K": 6, "d": 2, "lam": 1e-3, "values": (0.11549, 0.15569), "digits": 5e-6}
+MIDDLE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
 PLANE = 10  # rows kept of configurations in the plane, for the largest K
 
 
@@ -188,29 +190,42 @@ def check(config: Config, results: dict) -> list[Verdict]:
 
 
 def draw(config: Config, results: dict) -> dict[str, Figure]:
-    """Counts and excess over (K, d), λ by λ; minima in the plane, the lowest and the worst."""
+    """Counts and excess over (K, d), λ by λ; minima in the plane, the lowest and the worst.
+
+    A number is how many spurious minima were found, ~ that some starts ended in flat valleys.
+    """
     return {"": _draw_table(config, results), "_plane": _draw_plane(config, results)}
 
 
 def _draw_table(config: Config, results: dict) -> Figure:
-    canvas, axes = plots.figure("icml_text", 2.1 * len(config.lams), len(config.lams), 2)
-    for (count, excess), lam in zip(axes, config.lams, strict=True):
+    """Counts as numbers, excess of the worst as colour, K upwards and d to the right."""
+    canvas, axes = plots.figure("icml_text", 2.6, 1, len(config.lams))
+    classes, widths = zip(*config.shapes, strict=True)
+    limit = LogNorm(1e-5, 1e-1)
+    for ax, lam in zip(axes.flat, config.lams, strict=True):
+        excess = np.full((len(classes), max(widths)), np.nan)
         for i, (K, width) in enumerate(config.shapes):
-            widths = np.arange(1, width + 1)
-            numbers, worst = np.array([table(results, K, lam, int(d)) for d in widths]).T
-            look = {"linestyle": "-", "linewidth": 0.7, "markersize": 3.5}
-            plots.points(count, widths, numbers, None, f"$K={K}$", i, **look)
-            some = worst > 0
-            plots.points(excess, widths[some], worst[some], None, None, i, **look)
-        count.set(ylabel="spurious minima found", title=rf"$\lambda_W=\lambda_H={lam:g}$")
-        excess.set(yscale="log", ylabel="excess of the worst, nats")
-        excess.set_xlim(count.get_xlim())
-        count.yaxis.get_major_locator().set_params(integer=True)
-        for ax in (count, excess):
-            ax.set(xlabel=r"$d$")
-            ax.set_xticks(np.arange(1, max(width for _, width in config.shapes) + 1))
-    handles = axes[0, 0].get_legend_handles_labels()
-    canvas.legend(*handles, loc="outside lower center", ncols=6)
+            for d in range(1, width + 1):
+                count, worst = table(results, K, lam, d)
+                excess[i, d - 1] = worst or np.nan
+                here = (results["cell_K"] == K) & (results["cell_d"] == d)
+                flat = results["flat"][here & (results["cell_lam"] == lam)].item() > 0
+                dark = "white" if worst > 1e-3 else "black"
+                ax.text(d, i, f"{count}~" if flat else f"{count}", color=dark, **MIDDLE)
+            # From this line to the right, d ≥ K − 1: none is expected.
+            ax.plot([K - 1.5] * 2, [i - 0.5, i + 0.5], color="black", linewidth=1.2)
+            if i:
+                ax.plot(
+                    [classes[i - 1] - 1.5, K - 1.5], [i - 0.5] * 2, color="black", linewidth=1.2
+                )
+        box = (0.5, max(widths) + 0.5, -0.5, len(classes) - 0.5)
+        image = ax.imshow(
+            excess, norm=limit, cmap="cividis_r", origin="lower", extent=box, aspect="auto"
+        )
+        ax.set(xlabel=r"$d$", ylabel=r"$K$", title=rf"$\lambda_W=\lambda_H={lam:g}$", xlim=box[:2])
+        ax.set_xticks(range(1, max(widths) + 1))
+        ax.set_yticks(range(len(classes)), classes)
+    canvas.colorbar(image, ax=axes, label="excess of the worst, nats")
     plots.letters(axes.flat)
     return canvas
 

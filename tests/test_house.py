@@ -23,18 +23,28 @@ FLOORS = (
         "minibatch",
         "quotient",
     },
-    {"spectra", "loop", "newton"},
+    {"spectra", "loop", "newton", "grid"},
     {"theory", "reduction", "descent", "solver"},
-    {"inertia"},
+    {"inertia", "sweeps"},
     {"verdict", "eigenpairs"},
     {"hessian", "orbits", "sources"},
     {"census", "escape"},
     {"atlas", "verification"},
     {"critical"},
     {"commands.shared"},
+    {"commands.table"},
     {
         f"commands.{name}"
-        for name in ("theory", "descend", "certify", "probe", "measure", "census", "verify")
+        for name in (
+            "theory",
+            "descend",
+            "certify",
+            "probe",
+            "measure",
+            "census",
+            "verify",
+            "sweep",
+        )
     },
     {"cli"},
 )

@@ -4,7 +4,7 @@
 
 Start with `Problem`, `init_params`, `descend` and `certify`; `solve` goes on to a critical point at
 rounding, `hessian` says what it is; `theory` holds the closed forms to compare with, `metrics`
-measures NC1–NC4 on any features.
+measures NC1–NC4 on any features; `sweep` runs whole grids of problems.
 """
 
 from ufm import (
@@ -17,16 +17,21 @@ from ufm import (
     metrics,
     optimizers,
     solver,
+    sweeps,
     theory,
 )
 from ufm.certificate import Certificate, certify
 from ufm.descent import Run, descend
+from ufm.grid import Grid, Plan
 from ufm.problem import Params, Problem, gradient, init_params, objective
 from ufm.solver import Solution, solve
+from ufm.sweeps import sweep
 
 __all__ = [
     "Certificate",
+    "Grid",
     "Params",
+    "Plan",
     "Problem",
     "Run",
     "Solution",
@@ -45,5 +50,7 @@ __all__ = [
     "optimizers",
     "solve",
     "solver",
+    "sweep",
+    "sweeps",
     "theory",
 ]

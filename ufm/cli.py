@@ -13,6 +13,8 @@ from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
 from ufm.commands.probe import Probe
 from ufm.commands.shared import INTERRUPTED, REFUSED
+from ufm.commands.sweep import Sweep
+from ufm.commands.table import Table
 from ufm.commands.theory import Theory
 from ufm.commands.verify import Verify
 
@@ -24,6 +26,8 @@ Command = (
     | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Census, tyro.conf.subcommand("census")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Table, tyro.conf.subcommand("table")]
 )
 
 

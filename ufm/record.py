@@ -205,6 +205,23 @@ def load_run(path: str | os.PathLike[str]) -> StoredRun:
     return StoredRun(manifest, {} if entry is None else storage.unpack(folder, entry))
 
 
+def load_latest(path: str | os.PathLike[str]) -> StoredRun:
+    """Like `load_run`, with the arrays of the last checkpoint where the run is not finished.
+
+    Another process may be writing: a checkpoint that it replaces meanwhile is looked up again.
+    """
+    folder = Path(path).absolute()
+    for left in (2, 1, 0):
+        manifest = _read_manifest(folder)
+        entry = manifest["checkpoint"] or manifest["arrays"]
+        try:
+            return StoredRun(manifest, {} if entry is None else storage.unpack(folder, entry))
+        except RecordError:
+            if left == 0 or _read_manifest(folder) == manifest:
+                raise
+    raise AssertionError
+
+
 # The life of a manifest
 
 

@@ -1,0 +1,253 @@
+"""A sweep is its single runs; it loses no cell, doubles none, and is told what it cannot mean."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm
+from ufm import cli, grid, record, sweeps
+from ufm.grid import Grid, Plan
+
+SMALL = {"K": 3, "d": 4, "n": 5, "lam_W": 5e-3, "lam_H": 5e-3, "lam_b": 1e-2}
+PLAN = Plan(
+    (
+        Grid(**SMALL | {"lam_W": [5e-3, 0.02]}, optimizer="heavy_ball",
+             learning_rate=["auto", 0.5]),
+        Grid(**SMALL, optimizer="sgd", batch_size=5, learning_rate=0.1, seed=[0, 1]),
+        # The poisoned cell: this step leaves for infinity.
+        Grid(**SMALL, optimizer="heavy_ball", learning_rate=1e4),
+    ),
+    steps=300,
+    record_every=50,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table():
+    return sweeps.sweep(PLAN)
+
+
+def single(cell):
+    params_key, batch_key = jax.random.split(jax.random.key(cell.seed))
+    params = ufm.init_params(params_key, cell.problem(), PLAN.scale)
+    return ufm.descend(
+        cell.problem(), params, cell.optimizer, steps=PLAN.steps, learning_rate=cell.learning_rate,
+        batch_size=cell.batch_size, key=None if cell.batch_size is None else batch_key,
+        record_every=PLAN.record_every, gap_tol=PLAN.gap_tol,
+    )  # fmt: skip
+
+
+def test_every_cell_is_the_run_of_its_own(table):
+    for i, cell in enumerate(PLAN.cells()):
+        run = single(cell)
+        assert table["status"][i] == run.status
+        assert table["steps"][i] == run.steps
+        proof = ufm.certify(cell.problem(), run.params)
+        # Two programs, some hundred steps: rounding grows no faster than the steps.
+        for name in ("value", "gap", "grad_norm"):
+            expected = getattr(proof, name)
+            np.testing.assert_allclose(table[name][i], expected, rtol=1e-9, atol=1e-13)
+        for name, x in zip("WHb", run.params, strict=True):
+            np.testing.assert_allclose(table[f"norm_{name}"][i], jnp.linalg.norm(x), rtol=1e-9)
+
+
+def test_a_diverged_cell_is_a_row_and_leaves_the_others_alone(table):
+    diverged = table["status"] == "diverged"
+    assert diverged.tolist() == [False] * 6 + [True]
+    assert all(np.all(np.isfinite(table[name])) for name in ("value", "gap", "grad_norm"))
+
+
+def test_columns_say_what_was_run(table):
+    assert table["cell"].tolist() == list(range(7))
+    assert table["auto"].tolist() == [True, False, True, False, False, False, False]
+    step = ufm.optimizers.auto_step(
+        PLAN.cells()[0].problem(),
+        ufm.objective(PLAN.cells()[0].problem(), ufm.init_params(
+            jax.random.split(jax.random.key(0))[0], PLAN.cells()[0].problem())),
+        0.9,
+    )  # fmt: skip
+    np.testing.assert_allclose(table["learning_rate"][0], step, rtol=1e-12)
+    assert table["f_star"][0] == ufm.theory.global_value(PLAN.cells()[0].problem())
+    assert np.all(table["value"] >= table["f_star"] - 1e-12)
+
+
+def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
+    monkeypatch.setattr(sweeps, "MOST", 2)
+    again = sweeps.sweep(PLAN)
+    assert again.keys() == table.keys()
+    for name, x in table.items():
+        if x.dtype.kind == "f":
+            np.testing.assert_allclose(again[name], x, rtol=1e-9, atol=1e-13)
+        else:
+            assert again[name].tolist() == x.tolist()
+
+
+def test_a_memory_budget_is_kept_and_one_too_small_is_refused():
+    plan = Plan((Grid(**SMALL, optimizer="heavy_ball", seed=list(range(64))),), steps=1)
+    cells, mesh = plan.cells(), jax.sharding.Mesh(np.array(jax.local_devices()), ("problems",))
+    method = ufm.loop.Method("heavy_ball", None, None)
+    sizes = []
+    for budget in (2**18, 2**20, 2**30):
+        size, program = sweeps._compiled(plan, cells, list(range(64)), method, budget, mesh)
+        used = program.memory_analysis()
+        assert used.temp_size_in_bytes + used.output_size_in_bytes <= budget
+        sizes.append(size)
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] == 64
+    with pytest.raises(ValueError, match="MiB"):
+        sweeps.sweep(plan, memory=1000)
+
+
+def test_an_interrupted_sweep_goes_on_with_the_missing_cells(table, tmp_path, monkeypatch):
+    real, calls = sweeps._run, []
+
+    def limited(*args):
+        calls.append(len(args[1].seed))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(sweeps, "MOST", 4)
+    monkeypatch.setattr(sweeps, "_run", limited)
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.sweep(PLAN, tmp_path / "run")
+    kept, manifest = sweeps.load(tmp_path / "run")
+    assert manifest["status"] == "interrupted"
+    assert len(kept["cell"]) == 4
+    whole = sweeps.sweep(PLAN, tmp_path / "run")
+    assert sum(calls) == 4 + 4 + 1 + 2  # the call that was cut off, and no finished cell again
+    assert whole["cell"].tolist() == table["cell"].tolist()
+    np.testing.assert_allclose(whole["value"], table["value"], rtol=1e-9)
+    assert sweeps.sweep(PLAN, tmp_path / "run")["value"].tolist() == whole["value"].tolist()
+    with pytest.raises(record.RecordError, match="steps"):
+        sweeps.sweep(Plan(PLAN.grids, steps=301, record_every=50), tmp_path / "run")
+
+
+TOML = """
+K = 3
+d = 4
+n = 5
+lam_W = [5e-3, 1e-2]
+lam_H = 5e-3
+steps = 400
+gap_tol = 1e-6
+
+[[grid]]
+optimizer = "lbfgs"
+
+[[grid]]
+optimizer = "heavy_ball"
+learning_rate = [0.5, 1.0]
+"""
+
+
+def test_a_file_is_the_plan_it_describes(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(TOML)
+    common = {"K": 3, "d": 4, "n": 5, "lam_W": [5e-3, 1e-2], "lam_H": 5e-3}
+    grids = (
+        Grid(**common, optimizer="lbfgs"),
+        Grid(**common, optimizer="heavy_ball", learning_rate=[0.5, 1.0]),
+    )
+    assert grid.read(path) == Plan(grids, steps=400, gap_tol=1e-6)
+    assert len(grid.read(path).cells()) == 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("lam_W", "lamW"), r"'lamW'.*line 5.*lam_W.*Did you mean 'lam_W'"),
+        (("learning_rate", "steps"), r"'steps'.*line 15"),
+        (("[5e-3, 1e-2]", "[5e-3,, 1e-2]"), r"no TOML.*line 5"),
+        (("[5e-3, 1e-2]", "[5e-3, -1.0]"), r"lam_W=-1.0.*in the cell K=3"),
+        (("[5e-3, 1e-2]", "[5e-3, 5e-3]"), "twice"),
+        (("[5e-3, 1e-2]", "[]"), "without a value"),
+        (('"lbfgs"', '"newton"'), r"optimizer='newton'.*lbfgs"),
+        (('"lbfgs"', '"sgd"'), "batch_size"),
+        (("K = 3", "K = 1"), "K=1"),
+        (("1e-6", "-1.0"), "gap_tol=-1.0"),
+        (("steps = 400", "steps = 0"), "steps=0"),
+        (("steps = 400", 'precision = "half"'), "half"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(tmp_path, capsys, change, message):
+    path = tmp_path / "grid.toml"
+    path.write_text(TOML.replace(*change, 1))
+    with pytest.raises((ValueError, TypeError), match=message):
+        grid.read(path).cells()
+    assert cli.main(["sweep", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err.startswith("ufm: got")
+
+
+def test_the_commands_keep_show_and_export_the_table(tmp_path, capsys):
+    path, out, csv = tmp_path / "grid.toml", tmp_path / "run", tmp_path / "table.csv"
+    path.write_text(TOML)
+    assert cli.main(["sweep", str(path), "--out", str(out), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["optimizer"] for row in rows] == ["lbfgs"] * 2 + ["heavy_ball"] * 4
+    assert all(row["gap"] <= 1e-6 for row in rows if row["status"] == "certified")
+    assert cli.main(["table", str(out), "--sort", "value", "--limit", "2", "--columns", "cell",
+                     "value", "--json"]) == 0  # fmt: skip
+    least = json.loads(capsys.readouterr().out)
+    assert [row["value"] for row in least] == sorted(row["value"] for row in rows)[:2]
+    assert cli.main(["table", str(out), "--csv", str(csv)]) == 0
+    read = np.genfromtxt(csv, delimiter=",", names=True, dtype=None, encoding="utf-8")
+    assert read["value"].tolist() == [row["value"] for row in rows]
+    capsys.readouterr()
+    assert cli.main(["table", str(out), "--csv", str(csv)]) == 2  # a file is never replaced
+    assert cli.main(["table", str(out), "--columns", "size"]) == 2
+    assert "allowed: cell" in capsys.readouterr().err
+
+
+def test_a_killed_sweep_loses_no_finished_cell_and_ends_with_the_same_bits(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(TOML.replace("steps = 400", "steps = 20000").replace("1e-6", "1e-12"))
+    command = [sys.executable, "-m", "ufm.cli", "sweep", str(path), "--json", "--out"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if len(sweeps.load(killed)[0].get("cell", ())) > 0:
+                break
+        except record.RecordError:
+            time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before, manifest = sweeps.load(killed)
+    assert manifest["status"] == "running"
+    assert 0 < len(before["cell"]) < 6
+    subprocess.run([*command, str(killed)], check=True, capture_output=True)
+    first, second = sweeps.load(whole)[0], sweeps.load(killed)[0]
+    assert first.keys() == second.keys()
+    for name, x in first.items():
+        assert x.tobytes() == second[name].tobytes(), name
+
+
+def test_cells_are_spread_over_the_devices_of_a_process(tmp_path):
+    script = """
+import numpy as np
+from ufm.sweeps import sweep
+from tests.test_sweeps import PLAN
+import jax
+assert len(jax.devices()) == 4
+np.savez("four.npz", **sweep(PLAN))
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.getcwd(),
+    }
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
+    four, one = np.load(tmp_path / "four.npz"), sweeps.sweep(PLAN)
+    np.testing.assert_allclose(four["value"], one["value"], rtol=1e-9)
+    assert four["status"].tolist() == one["status"].tolist()

@@ -1,0 +1,57 @@
+"""`ufm sweep`: every cell of a grid, in compiled batches, into one table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ufm import grid, sweeps
+from ufm.commands.table import print_json, print_table
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Descend on every combination of a grid, all cells of one shape in one compiled call.
+
+    The grid is a TOML file: K, d, n, lam_W, lam_H, lam_b, bias, optimizer, learning_rate,
+    momentum, batch_size and seed take one value or a list; steps, record_every, grad_tol, gap_tol,
+    scale and precision hold for all; each table [[grid]] adds a grid of its own. With --out the
+    table is kept, batch by batch: killed or interrupted, the same command goes on with the cells
+    that are missing. A diverged cell is a row with its status.
+    Example: ufm sweep grid.toml --out runs/sweep
+    """
+
+    grid: Annotated[Path, tyro.conf.Positional]
+    """the TOML file"""
+    out: Path | None = None
+    """folder that keeps the table: manifest.json, arrays.npz"""
+    memory: float = sweeps.MEMORY / 2**20
+    """MiB that one compiled call may use"""
+    json: bool = False
+    """print JSON for machines instead of a table"""
+
+    def act(self) -> int:
+        """Sweep with a progress bar and an estimate of the time left."""
+        plan = grid.read(self.grid)
+        total = len(plan.cells())
+        bar = (
+            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.fields[done]}/{task.total} cells"), TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=total, done=0)
+
+            def report(share: float, doing: str) -> None:
+                done = share * total
+                progress.update(task, completed=done, done=int(done), description=doing)
+
+            columns = sweeps.sweep(plan, self.out, memory=int(self.memory * 2**20), report=report)
+        if self.json:
+            print_json(columns)
+        else:
+            print_table(columns)
+        return 0
