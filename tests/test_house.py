@@ -21,6 +21,7 @@ FLOORS = (
         "lanczos",
         "optimizers",
         "minibatch",
+        "mesh",
         "quotient",
     },
     {"spectra", "loop", "newton", "grid"},
