@@ -29,7 +29,6 @@ def laws(how: str) -> dict[str, object]:
     found: dict[str, object] = {}
     options = {
         "heavy_ball": {"learning_rate": 0.5},
-        "adam": {},
         "lbfgs": {},
         "sgd": {"batch_size": 16, "key": jax.random.key(1)},
     }

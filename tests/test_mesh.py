@@ -50,6 +50,7 @@ def test_eight_devices_compute_what_one_does(one, how):
     assert_same(found, one)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(one):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

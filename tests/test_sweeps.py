@@ -208,6 +208,7 @@ def test_the_commands_keep_show_and_export_the_table(tmp_path, capsys):
     assert "allowed: cell" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_loses_no_finished_cell_and_ends_with_the_same_bits(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text(TOML.replace("steps = 400", "steps = 20000").replace("1e-6", "1e-12"))

@@ -98,11 +98,12 @@ def padded(problem: Problem, key: Array, count: int) -> Params:
     # Fewer dimensions share the same norms.
     gain = jnp.sqrt(problem.d / widths)[:, None, None]
     starts = Params(gain * free.W * used[:, None, :], gain * free.H * used[:, :, None], free.b)
-    down = np.flatnonzero(np.arange(count) // ranks % 2 == 1)
-    if len(down) == 0:
-        return starts
-    points, _ = solver.downhill(problem, jax.tree.map(lambda x: x[down], starts))
-    return jax.tree.map(lambda x, y: x.at[down].set(y), starts, points)
+    # All go down, so that `descended` shares the program: compiling it takes seconds.
+    points, _ = solver.downhill(problem, starts)
+    down = np.arange(count) // ranks % 2 == 1
+    return jax.tree.map(
+        lambda x, y: jnp.where(down.reshape(-1, *[1] * (x.ndim - 1)), y, x), starts, points
+    )
 
 
 def passages(problem: Problem, key: Array, count: int) -> Params:
