@@ -33,19 +33,25 @@ def result(process: subprocess.Popen) -> dict:
     return json.loads(out.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def one():
-    return result(started("one", 1))
-
-
 def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() <= expected.keys()
     for name, x in found.items():
         np.testing.assert_allclose(x, expected[name], **TOLERANCES, err_msg=name)
 
 
-@pytest.mark.parametrize("how", ["mesh", pytest.param("classes", marks=pytest.mark.slow)])
+def test_eight_devices_descend_certify_and_differentiate_as_one_does():
+    assert_same(result(started("mesh", 8, "few")), result(started("one", 1, "few")))
+
+
+@pytest.fixture(scope="module")
+def one():
+    return result(started("one", 1, "all"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["mesh", "classes"])
 def test_eight_devices_compute_what_one_does(one, how):
-    found = result(started(how, 8))
+    found = result(started(how, 8, "all"))
     assert found.keys() == one.keys()
     assert_same(found, one)
 
@@ -55,7 +61,7 @@ def test_two_processes_compute_what_one_does(one):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    processes = [started("mesh", 2, address, str(i), "2") for i in range(2)]
+    processes = [started("mesh", 2, "all", address, str(i), "2") for i in range(2)]
     first, second = (result(process) for process in processes)
     assert first == second
     assert {"heavy_ball/gap", "sgd/loss", "lbfgs/nc1", "certificate", "product"} <= first.keys()

@@ -91,7 +91,11 @@ def test_lifting_keeps_value_and_length_of_the_gradient_in_every_class(problem):
 # Newton's method and solve
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(
+    "name",
+    ["balanced", "unequal"]
+    + [pytest.param(x, marks=pytest.mark.slow) for x in ("wider-than-2K", "narrow-no-bias")],
+)
 def test_a_solution_is_critical_at_rounding(name):
     problem, solution = PROBLEMS[name], solved(name)
     assert solution.status == "converged"

@@ -235,6 +235,7 @@ def test_a_killed_sweep_loses_no_finished_cell_and_ends_with_the_same_bits(tmp_p
         assert x.tobytes() == second[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_cells_are_spread_over_the_devices_of_a_process(tmp_path):
     script = """
 import numpy as np
