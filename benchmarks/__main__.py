@@ -1,7 +1,8 @@
 """Run every benchmark: python -m benchmarks."""
 
-from benchmarks import descent_steps, eigenpairs
+from benchmarks import certified, descent_steps, eigenpairs, many
 
 if __name__ == "__main__":
-    descent_steps.main()
-    eigenpairs.main()
+    # In this order: the last two switch float64 on.
+    for benchmark in (descent_steps, many, eigenpairs, certified):
+        benchmark.main()

@@ -80,7 +80,7 @@ def test_columns_say_what_was_run(table):
 
 
 def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
-    monkeypatch.setattr(sweeps, "MOST", 2)
+    monkeypatch.setattr(sweeps, "MOST", {"cpu": 2})
     again = sweeps.sweep(PLAN)
     assert again.keys() == table.keys()
     for name, x in table.items():
@@ -90,7 +90,8 @@ def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
             assert again[name].tolist() == x.tolist()
 
 
-def test_a_memory_budget_is_kept_and_one_too_small_is_refused():
+def test_a_memory_budget_is_kept_and_one_too_small_is_refused(monkeypatch):
+    monkeypatch.setattr(sweeps, "MOST", {"cpu": 64})
     plan = Plan((Grid(**SMALL, optimizer="heavy_ball", seed=list(range(64))),), steps=1)
     cells, mesh = plan.cells(), jax.sharding.Mesh(np.array(jax.local_devices()), ("problems",))
     method = ufm.loop.Method("heavy_ball", None, None)
@@ -115,7 +116,7 @@ def test_an_interrupted_sweep_goes_on_with_the_missing_cells(table, tmp_path, mo
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(sweeps, "MOST", 4)
+    monkeypatch.setattr(sweeps, "MOST", {"cpu": 4})
     monkeypatch.setattr(sweeps, "_run", limited)
     with pytest.raises(KeyboardInterrupt):
         sweeps.sweep(PLAN, tmp_path / "run")

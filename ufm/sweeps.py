@@ -23,7 +23,9 @@ from ufm.problem import Params, Problem, init_params, logits, objective
 from ufm.threads import lapack_on_one_thread
 
 MEMORY = 2**30  # bytes of a compiled call
-MOST = 256  # cells side by side: beyond, CPUs gain nothing and the progress bar waits
+# Most cells side by side. On CPUs 16 small problems fit the cache, and 256 cost a third more each
+# (`benchmarks/many.py`); all wait for the slowest. Accelerators want many.
+MOST, MOST_ELSEWHERE = {"cpu": 16}, 1024
 _RECORDS = 64  # capacity of the history of one call
 Columns = dict[str, np.ndarray]
 Report = Callable[[float, str], None]
@@ -309,7 +311,8 @@ def _compiled(
 ) -> tuple[int, Any]:
     """(cells side by side, the program that advances them): as many as XLA's count fits in."""
     devices = mesh.devices.size
-    size = -(-min(MOST, len(members)) // devices) * devices
+    most = MOST.get(jax.default_backend(), MOST_ELSEWHERE)
+    size = -(-min(most, len(members)) // devices) * devices
     while True:
         program = _program(plan, _lanes([cells[i] for i in np.resize(members, size)]), method, mesh)
         count = program.memory_analysis()  # of one device

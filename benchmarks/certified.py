@@ -1,0 +1,174 @@
+"""Time from a random start to a certified gap of 1e-8: `ufm.solve` against two L-BFGS of others.
+
+All three minimise the same problem in float64 from the same start. SciPy's L-BFGS-B gets the
+objective and closed-form gradient of `ufm`, compiled, as one flat vector; `torch.optim.LBFGS` with
+its strong Wolfe line search gets the model as a PyTorch user would write it. Both are certified
+every 20 iterations, outside the clock, and end when the gap is at most 1e-8. `ufm.solve` has no
+such rule: it always goes on to rounding. Compilation is a column of its own.
+
+    python -m benchmarks.certified        (needs pip install -e ".[bench]")
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import torch
+
+import ufm
+from benchmarks import paired
+from ufm.curvature import flatten, unflatten
+
+SIZES = (10, 100)  # K = d
+SAMPLES, DECAY, SCALE, GAP = 10, 1e-5, 0.1, 1e-8
+ROUNDS = {10: 5, 100: 3}
+CHECK = 20  # iterations between two certificates, which are outside the clock
+PATIENCE = 150.0  # seconds after which a contestant has lost
+PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "scipy", "torch")
+
+
+def problem_and_start(K: int) -> tuple[ufm.Problem, ufm.Params]:
+    """Balanced, d = K, far below the threshold of collapse at λ = 1e-5 × 10/K."""
+    lam = DECAY * 10 / K
+    problem = ufm.Problem(K, K, SAMPLES, lam, lam, lam)
+    return problem, ufm.init_params(jax.random.key(0), problem, SCALE)
+
+
+def gap_of(problem: ufm.Problem, params: ufm.Params) -> float:
+    """The certified gap in nats."""
+    return float(ufm.certify(problem, params).gap)
+
+
+def ours(problem: ufm.Problem, start: ufm.Params) -> tuple[float, float]:
+    """(seconds, gap) of `ufm.solve`."""
+    begun = time.perf_counter()
+    solution = ufm.solve(problem, start)
+    jax.block_until_ready(solution.params)
+    return time.perf_counter() - begun, gap_of(problem, solution.params)
+
+
+def legs(problem: ufm.Problem, leg: Callable[[], ufm.Params]) -> tuple[float, float]:
+    """(seconds of the legs alone, gap): leg after leg until certified or out of patience."""
+    spent = 0.0
+    while True:
+        begun = time.perf_counter()
+        params = leg()
+        spent += time.perf_counter() - begun
+        gap = gap_of(problem, params)
+        if gap <= GAP or spent > PATIENCE:
+            return spent, gap
+
+
+def scipy_lbfgs(problem: ufm.Problem, start: ufm.Params) -> tuple[float, float]:
+    """L-BFGS-B on the flat vector; certified every `CHECK` iterations, outside the clock."""
+
+    @jax.jit
+    def value_and_gradient(x):
+        params = unflatten(problem, x)
+        return ufm.objective(problem, params), flatten(problem, ufm.gradient(problem, params))
+
+    x0 = np.asarray(flatten(problem, start))
+    jax.block_until_ready(value_and_gradient(x0))
+
+    def fun(x):
+        f, g = value_and_gradient(x)
+        return float(f), np.asarray(g)
+
+    checked, count = 0.0, 0
+    begun = time.perf_counter()
+
+    def callback(x):
+        nonlocal checked, count
+        count += 1
+        if count % CHECK == 0:
+            at = time.perf_counter()
+            gap = gap_of(problem, unflatten(problem, jnp.asarray(x)))
+            checked += time.perf_counter() - at
+            if gap <= GAP or at - begun - checked > PATIENCE:
+                raise StopIteration
+
+    options = {"maxiter": 10**6, "maxfun": 10**7, "ftol": 0.0, "gtol": 0.0, "maxcor": 10}
+    done = scipy.optimize.minimize(
+        fun, x0, jac=True, method="L-BFGS-B", callback=callback, options=options
+    )
+    return time.perf_counter() - begun - checked, gap_of(
+        problem, unflatten(problem, jnp.asarray(done.x))
+    )
+
+
+def torch_lbfgs(problem: ufm.Problem, start: ufm.Params) -> tuple[float, float]:
+    """`torch.optim.LBFGS`, history 10, strong Wolfe, `CHECK` iterations a leg."""
+    labels = torch.tensor(problem.labels, dtype=torch.long)
+    W, H, b = (torch.nn.Parameter(torch.tensor(np.asarray(x))) for x in start)
+    lam_W, lam_H, lam_b = (float(x) for x in (problem.lam_W, problem.lam_H, problem.lam_b))
+    optimizer = torch.optim.LBFGS(
+        [W, H, b], max_iter=CHECK, history_size=10, line_search_fn="strong_wolfe",
+        tolerance_grad=0.0, tolerance_change=0.0,
+    )  # fmt: skip
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy((W @ H).T + b, labels)
+        loss = loss + lam_W / 2 * W.square().sum() + lam_H / 2 * H.square().sum()
+        loss = loss + lam_b / 2 * b.square().sum()
+        loss.backward()
+        return loss
+
+    def leg() -> ufm.Params:
+        optimizer.step(closure)
+        return ufm.Params(*(jnp.asarray(x.detach().numpy()) for x in (W, H, b)))
+
+    return legs(problem, leg)
+
+
+def measure(K: int) -> dict[str, Any]:
+    """Rounds of all three at one size."""
+    problem, start = problem_and_start(K)
+    first, _ = ours(problem, start)
+    contestants = {"ufm": ours, "scipy": scipy_lbfgs, "torch": torch_lbfgs}
+    rounds, gaps = [], {}
+    for _ in range(ROUNDS[K]):
+        once = {name: run(problem, start) for name, run in contestants.items()}
+        rounds.append({name: seconds for name, (seconds, _) in once.items()})
+        gaps = {name: gap for name, (_, gap) in once.items()}
+    return {
+        "K": K, "d": K, "n": SAMPLES, "lam": float(problem.lam_W), "gaps": gaps,
+        "seconds": {name: paired.median(rounds, name) for name in contestants},
+        "over_ufm": {name: paired.median(rounds, name, "ufm") for name in contestants},
+        "compile_seconds": first - paired.median(rounds, "ufm"), "rounds": rounds,
+    }  # fmt: skip
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown table of the results."""
+    header = (
+        "K = d", "ufm.solve (s)", "its gap", "SciPy L-BFGS-B (s)", "its gap",
+        "torch LBFGS (s)", "its gap", "SciPy / ufm", "torch / ufm", "compile (s)",
+    )  # fmt: skip
+    rows = []
+    for r in results:
+        row = [str(r["K"])]
+        for name in ("ufm", "scipy", "torch"):
+            row += [f"{r['seconds'][name]:.3g}", f"{max(r['gaps'][name], 0):.0e}"]
+        row += [f"{r['over_ufm'][name]:.1f}" for name in ("scipy", "torch")]
+        rows.append([*row, f"{r['compile_seconds']:.1f}"])
+    return paired.table(header, rows)
+
+
+def main() -> None:
+    """Measure all sizes, write results/certified.json, print the table."""
+    jax.config.update("jax_enable_x64", True)
+    environment, results = paired.environment(PACKAGES), []
+    for K in SIZES:
+        print(f"measuring K = {K} …", flush=True)
+        results.append(measure(K))
+        paired.write("certified", {"environment": environment, "results": results})
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
