@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments import runner
 from experiments.runner import Report, Verdict, judge, judge_all
@@ -206,6 +207,8 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     times.set(xscale="log", yscale="log", xlabel=r"$\varepsilon$", ylabel="steps until left")
     identity.set(xlabel="predicted steps", ylabel="steps until left")
     error.set(xscale="log", xlabel="predicted steps", ylabel="measured − predicted, steps")
+    slope.xaxis.set_minor_formatter(NullFormatter())  # less than a decade: labels would overlap
+    slope.yaxis.set_minor_formatter(NullFormatter())
     slope.set(xlabel=r"$1/\log(1+\eta|\lambda|)$", ylabel=r"d steps / d$\,\log(1/\varepsilon)$")
     ends.set(yscale="log", xlabel="$f$ at the saddle, nats", ylabel="certified gap at the end")
     steps.set(yscale="log", xlabel="$f$ at the saddle, nats", ylabel="steps to the minimum")

@@ -204,6 +204,10 @@ def test_the_commands_keep_show_and_export_the_table(tmp_path, capsys):
     read = np.genfromtxt(csv, delimiter=",", names=True, dtype=None, encoding="utf-8")
     assert read["value"].tolist() == [row["value"] for row in rows]
     capsys.readouterr()
+    assert cli.main(["table", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert [line.split()[-5] for line in shown.splitlines()[2:]] == [r["status"] for r in rows]
     assert cli.main(["table", str(out), "--csv", str(csv)]) == 2  # a file is never replaced
     assert cli.main(["table", str(out), "--columns", "size"]) == 2
     assert "allowed: cell" in capsys.readouterr().err

@@ -323,8 +323,8 @@ def _compiled(
             return size, program
         if size == devices:
             raise ValueError(
-                f"got a budget of {memory / 2**20:.3g} MiB; {size} cells like "
-                f"{describe(cells[members[0]])} need {used / 2**20:.3g} MiB. Raise it"
+                f"got a budget of {memory / 2**20:.3g} MiB; the least call, {size} times the cell "
+                f"{describe(cells[members[0]])}, needs {used / 2**20:.3g} MiB. Raise it"
             )
         fitting = min(size - 1, int(0.95 * size * memory / used))
         size = max(1, fitting // devices) * devices

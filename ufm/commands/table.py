@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,16 +11,17 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from ufm import storage, sweeps
 from ufm.commands.shared import LOOK
 
 # Columns that differ within a sweep are shown beside these.
-_RESULTS = ("status", "steps", "value", "f_star", "gap", "nc1", "nc2", "nc3", "nc4")
+_RESULTS = ("status", "steps", "value", "gap", "nc1")
 _SETTINGS = (
-    "K", "d", "n", "lam_W", "lam_H", "lam_b", "bias", "optimizer", "learning_rate", "auto",
-    "momentum", "batch_size", "seed",
+    "K", "d", "n", "lam_W", "lam_H", "lam_b", "bias", "optimizer", "learning_rate", "batch_size",
+    "seed",
 )  # fmt: skip
 
 
@@ -59,6 +61,7 @@ class Table:
             if self.csv.exists():
                 raise ValueError(f"got --csv {self.csv}, which exists; allowed: a new file")
             storage.write(self.csv.absolute().parent, self.csv.name, _csv(columns).encode())
+            print(f"wrote {self.csv}: {len(order)} rows, {len(columns)} columns", file=sys.stderr)
         elif self.json:
             print_json(columns, self.columns)
         else:
@@ -100,7 +103,10 @@ def print_table(columns: sweeps.Columns, names: tuple[str, ...] = ()) -> None:
     for row in _rows(columns, tuple(dict.fromkeys((*chosen, "status")))):
         failed = row["status"] == "diverged"
         table.add_row(*(_text(row[name]) for name in chosen), style="bold red" if failed else None)
-    Console().print(table)
+    console = Console()
+    # A number cut short is worse than a long line.
+    whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, whole)).print(table)
 
 
 def _text(x: Any) -> str:
