@@ -199,7 +199,9 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
 
 def _draw_table(config: Config, results: dict) -> Figure:
     """Counts as numbers, excess of the worst as colour, K upwards and d to the right."""
-    canvas, axes = plots.figure("icml_text", 0.9 + 0.24 * len(config.shapes), 1, len(config.lams))
+    canvas, axes = plots.figure(
+        "icml_text", max(1.8, 0.9 + 0.24 * len(config.shapes)), 1, len(config.lams)
+    )
     classes, widths = zip(*config.shapes, strict=True)
     limit = LogNorm(1e-5, 1e-1)
     for ax, lam in zip(axes.flat, config.lams, strict=True):
