@@ -203,6 +203,7 @@ def test_probe_tells_a_minimum_from_a_saddle(capsys, tmp_path):
             assert pair["residual"] <= 1e-10
 
 
+@pytest.mark.slow
 def test_probe_polishes_the_end_of_a_run_and_draws_beside_it(capsys, tmp_path):
     run(
         capsys,

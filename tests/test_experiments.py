@@ -19,7 +19,7 @@ from experiments.runner import HOLDS, NOT_CONVERGED, REFUTED, Options
 from ufm import record
 from ufm.loop import Status
 
-SCRIPTS = runner.names()
+SCRIPTS, SLOW = runner.names(), ("c07", "c09", "c10")
 TINY = {
     "c01_certified_minimum": {
         "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
@@ -80,7 +80,7 @@ def outcomes(name: str, arrays) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=pytest.mark.slow) if x[:3] in ("c09", "c10") else x for x in SCRIPTS],
+    [pytest.param(x, marks=pytest.mark.slow) if x[:3] in SLOW else x for x in SCRIPTS],
 )
 def test_every_claim_holds_in_a_tiny_form(name, finished):
     assert [x for x in finished(name) if x.outcome != HOLDS] == []
@@ -301,6 +301,7 @@ def test_a_descent_of_another_rate_is_refuted_and_one_that_failed_is_not():
     assert set(failed.values()) == {NOT_CONVERGED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "change", "claims"),
     [
