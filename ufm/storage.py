@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -278,6 +279,8 @@ def release(folder: Path, lock: TextIO) -> None:
 
 def _claim(folder: Path) -> TextIO:
     path = folder / LOCK
+    # A child that a killed process had just forked holds the lock until it starts its own program.
+    patience = time.monotonic() + 1.0
     while True:
         lock = open(path, "a+")  # noqa: SIM115
         try:
@@ -289,6 +292,10 @@ def _claim(folder: Path) -> TextIO:
                 lock.flush()
                 return lock
         except BlockingIOError:
+            if time.monotonic() < patience:
+                lock.close()
+                time.sleep(0.02)
+                continue
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             lock.close()
