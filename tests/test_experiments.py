@@ -19,7 +19,7 @@ from experiments.runner import HOLDS, NOT_CONVERGED, REFUTED, Options
 from ufm import record
 from ufm.loop import Status
 
-SCRIPTS, SLOW = runner.names(), ("c07", "c09", "c10")
+SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10")
 TINY = {
     "c01_certified_minimum": {
         "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
@@ -322,6 +322,7 @@ def test_a_ladder_without_a_predicted_rung_or_with_a_false_one_is_refuted(array,
     assert all(any(part in claim for claim in refuted) for part in claims)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("finished")
 def test_every_start_of_the_strict_saddles_is_a_point_or_refused():
     arrays = arrays_of("c08_strict_saddle")
@@ -331,6 +332,7 @@ def test_every_start_of_the_strict_saddles_is_a_point_or_refused():
     assert (tried == 80).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("finished")
 def test_an_orbit_that_is_no_strict_saddle_is_refuted_by_name():
     name, local = "c08_strict_saddle", script_of("c08_strict_saddle").KINDS.index("local minimiser")
@@ -339,6 +341,7 @@ def test_an_orbit_that_is_no_strict_saddle_is_refuted_by_name():
     assert "K=3, d=5, Kc=0.5, f=1.09861229, rank 0: local minimiser" in claim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "change", "claim"),
     [
