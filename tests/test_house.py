@@ -11,7 +11,7 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
-    {"geometry", "losses", "threads", "storage", "plots", "minres"},
+    {"blocks", "geometry", "losses", "threads", "storage", "plots", "minres"},
     {"problem", "record"},
     {
         "minimum",

@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from ufm import losses
+from ufm import blocks, losses
 from ufm.problem import (
     Params,
     Problem,
     check_finite,
     check_params,
-    data_gradient,
-    gradient_from,
+    gradient,
+    logits,
     matmul,
     norm,
     objective,
@@ -57,53 +57,92 @@ class Certificate(NamedTuple):
     resolution: Float[Array, ""] | float
 
 
-def spectral_norm(A: Float[Array, "K N"]) -> Scalar:
-    """‖A‖₂, the largest singular value, from the Gram matrix of the shorter side."""
-    gram = matmul(A, A.T) if A.shape[0] <= A.shape[1] else matmul(A.T, A)
+def _root(gram: Float[Array, "m m"]) -> Scalar:
+    """‖A‖₂, the largest singular value of A, from the Gram matrix A Aᵀ or Aᵀ A."""
     return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
 
 
-def centre_dual(problem: Problem, R: Float[Array, "K N"]) -> Float[Array, "K N"]:
-    """A residual near R = P − Y with zero row sums, whose p_i are still distributions.
+def _centring(problem: Problem, residual, H) -> tuple[Array, Scalar]:
+    """(mean column m, mixing weight s) that bring the dual variables to zero row sums, λ_b = 0.
 
-    The mean column is subtracted; where that makes a probability negative, all p_i are mixed with
-    the class frequencies π, whose residual π − y_i has zero row sums too, just enough to end at 0.
+    The mean column of R = P − Y is subtracted; where that makes a probability negative, all p_i
+    are mixed with the class frequencies π, whose residual π − y_i has zero row sums too, just
+    enough to end at 0.
     """
-    pi = jnp.asarray(problem.counts / problem.N, R.dtype)[:, None]
-    Y = jnp.arange(problem.K)[:, None] == problem.labels[None, :]
-    centred = R - jnp.mean(R, axis=1, keepdims=True)
-    lowest = jnp.min(jnp.where(Y, jnp.inf, centred) / pi)
-    lowest = jnp.minimum(lowest, jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi))
-    shortfall = jnp.maximum(-lowest, 0)
-    mixed = (centred + shortfall * (pi - Y)) / (1 + shortfall)
-    # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
-    return jnp.maximum(mixed, jnp.where(Y, -1, 0))
+    labels, K = problem.labels, problem.K
+    mean = blocks.total(lambda *part: jnp.sum(residual(*part), axis=1), H, labels, K) / problem.N
+    pi = jnp.asarray(problem.counts / problem.N, H.dtype)[:, None]
+
+    def lowest(H, labels):
+        Y = jnp.arange(K)[:, None] == labels[None, :]
+        centred = residual(H, labels) - mean[:, None]
+        return jnp.minimum(
+            jnp.min(jnp.where(Y, jnp.inf, centred) / pi),
+            jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi),
+        )
+
+    return mean, jnp.maximum(-blocks.total(lowest, H, labels, K, jnp.minimum), 0)
 
 
-def lower_bound(problem: Problem, G: Float[Array, "K N"]) -> tuple[Scalar, Scalar]:
-    """The dual bound of the module's head from G = (P − Y)/N, and ‖G‖₂. Traceable.
+def _dual(problem: Problem, params: Params):
+    """Columns of the dual variables N A = P' − Y of a block of samples; P' = P where λ_b > 0."""
+
+    def residual(H, labels):
+        return losses.residual(logits(problem, params._replace(H=H)), labels)
+
+    if not problem.bias:
+        return residual
+    H, dtype = params.H, params.H.dtype
+    pi = jnp.asarray(problem.counts / problem.N, dtype)[:, None]
+    mean, shortfall = jax.lax.cond(
+        jnp.asarray(problem.lam_b, dtype) > 0,
+        lambda: (jnp.zeros(problem.K, dtype), jnp.zeros((), dtype)),
+        lambda: _centring(problem, residual, H),
+    )
+
+    def centred(H, labels):
+        Y = jnp.arange(problem.K)[:, None] == labels[None, :]
+        R = residual(H, labels) - mean[:, None]
+        mixed = (R + shortfall * (pi - Y)) / (1 + shortfall)
+        # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
+        return jnp.maximum(mixed, jnp.where(Y, -1, 0))
+
+    return centred
+
+
+def lower_bound(problem: Problem, params: Params) -> tuple[Scalar, Scalar]:
+    """The dual bound of the module's head from a point's G = (P − Y)/N, and ‖G‖₂. Traceable.
 
     Returns:
         (bound, ‖G‖₂); for λ_b = 0 the norm is that of the centred G.
     """
-    N = problem.N
-    penalty = jnp.zeros((), G.dtype)
+    K, N, H, labels = problem.K, problem.N, params.H, problem.labels
+    dual = _dual(problem, params)
+
+    def moments(H, labels):
+        A = dual(H, labels) / N
+        return (matmul(A, A.T) if K <= N else matmul(A.T, A)), jnp.sum(A, axis=1)
+
+    # Beyond N classes the Gram matrix of the samples is the smaller one, and they stay together.
+    gram, sums = blocks.total(moments, H, labels, K) if K <= N else moments(H, labels)
+    sigma, mu = _root(gram), jnp.asarray(problem.mu, H.dtype)
+    penalty = jnp.zeros((), H.dtype)
     if problem.bias:
-        lam_b = jnp.asarray(problem.lam_b, G.dtype)
-        G = jax.lax.cond(lam_b > 0, lambda G: G, lambda G: centre_dual(problem, G * N) / N, G)
-        squares = jnp.sum(jnp.square(jnp.sum(G, axis=1)))
+        lam_b = jnp.asarray(problem.lam_b, H.dtype)
+        squares = jnp.sum(jnp.square(sums))
         penalty = jnp.where(lam_b > 0, squares / (2 * jnp.where(lam_b > 0, lam_b, 1)), 0)
-    sigma, mu = spectral_norm(G), jnp.asarray(problem.mu, G.dtype)
     alpha = jnp.where(sigma > mu, mu / jnp.where(sigma > 0, sigma, 1), 1)
-    entropies = -losses.conjugate(alpha * N * G, problem.labels)
-    return jnp.mean(entropies) - alpha**2 * penalty, sigma
+
+    def entropy(H, labels):
+        return -jnp.sum(losses.conjugate(alpha * dual(H, labels), labels))
+
+    return blocks.total(entropy, H, labels, K) / N - alpha**2 * penalty, sigma
 
 
 def _certificate(problem: Problem, params: Params) -> Certificate:
-    G = data_gradient(problem, params)
     value = objective(problem, params)
-    bound, sigma = lower_bound(problem, G)
-    grad_norm = norm(gradient_from(problem, params, G))
+    bound, sigma = lower_bound(problem, params)
+    grad_norm = norm(gradient(problem, params))
     mu = jnp.asarray(problem.mu, sigma.dtype)
     ratio = jnp.where(mu > 0, sigma / jnp.where(mu > 0, mu, 1), jnp.where(sigma > 0, jnp.inf, 0))
     resolution = 16 * jnp.finfo(value.dtype).eps * (jnp.abs(value) + jnp.abs(bound))

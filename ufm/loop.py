@@ -17,15 +17,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ufm import certificate, losses, metrics, minibatch, optimizers
+from ufm import blocks, certificate, metrics, minibatch, optimizers
+from ufm import problem as model
 from ufm.problem import (
     Params,
     Problem,
     add_decay,
-    data_gradient,
-    data_products,
     gradient,
-    gradient_from,
     logits,
     norm,
     objective,
@@ -102,17 +100,20 @@ class Limits(NamedTuple):
 
 def measurements(problem: Problem, params: Params) -> dict[str, Array]:
     """One row of the history at a point; traceable. Keys as in `Run.history`, less "step"."""
-    Z = logits(problem, params)
     labels = problem.labels
-    G = losses.residual(Z, labels) / problem.N
+
+    def hits(H, labels):
+        Z = logits(problem, params._replace(H=H))
+        return jnp.sum((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype))
+
     loss = objective(problem, params)
-    bound, _ = certificate.lower_bound(problem, G)
+    bound, _ = certificate.lower_bound(problem, params)
     collapse = metrics.measure(jnp, *params, labels)
     row = {
         "loss": loss,
-        "grad_norm": norm(gradient_from(problem, params, G)),
+        "grad_norm": norm(gradient(problem, params)),
         "gap": loss - bound,
-        "accuracy": jnp.mean((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype)),
+        "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
     }
     row |= {name: getattr(collapse, name) for name in ("nc1", "nc2", "nc3", "nc4")}
     row |= {f"norm_{name}": jnp.linalg.norm(x) for name, x in zip("WHb", params, strict=True)}
@@ -151,7 +152,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         extra = {"value": value, "grad": grad, "value_fn": value_fn}
         products = grad
     else:
-        products = data_products(problem, params, data_gradient(problem, params))
+        products = model.products(problem, params)
         grad = add_decay(problem, params, products)
         extra = {
             "value": objective(problem, params),

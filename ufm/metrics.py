@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ufm import blocks
+
 
 class Collapse(NamedTuple):
     """NC1–NC4 of one set of features. Each field is a scalar, 0 at perfect collapse.
@@ -139,7 +141,7 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
     index (N,) holds the row of W that each sample belongs to, every class at least once.
     """
     K, N = W.shape[0], H.shape[1]
-    sums, spread = _over_classes(xp, K, index, H.dtype)
+    sums, spread = _over_classes(xp, K, index, H)
     counts = sums(xp.ones((1, N), H.dtype))[0]
     means = sums(H) / counts
     mean = _product(xp, means, counts[:, None] / N)
@@ -150,6 +152,7 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
     deviations = H - spread(means)
     variances = sums(xp.sum(deviations**2, axis=0)[None, :])[0] / counts
     tr_W, tr_B = xp.sum(counts * variances) / N, xp.sum(M**2) / K
+    disagreements = partial(_disagreements, xp, W, b, M, mean)
     return Collapse(
         nc1=_nc1(xp, M, deviations, tr_W, floor),
         nc1_trace_ratio=_ratio(xp, tr_W, tr_B, floor),
@@ -163,7 +166,7 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
         nc2_equiangularity_means=_equiangularity(xp, M.T),
         nc3=_distance_to_etf(xp, _product(xp, W, M)),
         nc3_duality=xp.sqrt(xp.sum((_direction(xp, W).T - _direction(xp, M)) ** 2)),
-        nc4=_disagreement(xp, W, H, b, M, mean),
+        nc4=blocks.total(disagreements, H, index, K) / N,
         nc4_mean_logit=xp.sqrt(xp.sum((_product(xp, W, mean)[:, 0] + b) ** 2)),
     )
 
@@ -171,7 +174,7 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
 _measure_compiled = jax.jit(partial(measure, jnp))
 
 
-def _over_classes(xp: ModuleType, K: int, index, dtype):
+def _over_classes(xp: ModuleType, K: int, index, H):
     """Two maps, (r, N) → (r, K) and back: the sums over each class, and a copy a sample.
 
     Known labels in K equal blocks, as those of a balanced problem, need a mere change of shape.
@@ -182,9 +185,18 @@ def _over_classes(xp: ModuleType, K: int, index, dtype):
             lambda A: xp.sum(A.reshape(len(A), K, N // K), axis=2),
             lambda A: xp.repeat(A, N // K, axis=1),
         )
+
     # A product with one 1 a column picks entries exactly, and faster than a gather in JAX.
-    Y = (xp.arange(K)[:, None] == index[None, :]).astype(dtype)
-    return lambda A: _product(xp, A, Y.T), lambda A: _product(xp, A, Y)
+    def one(index):
+        return (xp.arange(K)[:, None] == index[None, :]).astype(H.dtype)
+
+    def sums(A):
+        return blocks.total(lambda A, index: _product(xp, A, one(index).T), A, index, K)
+
+    def spread(A):
+        return blocks.sweep(lambda _, index: ((), _product(xp, A, one(index))), H, index, K)[1]
+
+    return sums, spread
 
 
 def first_largest(xp: ModuleType, A):
@@ -228,7 +240,12 @@ def _nc1(xp: ModuleType, M, deviations, tr_W, floor):
     r = min(M.shape[0], M.shape[1] - 1)
     U, s = U[:, :r], s[:r]
     kept = s > xp.finfo(M.dtype).eps * max(M.shape) * s[0]
-    along = xp.sum(_product(xp, U.T, deviations) ** 2, axis=1) / deviations.shape[1]
+
+    def squares(deviations, _):
+        return xp.sum(_product(xp, U.T, deviations) ** 2, axis=1)
+
+    N = deviations.shape[1]
+    along = blocks.total(squares, deviations, np.zeros(N, bool), r) / N
     nc1 = xp.sum(xp.where(kept, along / xp.where(kept, s, 1) ** 2, 0))
     return xp.where(s[0] > 0, nc1, xp.where(tr_W > floor, xp.inf, 0.0))
 
@@ -265,9 +282,9 @@ def _equiangularity(xp: ModuleType, rows):
     return xp.sum(xp.where(xp.eye(K, dtype=bool), 0, deviations)) / (K * (K - 1))
 
 
-def _disagreement(xp: ModuleType, W, H, b, M, mean):
-    """Share of samples whose predicted class is not that of the nearest class mean."""
+def _disagreements(xp: ModuleType, W, b, M, mean, H, _):
+    """Number of samples whose predicted class is not that of the nearest class mean."""
     predicted = first_largest(xp, _product(xp, W, H) + b[:, None])
     # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation.
     nearness = _product(xp, M.T, H - mean) - xp.sum(M**2, axis=0)[:, None] / 2
-    return xp.mean((predicted != first_largest(xp, nearness)).astype(H.dtype))
+    return xp.sum((predicted != first_largest(xp, nearness)).astype(H.dtype))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ufm import losses
+from ufm import blocks, losses
 
 
 class Params(NamedTuple):
@@ -254,8 +254,14 @@ def objective(problem: Problem, params: Params) -> Scalar:
         ValueError, TypeError: if shapes or dtypes of params do not fit the problem.
     """
     check_params(problem, params)
-    losses_i = losses.cross_entropy(logits(problem, params), problem.labels)
-    return jnp.mean(losses_i) + decay(problem, params)
+
+    def loss(H, labels):
+        Z = logits(problem, params._replace(H=H))
+        return jnp.sum(losses.cross_entropy(Z, labels))
+
+    return blocks.total(loss, params.H, problem.labels, problem.K) / problem.N + decay(
+        problem, params
+    )
 
 
 def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
@@ -272,7 +278,21 @@ def gradient(problem: Problem, params: Params) -> Params:
         ValueError, TypeError: if shapes or dtypes of params do not fit the problem.
     """
     check_params(problem, params)
-    return gradient_from(problem, params, data_gradient(problem, params))
+    return add_decay(problem, params, products(problem, params))
+
+
+def products(problem: Problem, params: Params) -> Params:
+    """(G Hᵀ, Wᵀ G, G 1) at a point, G in blocks of samples where it is large."""
+    W, _, b = params
+
+    def block(H, labels):
+        part = Params(W, H, b)
+        G = losses.residual(logits(problem, part), labels) / problem.N
+        dW, dH, db = data_products(problem, part, G)
+        return (dW, db), dH
+
+    (dW, db), dH = blocks.sweep(block, params.H, problem.labels, problem.K)
+    return Params(dW, dH, db)
 
 
 def gradient_from(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Params:
