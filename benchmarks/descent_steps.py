@@ -1,9 +1,10 @@
-"""Descent steps against plain PyTorch, and against the three matrix products a step needs.
+"""Descent steps against PyTorch and NumPy, and against the three matrix products a step needs.
 
 The same run on both sides: full batch, heavy ball (momentum 0.9), float32, the decays as weight
 decay. PyTorch is written as a user would write it: an `nn.Parameter` of features, `nn.Linear`,
-`nn.CrossEntropyLoss`, `optim.SGD` with a parameter group a decay. Every round times each
-contestant once, one after the other, so that a machine whose speed drifts drifts for all; the
+`nn.CrossEntropyLoss`, `optim.SGD` with a parameter group a decay; once eager, once with the loss
+and the optimiser's step under `torch.compile`. NumPy updates its arrays in place. Every round times
+each contestant once, one after the other, so that a machine whose speed drifts drifts for all; the
 table gives medians of the ratios within a round. The floor is W H, G Hᵀ and Wᵀ G in PyTorch.
 Recording is timed inside the compiled loop: a run that records at every step against one of the
 same length that records at its ends only; its share is that of a run with a record every 100 steps.
@@ -77,25 +78,59 @@ def recording(problem: ufm.Problem, start: ufm.Params, step_seconds: float) -> f
     return statistics.median((seconds(1) - seconds(steps)) / (steps - 1) for _ in range(ROUNDS))
 
 
-def eager(problem: ufm.Problem, start: ufm.Params) -> Callable[[int], Any]:
-    """The same steps in PyTorch eager; returns the parameters after `count` steps."""
+def pytorch(problem: ufm.Problem, start: ufm.Params, compiled: bool) -> Callable[[int], Any]:
+    """The same steps in PyTorch; returns the parameters after `count` steps from the start."""
     labels = torch.tensor(problem.labels, dtype=torch.long)
+    head, criterion = torch.nn.Linear(problem.d, problem.K), torch.nn.CrossEntropyLoss()
+    features = torch.nn.Parameter(torch.empty(problem.N, problem.d))
+    parameters = (head.weight, features, head.bias)
+    groups = [{"params": [p], "weight_decay": DECAY} for p in parameters]
+    optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=MOMENTUM)
+    origin = [torch.tensor(np.asarray(x)) for x in (start.W, start.H.T, start.b)]
+
+    def loss():
+        return criterion(head(features), labels)
+
+    update = optimizer.step
+    if compiled:
+        loss, update = torch.compile(loss), torch.compile(update)
 
     def run(count: int):
-        features = torch.nn.Parameter(torch.tensor(np.asarray(start.H).T.copy()))
-        head = torch.nn.Linear(problem.d, problem.K)
         with torch.no_grad():
-            head.weight.copy_(torch.tensor(np.asarray(start.W)))
-            head.bias.copy_(torch.tensor(np.asarray(start.b)))
-        criterion = torch.nn.CrossEntropyLoss()
-        parameters = [head.weight, features, head.bias]
-        groups = [{"params": [p], "weight_decay": DECAY} for p in parameters]
-        optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=MOMENTUM)
+            for parameter, x in zip(parameters, origin, strict=True):
+                parameter.copy_(x)
+                optimizer.state[parameter].get("momentum_buffer", torch.empty(0)).zero_()
         for _ in range(count):
             optimizer.zero_grad()
-            criterion(head(features), labels).backward()
-            optimizer.step()
+            loss().backward()
+            update()
         return head.weight.detach().numpy(), features.detach().numpy().T
+
+    return run
+
+
+def numpy(problem: ufm.Problem, start: ufm.Params) -> Callable[[int], Any]:
+    """The same steps in NumPy, arrays updated in place."""
+    samples, labels = np.arange(problem.N), problem.labels
+
+    def run(count: int):
+        point = [np.array(x) for x in start]
+        velocity = [np.zeros_like(x) for x in point]
+        W, H, b = point
+        for _ in range(count):
+            G = W @ H
+            G += b[:, None]
+            G -= G.max(axis=0)
+            np.exp(G, out=G)
+            G /= G.sum(axis=0) * np.float32(problem.N)
+            G[labels, samples] -= np.float32(1 / problem.N)
+            for x, v, g in zip(point, velocity, (G @ H.T, W.T @ G, G.sum(axis=1)), strict=True):
+                g += np.float32(DECAY) * x
+                v *= np.float32(MOMENTUM)
+                v += g
+            for x, v in zip(point, velocity, strict=True):
+                x -= np.float32(LEARNING_RATE) * v
+        return W, H
 
     return run
 
@@ -120,13 +155,15 @@ def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
     fast, compile_seconds = ours(problem, start)
     contestants = {
         "ufm": fast,
-        "eager": eager(problem, start),
+        "eager": pytorch(problem, start, compiled=False),
+        "compiled": pytorch(problem, start, compiled=True),
+        "numpy": numpy(problem, start),
         "products": products(problem, start),
     }
-    theirs = contestants["eager"](5)
-    for name, x, y in zip("WH", fast(5).params, theirs, strict=False):
-        # Five float32 steps of two orders of summation.
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5, err_msg=f"{shape} {name}")
+    for peer in ("eager", "compiled", "numpy"):
+        for name, x, y in zip("WH", fast(5).params, contestants[peer](5), strict=False):
+            # Five float32 steps of two orders of summation.
+            np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5, err_msg=f"{shape} {peer} {name}")
     counts = {
         name: max(1, int(SECONDS / (paired.seconds(partial(run, 2)) / 2)))
         for name, run in contestants.items()
@@ -145,6 +182,8 @@ def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "microseconds": {name: 1e6 * paired.median(rounds, name) for name in contestants},
         "eager_over_ufm": paired.median(rounds, "eager", "ufm"),
+        "compiled_over_ufm": paired.median(rounds, "compiled", "ufm"),
+        "numpy_over_ufm": paired.median(rounds, "numpy", "ufm"),
         "ufm_over_products": paired.median(rounds, "ufm", "products"),
         "record_microseconds": 1e6 * record,
         "recording_share": record / (record + STRIDE * step),
@@ -159,6 +198,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "ufm (µs/step)",
         "PyTorch eager (µs/step)",
         "eager / ufm",
+        "torch.compile / ufm",
+        "NumPy / ufm",
         "ufm / three products",
         f"recording, stride {STRIDE}",
         "compile (s)",
@@ -171,6 +212,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['microseconds']['ufm']:.4g}",
                 f"{row['microseconds']['eager']:.4g}",
                 f"{row['eager_over_ufm']:.2f}",
+                f"{row['compiled_over_ufm']:.2f}",
+                f"{row['numpy_over_ufm']:.2f}",
                 f"{row['ufm_over_products']:.2f}",
                 f"{row['recording_share']:.1%}",
                 f"{row['compile_seconds']:.2f}",

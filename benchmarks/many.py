@@ -16,7 +16,7 @@ import numpy as np
 
 import ufm
 from benchmarks import paired
-from benchmarks.descent_steps import LEARNING_RATE, MOMENTUM, eager, ours, problem_and_start
+from benchmarks.descent_steps import LEARNING_RATE, MOMENTUM, ours, problem_and_start, pytorch
 from ufm import loop
 
 SHAPE, COUNTS, ROUNDS = (10, 20, 10), (16, 32, 64, 256), 7
@@ -50,7 +50,7 @@ def measure() -> dict[str, Any]:
     problem, start = problem_and_start(SHAPE)
     single, _ = ours(problem, start)
     runs: dict[str, tuple[Any, int, int]] = {
-        "torch": (eager(problem, start), 2000, 1),
+        "torch": (pytorch(problem, start, compiled=False), 2000, 1),
         "ufm, one by one": (single, 40_000, 1),
     }
     runs |= {f"ufm, {n} mapped": (mapped(n), 40_000 // n, n) for n in COUNTS}
