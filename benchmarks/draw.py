@@ -1,0 +1,78 @@
+"""The figures and tables of the benchmarks, from their stored results: python -m benchmarks.draw.
+
+One point is the median over rounds of the ratio, within a round, of another's time to that of `ufm`
+on the same work; right of the line `ufm` is faster.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import growth, paired
+from ufm import plots
+
+# A series of points: where the ratios lie, and what the other is.
+PEERS = ("PyTorch, eager", "torch.compile", "NumPy", "SciPy", "matfree", "hessian-eigenthings")
+
+
+def stored(name: str) -> Any:
+    """results/{name}.json."""
+    return json.loads((paired.RESULTS / f"{name}.json").read_text())
+
+
+def ratios() -> Iterator[tuple[str, dict[str, float]]]:
+    """(what is done, peer → its time over that of `ufm`) for every paired benchmark."""
+    for row in stored("descent_steps")["results"]:
+        names = ("eager_over_ufm", "compiled_over_ufm", "numpy_over_ufm")
+        yield (
+            "a step, $(K,d,n)=(" + ",".join(map(str, row["shape"])) + ")$",
+            dict(zip(PEERS[:3], (row[name] for name in names), strict=True)),
+        )
+    many = stored("many")["result"]
+    yield (
+        "a step of 16 problems $(10,20,10)$ at once",
+        {PEERS[0]: many["torch_over"]["ufm, 16 mapped"]},
+    )
+    for row in stored("certified")["results"]:
+        over = {PEERS[3]: row["over_ufm"]["scipy"], PEERS[0]: row["over_ufm"]["torch"]}
+        yield f"gap $\\leq 10^{{-8}}$ by L-BFGS, $K=d={row['K']}$", over
+    for row in stored("eigenpairs")["results"]:
+        peers = {"eigsh": PEERS[3], "matfree": PEERS[4], "eigenthings": PEERS[5]}
+        over = {peer: row["over_ufm"][name] for name, peer in peers.items()}
+        where = {"saddle": "at a saddle", "on the way": "on the way"}[row["point"]]
+        yield f"eigenpairs of {row['size']:,} variables, {where}", over
+
+
+def speed() -> Figure:
+    """All ratios, one line a piece of work."""
+    rows = list(ratios())
+    with plots.style():
+        canvas, axes = plots.figure("icml_text", 0.6 + 0.21 * len(rows))
+        ax = axes[0, 0]
+        for index, peer in enumerate(PEERS):
+            points = [(over[peer], i) for i, (_, over) in enumerate(rows) if peer in over]
+            ax.plot(
+                *zip(*points, strict=True), plots.MARKERS[index], color=plots.colour(index),
+                label=peer, markersize=4,
+            )  # fmt: skip
+        ax.axvline(1, color="black", linestyle=plots.DASHED, linewidth=0.8)
+        ax.set(
+            xscale="log", xlabel="time of the other over time of ufm", ylim=(len(rows) - 0.5, -0.5)
+        )
+        ax.set_yticks(range(len(rows)), [what for what, _ in rows])
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return canvas
+
+
+def main() -> None:
+    """Draw results/speed and results/growth, print the table of growth."""
+    plots.save(speed(), paired.RESULTS / "speed")
+    grown = stored("growth")["results"]
+    plots.save(growth.draw(grown), paired.RESULTS / "growth")
+    print(growth.table(grown))
+
+
+if __name__ == "__main__":
+    main()
