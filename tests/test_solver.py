@@ -53,6 +53,20 @@ def test_minres_finds_the_shortest_solution(values):
     np.testing.assert_allclose(found, shortest, rtol=0, atol=1e-11 * np.linalg.norm(shortest))
 
 
+def test_minres_leaves_what_the_matrix_annuls():
+    generator = np.random.default_rng(4)
+    Q, _ = np.linalg.qr(generator.standard_normal((40, 40)))
+    values = np.r_[np.zeros(8), np.geomspace(1e-3, 1, 32)]
+    A = jnp.asarray(Q @ np.diag(values) @ Q.T)
+    range_part, null_part = A @ jnp.asarray(generator.standard_normal(40)), jnp.asarray(Q[:, 0])
+    # No x comes nearer to b than its part in the null space, a hundred times the tolerance.
+    b = range_part + 1e-4 * jnp.linalg.norm(range_part) * null_part
+    found = minres(lambda v: A @ v, b, 1e-6, 500)
+    shortest = np.linalg.pinv(A, rcond=1e-10) @ b
+    # Up to eigenvalues of 1e-3, ‖A r‖ ≤ 1e-7 ‖A‖ ‖r‖ leaves an error of 1e-7 1e-4/1e-3² of ‖b‖.
+    np.testing.assert_allclose(found, shortest, rtol=0, atol=1e-4 * np.linalg.norm(b))
+
+
 def test_minres_returns_zero_for_zero_and_keeps_to_its_limit():
     A = jnp.diag(jnp.arange(1.0, 9.0))
     assert not np.any(minres(lambda v: A @ v, jnp.zeros(8), 1e-10, 50))

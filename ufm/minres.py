@@ -13,9 +13,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# In a few hundred steps Lanczos tells no eigenvalue below about this share of ‖A‖ from 0.
+FLAT = 1e-7
+
 
 class _Loop(NamedTuple):
-    """v, v_old, beta: Lanczos. d, d_old: search directions. c, s, c_old, s_old: rotations."""
+    """v, v_old, beta: Lanczos. d, d_old: search directions. c, s, c_old, s_old: rotations.
+
+    phi: ‖r‖ up to its sign. largest: an estimate of ‖A‖ from below. flat: A annuls r.
+    """
 
     x: Array
     v: Array
@@ -29,12 +35,17 @@ class _Loop(NamedTuple):
     s_old: Array
     phi: Array
     step: Array
+    largest: Array
+    flat: Array
 
 
 def minres(
     operator: Callable[[Array], Array], b: Float[Array, " size"], tolerance, limit: int
 ) -> Float[Array, " size"]:
-    """x with ‖A x − b‖ ≤ tolerance ‖b‖, or the iterate of least residual after `limit` steps.
+    """x with ‖A x − b‖ ≤ tolerance ‖b‖, or the iterate of least residual.
+
+    That is where A annuls what is left of b, as far as can be told (‖A r‖ ≤ `FLAT` ‖A‖ ‖r‖): going
+    on would divide rounding by nearly nothing. Or else it is where `limit` steps end.
 
     Args:
         operator: v ↦ A v, A symmetric.
@@ -54,6 +65,7 @@ def minres(
             (state.step < limit)
             & (jnp.abs(state.phi) > tolerance * size)
             & ((state.beta > eps * size) | (state.step == 0))
+            & ~state.flat
         )
 
     def body(state: _Loop) -> _Loop:
@@ -72,17 +84,21 @@ def minres(
         c, s = gamma_bar / safe, beta / safe
         d = (state.v - delta * state.d - epsilon * state.d_old) / safe
         d = jnp.where(gamma > 0, d, 0)
-        x = state.x + c * state.phi * d
+        # ‖A r‖/‖r‖ of the residual so far, which this step would only swell if A annuls it.
+        largest = jnp.maximum(state.largest, gamma)
+        flat = jnp.hypot(gamma_bar, state.c * beta) <= FLAT * largest
+        x = jnp.where(flat, state.x, state.x + c * state.phi * d)
         v = image / jnp.where(beta > 0, beta, 1)
         return _Loop(
             x, v, state.v, beta, d, state.d, c, s, state.c, state.s, -s * state.phi,
-            state.step + 1,
+            state.step + 1, largest, flat,
         )  # fmt: skip
 
     zero, none = jnp.zeros_like(b), jnp.zeros((), b.dtype)
     one = jnp.ones((), b.dtype)
     v = b / jnp.where(size > 0, size, 1)
     first = _Loop(
-        zero, v, zero, none, zero, zero, one, none, one, none, size, jnp.int32(0)
+        zero, v, zero, none, zero, zero, one, none, one, none, size, jnp.int32(0), none,
+        jnp.array(False),
     )  # fmt: skip
     return jax.lax.while_loop(going, body, first).x

@@ -8,22 +8,24 @@ The result is lifted back and judged where the caller will use it. Whether it is
 saddle is for `hessian.verdict` to say.
 """
 
-from functools import partial
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import Array
 
 from ufm import newton, quotient
 from ufm import problem as model
-from ufm.loop import Limits, Method, Status, start, trajectory
+from ufm.loop import Method, start, step
 from ufm.problem import Params, Problem
 from ufm.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
-_RECORD_EVERY = 20
-_HANDOVER = 1e-7  # ‖∇f‖, in units of newton.scale, at which Newton takes over
+_HANDOVER = 1e-8  # ‖∇f‖, in units of newton.scale at the start, at which Newton takes over
 
 
 class Solution(NamedTuple):
@@ -78,29 +80,37 @@ def solve(
     many = params.W.ndim == 3
     with jax.enable_x64(True), lapack_on_one_thread():
         starts = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
-        starts = starts if many else jax.tree.map(lambda x: x[None], starts)
-        at = _restrict(problem, starts)
-        small, taken = at.params, jnp.zeros(len(starts.W), jnp.int32)
+        at = _compiled(quotient.restrict, many)(problem, starts)
+        small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
+        if many:  # the problem is common to all starts: its decays come back once
+            at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
         if descend:
-            small, taken = downhill(at.problem, small, steps)
-        polished = _polish(at.problem, small, newton_steps)
-        points, residual, scale = _lifted(problem, polished.params, at.frame)
-        status = np.array([newton.Status(int(code)).name for code in polished.status])
-        # Lifting rounds: what counts is the residual of the point that is handed out.
-        lost = (status == "converged") & np.asarray(residual > 4 * newton.TOLERANCE * scale)
-        status[lost] = "stalled"
-        solution = Solution(
-            points, np.asarray(residual), np.asarray(scale), status, np.asarray(taken),
-            np.asarray(polished.steps), np.asarray(polished.residuals),
-        )  # fmt: skip
-    return solution if many else _only(solution)
+            small, taken = _compiled(_downhill, many)(at.problem, small, np.int32(steps))
+        polished = _compiled(newton.polish, many)(at.problem, small, np.int32(newton_steps))
+        points, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
+        # Small things only: what is large stays on its device.
+        residual, scale, taken, codes, factorised, residuals = jax.device_get(
+            (residual, scale, taken, polished.status, polished.steps, polished.residuals)
+        )
+    # Lifting rounds: what counts is the residual of the point that is handed out.
+    lost = (codes == newton.Status.converged) & (residual > 4 * newton.TOLERANCE * scale)
+    codes = np.where(lost, newton.Status.stalled, codes)
+    status = np.array([newton.Status(int(code)).name for code in codes.ravel()])
+    counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
+    numbers: tuple = counts if many else tuple(x.item() for x in counts)
+    return Solution(*(points, *numbers, residuals))
 
 
-def _only(solution: Solution) -> Solution:
-    """The one entry of a solution of one start."""
-    points = jax.tree.map(lambda x: x[0], solution.params)
-    numbers = [x[0] if x.ndim > 1 else x[0].item() for x in solution[1:]]
-    return Solution(points, *numbers)
+@functools.cache
+def _compiled(f: Callable, many: bool) -> Callable:
+    """f(problem, start, …) compiled, for one start or for many behind a leading axis.
+
+    A map over one start would take both sides of every branch: line searches are full of them.
+    """
+    if not many:
+        return jax.jit(f)
+    shared = {_downhill: (None, 0, None), newton.polish: (None, 0, None), _lifted: (None, 0, 0)}
+    return jax.jit(jax.vmap(f, in_axes=shared.get(f, (None, 0))))
 
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
@@ -128,50 +138,33 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
     model.check_finite(params)
 
 
-@jax.jit
-def _restrict(problem: Problem, starts: Params) -> quotient.Restricted:
-    batched = jax.vmap(partial(quotient.restrict, problem))(starts)
-    # The problem is common to all starts: its decays come back once.
-    return batched._replace(problem=jax.tree.map(lambda x: x[0], batched.problem))
+def _lifted(problem: Problem, small: Params, frame: Array):
+    """The point of the large problem, ‖∇f‖ and its scale there."""
+    params = quotient.lift(problem, small, frame)
+    G = model.data_gradient(problem, params)
+    residual = model.norm(model.gradient_from(problem, params, G))
+    return params, residual, newton.scale(problem, params, G)
 
 
-@jax.jit
-def _polish(problem: Problem, starts: Params, limit) -> newton.Polished:
-    return jax.vmap(partial(newton.polish, problem, limit=limit))(starts)
-
-
-@jax.jit
-def _lifted(problem: Problem, points: Params, frames):
-    """The points of the large problem, ‖∇f‖ and its scale there."""
-
-    def one(small, frame):
-        params = quotient.lift(problem, small, frame)
-        G = model.data_gradient(problem, params)
-        residual = model.norm(model.gradient_from(problem, params, G))
-        return params, residual, newton.scale(problem, params, G)
-
-    return jax.vmap(one)(points, frames)
-
-
-def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, jax.Array]:
-    """L-BFGS to where Newton's method takes over, many starts side by side: (points, steps)."""
-    state, tolerance = _begin(problem, starts)
-    while True:
-        state, going = _leg(problem, state, tolerance, jnp.int32(steps))
-        if not bool(jnp.any(going)):
-            return state.params, state.step
-
-
-@jax.jit
-@partial(jax.vmap, in_axes=(None, 0))
-def _begin(problem: Problem, params: Params):
+def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
+    """L-BFGS from one start until ‖∇f‖ ≤ `_HANDOVER` of its scale: (point, steps taken)."""
     size = newton.scale(problem, params, model.data_gradient(problem, params))
-    return start(problem, params, _METHOD, _HYPER), _HANDOVER * size
+
+    def going(carry):
+        state, slope = carry
+        return (slope > _HANDOVER * size) & (state.step < steps)
+
+    def ahead(carry):
+        state = step(problem, _METHOD, _HYPER, carry[0])
+        # The line search has evaluated the point that it chose.
+        return state, model.norm(optax.tree.get(state.opt_state, "grad"))
+
+    slope = model.norm(model.gradient(problem, params))
+    begin = start(problem, params, _METHOD, _HYPER)
+    state, _ = jax.lax.while_loop(going, ahead, (begin, slope))
+    return state.params, state.step
 
 
-@jax.jit
-@partial(jax.vmap, in_axes=(None, 0, 0, None))
-def _leg(problem: Problem, state, tolerance, steps):
-    limits = Limits(steps, jnp.int32(_RECORD_EVERY), tolerance, jnp.asarray(-jnp.inf))
-    state, _, status = trajectory(problem, state, _METHOD, _HYPER, limits, 11)
-    return state, status == Status.running
+def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, Array]:
+    """L-BFGS to where Newton's method takes over, many starts side by side: (points, steps)."""
+    return _compiled(_downhill, True)(problem, starts, np.int32(steps))
