@@ -13,6 +13,7 @@ with the same bits as one that was not.
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -134,13 +135,7 @@ def train(
     if batch > N:
         raise ValueError(f"got batch_size={batch} for {N} images; allowed: 0 (all) to {N}")
     with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
-        model = nnx.clone(model)
-        model.train()
-        graph, params, rest = _split(model)
-        transformation = method.transformation(N // batch)
-        state = State(params, rest, transformation.init(params))
-        # Copies, since every epoch reuses the memory of the state that it is given.
-        state = jax.tree.map(jnp.copy, state)
+        graph, state = _start(model, method, N // batch)
         pixels, labels = jnp.asarray(images.pixels), jnp.asarray(images.labels)
         key = jax.random.key(seed)
     store = (
@@ -174,6 +169,45 @@ def train(
         store.close()
     history = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return Trained(_evaluated(graph, state), history)
+
+
+class Cost(NamedTuple):
+    """Of one training step: seconds (the fastest epoch over its steps), bytes of device memory.
+
+    Memory is the state (parameters, statistics, optimiser) and the temporaries that the compiler
+    allots; the images are not counted.
+    """
+
+    seconds: float
+    bytes: int
+
+
+def cost(model: Any, images: Images, method: Method, epochs: int = 5) -> Cost:
+    """Measure a step of a training by running some epochs of it; the model is not changed."""
+    batch = method.batch_size or len(images.labels)
+    steps = len(images.labels) // batch
+    with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
+        graph, state = _start(model, method, steps)
+        data = jnp.asarray(images.pixels), jnp.asarray(images.labels), jax.random.key(0)
+        fixed = graph, method, batch, cross_entropy
+        compiled = _epoch.lower(*fixed, method.decay, state, *data).compile()
+        allotted = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        seconds = []
+        for _ in range(epochs):
+            begun = time.perf_counter()
+            state, _ = jax.block_until_ready(compiled(method.decay, state, *data))
+            seconds.append((time.perf_counter() - begun) / steps)
+    return Cost(min(seconds), allotted + compiled.memory_analysis().temp_size_in_bytes)
+
+
+def _start(model: Any, method: Method, steps: int) -> tuple[Any, State]:
+    """(structure, state at the start) of a model in training mode; steps an epoch."""
+    model = nnx.clone(model)
+    model.train()
+    graph, params, rest = _split(model)
+    state = State(params, rest, method.transformation(steps).init(params))
+    # Copies, since every epoch reuses the memory of the state that it is given.
+    return graph, jax.tree.map(jnp.copy, state)
 
 
 def _split(model) -> tuple[Any, Any, Any]:

@@ -1,0 +1,1 @@
+"""Networks on real data, one script a claim: `python -m experiments.networks --quick`."""
