@@ -77,7 +77,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
             row |= {f"{part}_{name}": value for name, value in nc.items()}
         return row
 
-    results = {}
+    results: dict[str, np.ndarray] = {}
     with trainings.trainings("n01", config, progress, len(RUNS)) as queue:
         for run, label in RUNS.items():
             model, method = _network(config, run, train)

@@ -105,7 +105,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     def measure(model) -> dict[str, float]:
         return compare(evaluation.evaluate(model, train), config.decay)
 
-    results = {}
+    results: dict[str, np.ndarray] = {}
     with trainings.trainings("n02", config, progress, len(RUNS)) as queue:
         for run, label in RUNS.items():
             model, method = _network(config, run, train)
@@ -149,16 +149,19 @@ def check(config: Config, results: dict) -> list[Verdict]:
 
 def draw(_: Config, results: dict) -> dict[str, Figure]:
     """Gap, norm, margin and index over epochs: network against closed form."""
-    canvas, axes = plots.figure("icml_text", 3.5, 2, 4, sharex=True)
+    canvas, axes = plots.figure("icml_text", 3.7, 2, 4, sharex=True)
     for row, (run, label) in zip(axes, RUNS.items(), strict=True):
         at = {name.removeprefix(f"{run}_"): x for name, x in results.items() if run in name}
         _draw_run(row, at)
         row[0].set_ylabel(f"{label}\ngap, nats")
-    for ax in (axes[0, 0], axes[0, 1], axes[0, 3]):
-        ax.legend()
     for ax in axes[1]:
         ax.set_xlabel("epoch + 1")
     plots.letters(axes.flat)
+    shown = {}
+    for ax in axes[0]:
+        lines, names = ax.get_legend_handles_labels()
+        shown |= dict(zip(names, lines, strict=True))
+    canvas.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3)
     return {"": canvas}
 
 
@@ -166,15 +169,15 @@ def _draw_run(row: np.ndarray, at: dict) -> None:
     """The four panels of one run; a grey line where zero training error begins."""
     epochs, start = at["epoch"] + 1, trainings.zero_from(at["error"])
     for index, kind in enumerate(("raw", "centred")):
-        name = ("as it is", r"centred, $h_i-\mu_G$")[index]
-        plots.curves(row[0], epochs, at[f"{kind}_gap"], name, index)
+        name = ("features as they are", r"features centred")[index]
+        plots.curves(row[0], epochs, at[f"{kind}_gap"], f"gap, {name}", index)
         look = {"color": plots.colour(index), "linestyle": plots.DASHED}
         plots.prediction(row[1], epochs, at[f"{kind}_norm_W_star"], f"model, {name}", **look)
         plots.prediction(row[2], epochs, at[f"{kind}_margin_star"], **look)
     plots.curves(row[1], epochs, at["norm_W"], "network", color="black", linestyle="-")
     plots.curves(row[2], epochs, at["margin"], color="black", linestyle="-")
-    plots.curves(row[3], epochs, at["index"], "network", color="black", linestyle="-")
-    plots.level(row[3], int(at["d"]) * (len(trainings.CLASSES) - 1), "origin: $d(K-1)$")
+    plots.curves(row[3], epochs, at["index"], color="black", linestyle="-")
+    plots.level(row[3], int(at["d"]) * (len(trainings.CLASSES) - 1), "origin, $d(K-1)$")
     names = ("gap, nats", r"$\|W\|$", "margin $t$", "Morse index")
     for ax, name in zip(row, names, strict=True):
         ax.set(xscale="log", ylabel=name)

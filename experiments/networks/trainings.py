@@ -94,8 +94,10 @@ def resnet(config: Setting, part: Images, **options: Any) -> models.ResNet:
     return models.ResNet(
         len(np.unique(part.labels)),
         channels=part.pixels.shape[-1],
-        **{"widths": config.widths, "blocks": config.blocks, "stem": config.stem} | options,
-        rngs=nnx.Rngs(config.seed),
+        widths=config.widths,
+        blocks=config.blocks,
+        stem=config.stem,
+        **{"rngs": nnx.Rngs(config.seed)} | options,
     )
 
 

@@ -42,6 +42,28 @@ class SimplexHead(nnx.Module):
         return features @ self.weight[...].T.astype(features.dtype) + self.bias[...]
 
 
+class SimplexProjector(nnx.Module):
+    """h ↦ M relu(Mᵀ h)/‖·‖: two layers that are never trained, expand to 2d and contract to d.
+
+    The rows of M (d, 2d) are a simplex ETF of d vectors (Harun, Gallardo and Kanan 2025, arXiv
+    2502.10691, put such a projector between encoder and classifier); the output has norm √d.
+
+    Args:
+        d: width of the features, at least 2.
+        key: turns the frame.
+    """
+
+    def __init__(self, d: int, key: Array):
+        self.weight = Fixed(geometry.simplex_etf(d, 2 * d, key, jnp.float32))
+
+    def __call__(self, features: Float[Array, "N d"]) -> Float[Array, "N d"]:
+        """The projected features."""
+        M = self.weight[...]
+        y = nnx.relu(features @ M) @ M.T
+        squares = jnp.mean(jnp.square(y), axis=1, keepdims=True)
+        return y * jax.lax.rsqrt(squares + 1e-6)
+
+
 class Block(nnx.Module):
     """relu(BN(conv(relu(BN(conv(x))))) + shortcut), 3×3 convolutions, without their own bias.
 
@@ -73,6 +95,7 @@ class ResNet(nnx.Module):
         d: width of the features; None keeps the last stage's, otherwise the last block is
             narrowed to d (Zhu et al. use d = K).
         head: "learned", or "simplex" for a fixed simplex ETF.
+        projector: whether a `SimplexProjector` stands before the classifier, as one more layer.
         rngs: flax's streams of random numbers.
 
     Raises:
@@ -89,6 +112,7 @@ class ResNet(nnx.Module):
         stem: str = "3x3/2",
         d: int | None = None,
         head: str = "learned",
+        projector: bool = False,
         rngs: nnx.Rngs,
     ):
         if stem not in STEMS:
@@ -107,10 +131,11 @@ class ResNet(nnx.Module):
                 inside = outside
             stages.append(nnx.List(row))
         self.stages = nnx.List(stages)
+        self.projector = SimplexProjector(inside, rngs.params()) if projector else None
         self.head = _head(head, inside, K, rngs)
 
     def layers(self, images: Float[Array, "N h w c"]) -> tuple[Float[Array, "N d"], ...]:
-        """Features after each stage, averaged over pixels."""
+        """Features after each stage, averaged over pixels; then those after the projector."""
         x = nnx.relu(self.stem(images))
         if self.pool:
             x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -119,6 +144,8 @@ class ResNet(nnx.Module):
             for block in stage:
                 x = block(x)
             seen.append(jnp.mean(x, axis=(1, 2)))
+        if self.projector is not None:
+            seen.append(self.projector(seen[-1]))
         return tuple(seen)
 
     def __call__(self, images: Float[Array, "N h w c"]) -> Float[Array, "N K"]:

@@ -32,7 +32,7 @@ OPTIMIZERS = ("sgd", "adam", "lbfgs")
 DROPS, DROP = 5, 0.1  # equal legs of a schedule; the factor of the rate between them
 
 Objective = Callable[[Any, Array, Array], Array]  # (model, pixels, labels) to a scalar
-Record = dict[str, float | list[float]]
+Record = dict[str, Any]  # numbers, or lists of numbers, by name
 
 
 @dataclasses.dataclass(frozen=True)
