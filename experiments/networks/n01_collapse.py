@@ -69,7 +69,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     train, test = trainings.images(config)
 
     def measure(model) -> dict[str, float]:
-        row = {}
+        row: dict[str, float] = {}
         for part, of in (("train", train), ("test", test)):
             seen = evaluation.evaluate(model, of)
             row |= {f"{part}_loss": seen.loss, f"{part}_error": seen.error}

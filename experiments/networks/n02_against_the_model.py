@@ -157,7 +157,7 @@ def draw(_: Config, results: dict) -> dict[str, Figure]:
     for ax in axes[1]:
         ax.set_xlabel("epoch + 1")
     plots.letters(axes.flat)
-    shown = {}
+    shown: dict[str, Any] = {}
     for ax in axes[0]:
         lines, names = ax.get_legend_handles_labels()
         shown |= dict(zip(names, lines, strict=True))
@@ -171,7 +171,7 @@ def _draw_run(row: np.ndarray, at: dict) -> None:
     for index, kind in enumerate(("raw", "centred")):
         name = ("features as they are", r"features centred")[index]
         plots.curves(row[0], epochs, at[f"{kind}_gap"], f"gap, {name}", index)
-        look = {"color": plots.colour(index), "linestyle": plots.DASHED}
+        look: dict[str, Any] = {"color": plots.colour(index), "linestyle": plots.DASHED}
         plots.prediction(row[1], epochs, at[f"{kind}_norm_W_star"], f"model, {name}", **look)
         plots.prediction(row[2], epochs, at[f"{kind}_margin_star"], **look)
     plots.curves(row[1], epochs, at["norm_W"], "network", color="black", linestyle="-")

@@ -106,7 +106,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
     first, last = results["published"]
     claim = "ResNet-18: change of parameters, per cent"
     verdicts.append(judge(claim, 100 * (last / first - 1), -20.70, 0.005))
-    for i, (_, _, label) in enumerate(FORMS):
+    for i, (*_, label) in enumerate(FORMS):
         name = label.replace("\n", " ").replace("$", "")
         verdicts.append(judge(f"{name}: training error", results["train_error"][i, -1], 0, 0))
     base = results["test_error"][0, -1]
@@ -122,7 +122,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
 def draw(_: Config, results: dict) -> dict[str, Figure]:
     """Errors and NC over epochs, and what each form costs."""
     canvas, axes = plots.figure("icml_text", 3.4, 2, 3)
-    for i, (_, _, label) in enumerate(FORMS):
+    for i, (*_, label) in enumerate(FORMS):
         x, name = results["epoch"][i] + 1, label.replace("\n", " ")
         for ax, measure in zip(axes[0], ("test_error", "nc1", "nc3"), strict=True):
             plots.curves(ax, x, results[measure][i], name, i)
@@ -136,7 +136,7 @@ def draw(_: Config, results: dict) -> dict[str, Figure]:
     ):
         values = results[name] / unit
         colours = [plots.colour(i) for i in range(len(FORMS))]
-        drawn = ax.bar([label for _, _, label in FORMS], values, color=colours, width=0.6)
+        drawn = ax.bar([form[-1] for form in FORMS], values, color=colours, width=0.6)
         ax.bar_label(drawn, fmt="%.3g", fontsize=6, padding=1)
         ax.set(ylabel=label, ylim=(0, 1.15 * values.max()))
     plots.letters(axes.flat)

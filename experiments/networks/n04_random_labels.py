@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from flax import nnx
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.stats import spearmanr
 
 from experiments import runner
@@ -92,27 +94,28 @@ def check(config: Config, results: dict) -> list[Verdict]:
 
 def draw(config: Config, results: dict) -> dict[str, Figure]:
     """Training error and NC1–NC3 at the end over the width, and NC1 over epochs."""
-    canvas, axes = plots.figure("icml_text", 2.1, 1, 4)
-    end = {name: results[name][..., -1] for name in MEASURES}
-    for seed in range(config.starts):
-        label = "training error" if seed == 0 else None
-        plots.points(axes[0, 0], config.sizes, end["error"][:, seed], label=label, index=0)
-        for index, (name, title) in enumerate(
-            (("nc1", "NC1"), ("nc2_means", "NC2, means"), ("nc3", "NC3"))
-        ):
-            ax = axes[0, 1] if name == "nc1" else axes[0, 2]
-            label = title if seed == 0 else None
-            plots.points(ax, config.sizes, end[name][:, seed], label=label, index=index + 1)
-    axes[0, 0].set(xscale="log", xlabel="width", ylabel="training error", ylim=(-0.03, 1))
-    for ax in axes[0, 1:3]:
-        ax.set(xscale="log", yscale="log", xlabel="width", ylabel="at the end")
-        ax.legend()
-    for index, size in enumerate(config.sizes):
-        shade = {"color": (0, 0.45 * (1 - index / len(config.sizes)) + 0.1, 0.7), "linestyle": "-"}
-        shade["alpha"] = 0.3 + 0.7 * index / len(config.sizes)
-        plots.curves(axes[0, 3], results["epoch"] + 1, results["nc1"][index, 0], str(size), **shade)
+    canvas, axes = plots.figure("icml_text", 2.2, 1, 4)
+    sizes = np.repeat(config.sizes, config.starts)
+    titles = {"error": "error, training", "nc1": "NC1", "nc2_means": "NC2, means", "nc3": "NC3"}
+    for index, (name, title) in enumerate(titles.items()):
+        ax = axes[0, min(index, 2)]
+        plots.points(ax, sizes, results[name][..., -1].ravel(), label=title, index=index)
+        ax.set(xscale="log", xlabel="width", xticks=config.sizes[::2])
+        ax.set_xticklabels(map(str, config.sizes[::2]))
+        ax.minorticks_off()
+    axes[0, 0].set(ylabel="training error", ylim=(-0.01, None))
+    axes[0, 1].set(yscale="log", ylabel="NC1 at the end")
+    axes[0, 2].set(yscale="log", ylabel="NC2 and NC3 at the end")
+    axes[0, 2].legend()
+    shades = colormaps["viridis_r"](np.linspace(0.1, 1, len(config.sizes)))
+    for index, (size, shade) in enumerate(zip(config.sizes, shades, strict=True)):
+        values = results["nc1"][index, 0]
+        axes[0, 3].plot(results["epoch"] + 1, values, color=shade, label=str(size))
     axes[0, 3].set(xscale="log", yscale="log", xlabel="epoch + 1", ylabel="NC1")
-    axes[0, 3].legend(title="width", fontsize=6)
+    canvas.legend(*axes[0, 3].get_legend_handles_labels(), title="width", loc="outside right upper")
+    for ax in axes[0, 1:]:
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    axes[0, 2].set(yticks=(0.2, 0.3, 0.5, 1), yticklabels=("0.2", "0.3", "0.5", "1"))
     plots.letters(axes.flat)
     return {"": canvas}
 

@@ -123,16 +123,14 @@ def detection(native: np.ndarray, foreign: np.ndarray) -> tuple[float, float]:
 
 def judge_layers(model: Any, parts: Parts, limit: int) -> np.ndarray:
     """(layers, measures): NC1 on training images, detection, error of the linear probe."""
-    seen = Parts(*(evaluation.evaluate(model, part) for part in parts))
-    rows = []
-    for at in range(len(seen.train.layers)):
-        H, test, foreign, probed = (part.layers[at] for part in seen)
-        K = len(seen.train.b)
-        nc1 = metrics.collapse(np.zeros((K, len(H))), H, np.zeros(K), seen.train.labels).nc1
-        native = linear_classifier(H, seen.train.labels, limit)
+    seen = [evaluation.evaluate(model, part) for part in parts]
+    labels, K, rows = parts.train.labels, len(seen[0].b), []
+    for H, test, foreign, probed in zip(*(part.layers for part in seen), strict=True):
+        nc1 = metrics.collapse(np.zeros((K, len(H))), H, np.zeros(K), labels).nc1
+        native = linear_classifier(H, labels, limit)
         energies = [-logsumexp(native.decision_function(x.T), axis=1) for x in (test, probed)]
-        probe = linear_classifier(foreign, seen.foreign_train.labels, limit)
-        error = 1 - probe.score(probed.T, seen.foreign_test.labels)
+        probe = linear_classifier(foreign, parts.foreign_train.labels, limit)
+        error = 1 - probe.score(probed.T, parts.foreign_test.labels)
         rows.append((nc1, *detection(*energies), error))
     return np.array(rows)
 

@@ -7,7 +7,7 @@ runs them through compiled steps with checkpoints, `evaluation` gives what `ufm.
 
 import importlib.util
 
-_NEEDED = ("flax", "orbax", "pooch", "safetensors", "sklearn")
+_NEEDED = ("flax", "orbax", "pooch", "sklearn")
 _MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 if _MISSING:
     raise ImportError(

@@ -92,13 +92,17 @@ def ways() -> str:
     )
 
 
-def fetch(folder: Path, url: str = FASHION_MNIST, checksums: dict[str, str] | None = None) -> Path:
+def fetch(folder: Path, url: str = "", checksums: dict[str, str] | None = None) -> Path:
     """Download FashionMNIST's files that are not there yet, and verify their MD5.
+
+    Args:
+        folder: made if it is not there.
+        url, checksums: another place of the same four names; FashionMNIST's own by default.
 
     Raises:
         DataError: no connection, or bytes of another checksum.
     """
-    checksums = MD5 if checksums is None else checksums
+    url, checksums = url or FASHION_MNIST, checksums or MD5
     registry = {name: f"md5:{digest}" for name, digest in checksums.items()}
     store = pooch.create(folder, url, registry=registry, retry_if_failed=1)
     for name in checksums:

@@ -191,13 +191,15 @@ def cost(model: Any, images: Images, method: Method, epochs: int = 5) -> Cost:
         data = jnp.asarray(images.pixels), jnp.asarray(images.labels), jax.random.key(0)
         fixed = graph, method, batch, cross_entropy
         compiled = _epoch.lower(*fixed, method.decay, state, *data).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None, "XLA tells the memory of a compiled program on CPU, GPU and TPU"
         allotted = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         seconds = []
         for _ in range(epochs):
             begun = time.perf_counter()
             state, _ = jax.block_until_ready(compiled(method.decay, state, *data))
             seconds.append((time.perf_counter() - begun) / steps)
-    return Cost(min(seconds), allotted + compiled.memory_analysis().temp_size_in_bytes)
+    return Cost(min(seconds), allotted + memory.temp_size_in_bytes)
 
 
 def _start(model: Any, method: Method, steps: int) -> tuple[Any, State]:
