@@ -115,6 +115,7 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     canvas.legend(*axes[0, 3].get_legend_handles_labels(), title="width", loc="outside right upper")
     for ax in axes[0, 1:]:
         ax.yaxis.set_minor_formatter(NullFormatter())
+    axes[0, 1].set(yticks=(0.2, 0.5, 1, 2, 5), yticklabels=("0.2", "0.5", "1", "2", "5"))
     axes[0, 2].set(yticks=(0.2, 0.3, 0.5, 1), yticklabels=("0.2", "0.3", "0.5", "1"))
     plots.letters(axes.flat)
     return {"": canvas}
