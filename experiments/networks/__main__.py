@@ -3,6 +3,10 @@
 import sys
 
 from experiments import runner
-from experiments.networks.trainings import AllOptions
+
+try:
+    from experiments.networks.trainings import AllOptions
+except ImportError as error:  # the extra is not installed
+    sys.exit(f"experiments.networks: {error}")
 
 sys.exit(runner.main_all(flags=AllOptions, letter="n"))

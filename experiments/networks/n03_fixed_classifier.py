@@ -122,8 +122,8 @@ def check(config: Config, results: dict) -> list[Verdict]:
 def draw(_: Config, results: dict) -> dict[str, Figure]:
     """Errors and NC over epochs, and what each form costs."""
     canvas, axes = plots.figure("icml_text", 3.4, 2, 3)
-    for i, (*_, label) in enumerate(FORMS):
-        x, name = results["epoch"][i] + 1, label.replace("\n", " ")
+    for i, form in enumerate(FORMS):
+        x, name = results["epoch"][i] + 1, form[-1].replace("\n", " ")
         for ax, measure in zip(axes[0], ("test_error", "nc1", "nc3"), strict=True):
             plots.curves(ax, x, results[measure][i], name, i)
     for ax, name in zip(axes[0], ("test error", "NC1, training", "NC3, training"), strict=True):

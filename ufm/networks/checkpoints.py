@@ -1,4 +1,4 @@
-"""One checkpoint of a training, replaced at every record, by orbax.
+"""One checkpoint of a training, replaced as it goes on, by orbax.
 
 The state goes in as arrays, the records so far as JSON (which gives every float64 back exactly).
 orbax writes a checkpoint beside the former one and renames it into place, so that a process killed

@@ -29,6 +29,7 @@ from ufm.networks import checkpoints
 from ufm.networks.data import Images
 
 OPTIMIZERS = ("sgd", "adam", "lbfgs")
+SAVE_AFTER = 60.0  # seconds without a checkpoint, between records
 DROPS, DROP = 5, 0.1  # equal legs of a schedule; the factor of the rate between them
 
 Objective = Callable[[Any, Array, Array], Array]  # (model, pixels, labels) to a scalar
@@ -120,7 +121,7 @@ def train(
         measure: called with the model in evaluation mode; gives numbers or lists of numbers.
         record_at: epochs at which to measure; 0 is the start, the last epoch is added.
         objective: the data term.
-        folder: keeps a checkpoint of the last record; the same call goes on from there.
+        folder: keeps a checkpoint, of every record and every minute; the same call goes on there.
         progress: called with the share of epochs done.
 
     Returns:
@@ -150,12 +151,15 @@ def train(
         )
     )
     done, state, rows = (0, state, []) if store is None else store.resume(state)
+    saved = time.monotonic()
     moments = sorted({epoch for epoch in record_at if epoch < method.epochs} | {method.epochs})
     for epoch in range(done, method.epochs + 1):
-        if epoch in moments and (not rows or rows[-1]["epoch"] < epoch):
+        due = epoch in moments and (not rows or rows[-1]["epoch"] < epoch)
+        if due:
             rows.append({"epoch": epoch} | measure(_evaluated(graph, state)))
-            if store is not None:
-                store.save(epoch, state, rows)
+        if store is not None and (due or time.monotonic() - saved > SAVE_AFTER):
+            store.save(epoch, state, rows)
+            saved = time.monotonic()
         if epoch < method.epochs:
             with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
                 order = jax.random.fold_in(key, epoch)
