@@ -38,6 +38,10 @@ EXIT = {HOLDS: 0, REFUTED: 1, NOT_CONVERGED: 3}  # 2 is a wrong command line
 Report = Callable[[float, str], None]  # progress(share done, what is being done)
 
 
+class MissingError(Exception):
+    """Something that a script needs is not there; the message says how to get it."""
+
+
 class Verdict(NamedTuple):
     """A claim held against its measurement: |measured − predicted| ≤ tolerance."""
 
@@ -74,7 +78,11 @@ class Options:
     force: bool = False  # compute even if results of this configuration are stored
 
     def prepare(self) -> None:
-        """What has to be there before anything is computed; raises ValueError if it is not."""
+        """What has to be there before anything is computed; raises MissingError if it is not."""
+
+    def mark(self) -> str:
+        """What keeps results apart from those of the same fields; "" if nothing does."""
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +102,14 @@ def module(name: str) -> Any:
     return importlib.import_module(f"experiments.{'networks.' * (name[0] == 'n')}{name}")
 
 
-def place(name: str, config: Any) -> tuple[Path, Path]:
+def place(name: str, config: Any, mark: str = "") -> tuple[Path, Path]:
     """(folder of the stored results, path of the figures without suffix) of a configuration."""
-    if config == type(config)():
+    if not mark and config == type(config)():
         return ROOT / "figures" / "data" / name, ROOT / "figures" / name
-    if config == type(config).quick():
+    if not mark and config == type(config).quick():
         folder = ROOT / ("figures/data" if name[0] == "n" else "runs")
         return folder / f"{name}_quick", ROOT / "figures" / f"{name}_quick"
-    digest = hashlib.sha256(json.dumps(_plain(config)).encode()).hexdigest()[:8]
+    digest = hashlib.sha256((json.dumps(_plain(config)) + mark).encode()).hexdigest()[:8]
     return ROOT / "runs" / f"{name}-{digest}", ROOT / "runs" / f"{name}-{digest}"
 
 
@@ -112,7 +120,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def results(name: str, config: Any, options: Options, console: Console) -> dict[str, np.ndarray]:
     """Stored results if there are any of this configuration, else computed and stored ones."""
-    folder, _ = place(name, config)
+    folder, _ = place(name, config, options.mark())
     shown, status = folder.relative_to(ROOT), None
     if (folder / "manifest.json").is_file():
         manifest, arrays = record.load_run(folder)
@@ -123,10 +131,7 @@ def results(name: str, config: Any, options: Options, console: Console) -> dict[
             return arrays
     if options.redraw:
         _refuse(f"{name}: {shown} holds no results of this configuration; leave out --redraw")
-    try:
-        options.prepare()
-    except ValueError as error:
-        _refuse(f"{name}: {error}")
+    options.prepare()
     console.print(f"{name}: computing into {shown}")
     if status != "running":  # an open run is left to record, which knows whether it is alive
         shutil.rmtree(folder, ignore_errors=True)
@@ -148,9 +153,12 @@ def run(name: str, config: Any, options: Options, console: Console) -> list[Verd
     """Fetch or compute, judge, draw; verdicts also go to a JSON file beside the figures."""
     jax.config.update("jax_enable_x64", True)
     script = module(name)
-    arrays = results(name, config, options, console)
+    try:
+        _, stem = place(name, config, options.mark())
+        arrays = results(name, config, options, console)
+    except MissingError as error:
+        _refuse(f"{name}: {error}")
     verdicts = script.check(config, arrays)
-    _, stem = place(name, config)
     stem.parent.mkdir(parents=True, exist_ok=True)
     text = {"config": _plain(config), "verdicts": [verdict._asdict() for verdict in verdicts]}
     with stem.with_name(f"{stem.name}.json").open("w", encoding="utf-8") as file:

@@ -178,6 +178,17 @@ def test_without_data_a_script_stops_with_the_ways_to_get_them(monkeypatch, tmp_
     assert all(way in said for way in ("absent", "apt install", "--data", "--download"))
 
 
+def test_results_of_other_images_are_kept_apart(monkeypatch, tmp_path):
+    monkeypatch.setenv(data.VARIABLE, "")
+    for name in (*data.CIFAR_TRAIN, data.CIFAR_TEST):
+        (tmp_path / name).write_bytes(bytes(3073))
+    marks = [trainings.Options(data=place).mark() for place in ("", str(tmp_path))]
+    assert marks[0] == ""
+    config = runner.module("n01_collapse").Config.quick()
+    folders = [runner.place("n01_collapse", config, mark)[0] for mark in marks]
+    assert [folder.parent.name for folder in folders] == ["data", "runs"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_runs_on_the_real_images(monkeypatch, tmp_path, name):
