@@ -200,7 +200,7 @@ def test_a_script_runs_on_the_real_images(monkeypatch, tmp_path, name):
     small = {"per_class": 20, "test_per_class": 20, "widths": (4, 8), "epochs": 5, "records": 3}
     more = {
         "n01_collapse": {"iterations": 5, "hidden": (8, 4)},
-        "n02_against_the_model": {"iterations": 5, "hidden": (8, 4)},
+        "n02_against_the_model": {"iterations": 5, "hidden": (8, 12), "widths": (4, 12)},
         "n03_fixed_classifier": {"widths": (4, 12), "timed": 1},
         "n04_random_labels": {"sizes": (8, 16)},
         "n05_controlled_collapse": {"starts": 1},
