@@ -73,7 +73,7 @@ def judge_all(claim: str, errors, ended, tolerance) -> Verdict:
 class Options:
     """How to run."""
 
-    quick: bool = False  # the small form: seconds to a minute
+    quick: bool = False  # the small form: seconds to a minute, for networks minutes
     redraw: bool = False  # judge and draw stored results again; never compute
     force: bool = False  # compute even if results of this configuration are stored
 

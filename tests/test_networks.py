@@ -426,7 +426,7 @@ def test_a_batch_larger_than_the_data_and_a_loss_that_explodes_are_refused():
         training.train(mlp(), blobs(), Method(), **options)
     nan = Images(blobs().pixels * np.nan, blobs().labels)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        training.train(mlp(), nan, SGD, **options)
+        training.train(mlp("simplex"), nan, SGD, **options)
 
 
 # Features
