@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test test-all lint types check figures experiments bench clean
+.PHONY: help run networks test test-all lint types check figures experiments bench clean
 
 help:
 	@echo "make run          quick landscape experiments: verdict table, figures (minutes)"
+	@echo "make networks     quick experiments with networks on FashionMNIST (20 minutes on 2 cores)"
 	@echo "make test         fast tests (minutes)"
 	@echo "make test-all     fast and slow tests"
 	@echo "make check        lint, types and fast tests"
@@ -26,11 +27,15 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)
 	$(BIN)/python -m experiments --quick
 
+networks: $(READY)
+	$(BIN)/python -m experiments.networks --quick
+
 experiments: $(READY)
 	$(BIN)/python -m experiments
 
 figures: $(READY)
 	$(BIN)/python -m experiments --redraw
+	$(BIN)/python -m experiments.networks --quick --redraw
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -7,6 +7,8 @@ figures are functions of a stored file. Where things go:
     full form         figures/data/<script>/   figures/<script>.pdf .png .json
     --quick           runs/<script>_quick/     figures/<script>_quick.pdf .png .json
     changed fields    runs/<script>-<hash>/    runs/<script>-<hash>.pdf .png .json
+
+Quick results of the networks (n01, …) are kept in figures/data/ too: they took real data.
 """
 
 import dataclasses
@@ -34,6 +36,10 @@ STYLES = {HOLDS: "green", REFUTED: "bold red", NOT_CONVERGED: "yellow"}
 EXIT = {HOLDS: 0, REFUTED: 1, NOT_CONVERGED: 3}  # 2 is a wrong command line
 
 Report = Callable[[float, str], None]  # progress(share done, what is being done)
+
+
+class MissingError(Exception):
+    """Something that a script needs is not there; the message says how to get it."""
 
 
 class Verdict(NamedTuple):
@@ -67,9 +73,16 @@ def judge_all(claim: str, errors, ended, tolerance) -> Verdict:
 class Options:
     """How to run."""
 
-    quick: bool = False  # the small form: seconds to a minute
+    quick: bool = False  # the small form: seconds to a minute, for networks minutes
     redraw: bool = False  # judge and draw stored results again; never compute
     force: bool = False  # compute even if results of this configuration are stored
+
+    def prepare(self) -> None:
+        """What has to be there before anything is computed; raises MissingError if it is not."""
+
+    def mark(self) -> str:
+        """What keeps results apart from those of the same fields; "" if nothing does."""
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +92,24 @@ class AllOptions(Options):
     only: tuple[str, ...] = ()  # scripts to run, by number or name: --only c01 c02
 
 
-def names() -> list[str]:
-    """The scripts, in order."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("c[0-9][0-9]_*.py"))
+def names(letter: str = "c") -> list[str]:
+    """The scripts, in order: c for the model, n for networks."""
+    return sorted(path.stem for path in Path(__file__).parent.rglob(f"{letter}[0-9][0-9]_*.py"))
 
 
-def place(name: str, config: Any) -> tuple[Path, Path]:
+def module(name: str) -> Any:
+    """The script of a name."""
+    return importlib.import_module(f"experiments.{'networks.' * (name[0] == 'n')}{name}")
+
+
+def place(name: str, config: Any, mark: str = "") -> tuple[Path, Path]:
     """(folder of the stored results, path of the figures without suffix) of a configuration."""
-    if config == type(config)():
+    if not mark and config == type(config)():
         return ROOT / "figures" / "data" / name, ROOT / "figures" / name
-    if config == type(config).quick():
-        return ROOT / "runs" / f"{name}_quick", ROOT / "figures" / f"{name}_quick"
-    digest = hashlib.sha256(json.dumps(_plain(config)).encode()).hexdigest()[:8]
+    if not mark and config == type(config).quick():
+        folder = ROOT / ("figures/data" if name[0] == "n" else "runs")
+        return folder / f"{name}_quick", ROOT / "figures" / f"{name}_quick"
+    digest = hashlib.sha256((json.dumps(_plain(config)) + mark).encode()).hexdigest()[:8]
     return ROOT / "runs" / f"{name}-{digest}", ROOT / "runs" / f"{name}-{digest}"
 
 
@@ -101,7 +120,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def results(name: str, config: Any, options: Options, console: Console) -> dict[str, np.ndarray]:
     """Stored results if there are any of this configuration, else computed and stored ones."""
-    folder, _ = place(name, config)
+    folder, _ = place(name, config, options.mark())
     shown, status = folder.relative_to(ROOT), None
     if (folder / "manifest.json").is_file():
         manifest, arrays = record.load_run(folder)
@@ -112,10 +131,11 @@ def results(name: str, config: Any, options: Options, console: Console) -> dict[
             return arrays
     if options.redraw:
         _refuse(f"{name}: {shown} holds no results of this configuration; leave out --redraw")
+    options.prepare()
     console.print(f"{name}: computing into {shown}")
     if status != "running":  # an open run is left to record, which knows whether it is alive
         shutil.rmtree(folder, ignore_errors=True)
-    script = importlib.import_module(f"experiments.{name}")
+    script = module(name)
     with (
         record.open_run(folder, name, _plain(config), seed=config.seed) as handle,
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
@@ -132,10 +152,13 @@ def results(name: str, config: Any, options: Options, console: Console) -> dict[
 def run(name: str, config: Any, options: Options, console: Console) -> list[Verdict]:
     """Fetch or compute, judge, draw; verdicts also go to a JSON file beside the figures."""
     jax.config.update("jax_enable_x64", True)
-    script = importlib.import_module(f"experiments.{name}")
-    arrays = results(name, config, options, console)
+    script = module(name)
+    try:
+        _, stem = place(name, config, options.mark())
+        arrays = results(name, config, options, console)
+    except MissingError as error:
+        _refuse(f"{name}: {error}")
     verdicts = script.check(config, arrays)
-    _, stem = place(name, config)
     stem.parent.mkdir(parents=True, exist_ok=True)
     text = {"config": _plain(config), "verdicts": [verdict._asdict() for verdict in verdicts]}
     with stem.with_name(f"{stem.name}.json").open("w", encoding="utf-8") as file:
@@ -168,33 +191,36 @@ def _refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def main(name: str, args: Sequence[str] | None = None) -> int:
+def main(name: str, args: Sequence[str] | None = None, flags: type[Options] = Options) -> int:
     """One script from the command line: the options, and every field of its Config."""
-    script = importlib.import_module(f"experiments.{name}")
+    script = module(name)
     args = sys.argv[1:] if args is None else args
     base = script.Config.quick() if "--quick" in args else script.Config()
     options, config = tyro.cli(
-        tuple[Options, script.Config],  # type: ignore[name-defined]
-        default=(Options(), base),
+        tuple[flags, script.Config],  # type: ignore[name-defined, valid-type]
+        default=(flags(), base),
         args=args,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         description=script.__doc__,
-        prog=f"python -m experiments.{name}",
+        prog=f"python -m {script.__name__}",
     )
     console = Console(highlight=False)
     return conclude({name: run(name, config, options, console)}, console)
 
 
-def main_all(args: Sequence[str] | None = None) -> int:
-    """All scripts, or some, from the command line."""
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(AllOptions, args=args, prog="python -m experiments", config=flags)
-    chosen = [name for name in names() if not options.only or name.startswith(options.only)]
+def main_all(
+    args: Sequence[str] | None = None, flags: type[AllOptions] = AllOptions, letter: str = "c"
+) -> int:
+    """All scripts of a letter, or some, from the command line."""
+    prog = "python -m experiments" + ".networks" * (letter == "n")
+    options = tyro.cli(flags, args=args, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+    known = names(letter)
+    chosen = [name for name in known if not options.only or name.startswith(options.only)]
     if not chosen:
-        _refuse(f"got --only {' '.join(options.only)}; allowed: {', '.join(names())}")
+        _refuse(f"got --only {' '.join(options.only)}; allowed: {', '.join(known)}")
     console, verdicts = Console(highlight=False), {}
     for name in chosen:
-        defaults = importlib.import_module(f"experiments.{name}").Config
+        defaults = module(name).Config
         config = defaults.quick() if options.quick else defaults()
         verdicts[name] = run(name, config, options, console)
     return conclude(verdicts, console)

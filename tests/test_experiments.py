@@ -436,7 +436,7 @@ def fake(monkeypatch, tmp_path):
         setattr(script, thing.__name__, thing)
     script.Config, script.calls = FakeConfig, calls
     monkeypatch.setitem(sys.modules, "experiments.c99_fake", script)
-    monkeypatch.setattr(runner, "names", lambda: ["c99_fake"])
+    monkeypatch.setattr(runner, "names", lambda *_: ["c99_fake"])
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     return script
 

@@ -106,3 +106,23 @@ def test_frames_have_the_moments_of_the_haar_measure():
     for name, (sample, mean) in statistics.items():
         standard_error = np.std(sample) / np.sqrt(draws)
         assert abs(np.mean(sample) - mean) < 5 * standard_error, name
+
+
+@pytest.mark.parametrize(("K", "d"), [(2, 2), (4, 4), (4, 9)])
+def test_a_fixed_classifier_is_a_simplex_that_features_of_one_sign_can_align_with(K, d):
+    W = np.asarray(geometry.etf_classifier(K, d))
+    expected = np.where(np.eye(K) == 1, 1.0, -1 / (K - 1))
+    np.testing.assert_allclose(W @ W.T, expected, atol=rounding(jnp.float64, d))
+    # h = e_k ≥ 0 has the same margin over every wrong class, √(K/(K−1)).
+    logits = W[:, :K]
+    margins = np.diag(logits)[None] - logits
+    np.testing.assert_allclose(margins[np.eye(K) == 0], np.sqrt(K / (K - 1)), rtol=1e-14)
+
+
+def test_a_fixed_classifier_of_width_k_minus_one_or_with_a_key_is_the_simplex():
+    np.testing.assert_array_equal(geometry.etf_classifier(4, 3), geometry.simplex_etf(4, 3))
+    key = jax.random.key(0)
+    turned = geometry.etf_classifier(4, 6, key)
+    np.testing.assert_array_equal(turned, geometry.simplex_etf(4, 6, key))
+    with pytest.raises(ValueError, match="d=2 < K-1=3"):
+        geometry.etf_classifier(4, 2)

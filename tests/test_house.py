@@ -32,6 +32,9 @@ FLOORS = (
     {"census", "escape"},
     {"atlas", "verification"},
     {"critical"},
+    {"networks.data", "networks.models"},
+    {"networks.checkpoints"},
+    {"networks.training", "networks.evaluation"},
     {"commands.shared"},
     {"commands.table"},
     {
@@ -61,8 +64,9 @@ def imports(module: str) -> set[str]:
     tree = ast.parse((PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text())
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "ufm":
-            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module in ("ufm", "ufm.networks"):
+            room = node.module.removeprefix("ufm").lstrip(".")
+            found |= {f"{room}.{alias.name}".lstrip(".") for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ufm."):
             found.add((node.module or "").removeprefix("ufm."))
     return found

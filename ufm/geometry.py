@@ -67,3 +67,27 @@ def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[A
         return jnp.pad(frame, ((0, 0), (0, d - K + 1)))
     Q = orthonormal_frame(key, d, K - 1, frame.dtype)
     return jnp.matmul(frame, Q.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def etf_classifier(K: int, d: int, key: Array | None = None, dtype=None) -> Float[Array, "K d"]:
+    """W for a classifier that is fixed to a simplex ETF: logits W h + b, rows of norm 1.
+
+    W = √(K/(K−1)) (I_K − 11ᵀ/K), followed by d − K columns of zeros (Zhu et al. 2021, section
+    5.3). In this orientation non-negative features, such as a ReLU gives, can be aligned: h = t e_k
+    has margin t√(K/(K−1)) over every wrong class. For d = K − 1 there is no such orientation and
+    the result is `simplex_etf(K, d)`. Use it in any framework, as a weight that is not trained:
+    `np.asarray(etf_classifier(K, d))`.
+
+    Args:
+        K: number of classes, at least 2.
+        d: width of the features, at least K − 1.
+        key: turns the frame at random (for features of both signs); None keeps it as above.
+        dtype: floating dtype; None takes JAX's default.
+
+    Raises:
+        ValueError: if K < 2 or d < K − 1.
+    """
+    if key is not None or d < K or K < 2:
+        return simplex_etf(K, d, key, dtype)
+    frame = np.sqrt(K / (K - 1)) * (np.eye(K) - 1 / K)
+    return jnp.pad(jnp.asarray(frame, float if dtype is None else dtype), ((0, 0), (0, d - K)))

@@ -14,7 +14,7 @@ REQUIRED = {"W": "(K, d)", "H": "(d, N)", "labels": "(N,); and b (K,) if there i
 
 @dataclass(frozen=True)
 class Measure:
-    """Measure NC1-NC4 on features of any network, from a .npz file.
+    """Measure NC1-NC4 on features of any network, from an .npz or a .safetensors file.
 
     The file holds W (K, d), H (d, N) with samples as columns, labels (N,) and, if there is one,
     b (K,). From PyTorch: np.savez("features.npz", W=fc.weight.detach().numpy(),
@@ -22,7 +22,7 @@ class Measure:
     """
 
     features: tyro.conf.Positional[Path]
-    """the .npz file"""
+    """the .npz or .safetensors file"""
     json: bool = False
     """print JSON for machines instead of a table"""
 

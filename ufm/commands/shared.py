@@ -11,11 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from ufm import record
 from ufm.problem import Params, Problem, check_params
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+SAFETENSORS = ".safetensors"
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    SafetensorError,
+)
 # Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
 LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
 # What the .npz file of a point holds; `bias` may be left out.
@@ -94,25 +106,27 @@ def _point_of_file(path: Path) -> tuple[Problem, Params]:
 
 
 def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
+    """The arrays of an .npz file, or of a .safetensors file.
 
     Args:
         path: of the file.
         required: name and shape, in words, of every array that must be there.
 
     Raises:
-        ValueError: no such file, no .npz file of plain arrays, or a required array missing.
+        ValueError: no such file, no file of plain arrays, or a required array missing.
     """
+    write = "np.savez" if path.suffix != SAFETENSORS else "safetensors.numpy.save_file"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = load_file(path) if path.suffix == SAFETENSORS else _npz(path)
     except FileNotFoundError:
-        raise ValueError(f"got {path}, which does not exist; allowed: an .npz file") from None
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"got {path}, which does not exist; allowed: an .npz or a {SAFETENSORS} file"
+        ) from None
+    except UNREADABLE as error:
         keywords = ", ".join(f"{name}=…" for name in required)
         raise ValueError(
-            f"got {path}, which is no .npz file of plain arrays ({error}); write it with "
-            f"np.savez(path, {keywords})"
+            f"got {path}, which is no {path.suffix or '.npz'} file of plain arrays ({error}); "
+            f"write it with {write}, with {keywords}"
         ) from None
     missing = required.keys() - arrays.keys()
     if missing:
@@ -121,6 +135,11 @@ def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:
             f"got {path} with arrays {sorted(arrays)}; missing {sorted(missing)}. Needed: {shapes}"
         )
     return arrays
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def show(title: str, rows: dict[str, Any], names: Sequence[str], as_json: bool) -> None:

@@ -1,0 +1,147 @@
+"""A classifier that is never trained, and features no wider than there are classes.
+
+Claim. If the classifier's weight is fixed to a simplex ETF, and the last block is narrowed to
+d = K, the network still reaches zero training error and its test accuracy stays the same, with
+fewer parameters: ResNet-18 on ten classes goes from 11,181,642 to 8,867,542, 20.70 % fewer.
+
+Source. Zhu et al. 2021 (arXiv 2105.02375), section 5.3. Their counts are of ResNet-18 for three
+channels with the 7×7 stem, the 1×1 shortcut of the narrowed block included, and the fixed weight
+counted; with the 3×3 stem both are 7,680 smaller.
+
+Refuted by a network with a fixed classifier that does not reach zero training error, or whose test
+error is larger by more than the tolerance; by other counts.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from matplotlib.figure import Figure
+
+from experiments import runner
+from experiments.networks import trainings
+from experiments.networks.trainings import SMALL, Setting
+from experiments.runner import Report, Verdict, judge
+from ufm import plots
+from ufm.networks import evaluation, models, training
+from ufm.networks.training import Method
+
+# head, whether d = K, how it is called
+FORMS = (
+    ("learned", False, "learned"),
+    ("simplex", False, "fixed"),
+    ("learned", True, "learned,\n$d=K$"),
+    ("simplex", True, "fixed,\n$d=K$"),
+)
+COUNTS = {"learned": 11_181_642, "fixed, d = K": 8_867_542}  # Zhu et al.
+MEASURES = ("epoch", "train_error", "test_error", "nc1", "nc3")
+
+
+@dataclass(frozen=True)
+class Config(Setting):
+    """ResNet-18 in four forms, SGD."""
+
+    rate: float = 0.05  # step at the start
+    timed: int = 10  # epochs timed, of which the fastest counts
+    # Tolerance on the difference of test errors; with N test images chance alone makes it
+    # √(2·0.2·0.8/N): 0.018 for 1,000, 0.006 for 10,000.
+    error_tol: float = 0.01
+
+    @classmethod
+    def quick(cls) -> "Config":
+        """A small ResNet on 1,000 images: two minutes on two cores."""
+        return cls(**SMALL | {"epochs": 100, "records": 15}, error_tol=0.04)
+
+
+def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
+    """Histories (forms, records), and of every form: parameters, seconds and bytes a step."""
+    train, test = trainings.images(config)
+    method = Method("sgd", config.epochs, config.batch_size, config.rate, config.decay)
+
+    def measure(model) -> dict[str, float]:
+        seen = evaluation.evaluate(model, train)
+        nc, errors = evaluation.collapse(seen), (seen.error, evaluation.evaluate(model, test).error)
+        return {"train_error": errors[0], "test_error": errors[1], "nc1": nc.nc1, "nc3": nc.nc3}
+
+    histories, networks = [], []
+    with trainings.trainings("n03", config, progress, len(FORMS)) as queue:
+        for head, narrow, label in FORMS:
+            d = len(np.unique(train.labels)) if narrow else None
+            model = trainings.resnet(config, train, head=head, d=d)
+            name = label.replace("\n", " ")
+            done = queue.run(name, model, train, method, measure, config.records, seed=config.seed)
+            histories.append(done.history)
+            networks.append(model)
+    # Side by side and after all training, so that a busy machine is slow for all alike.
+    costs = [training.cost(model, train, method, config.timed) for model in networks]
+    seconds, memory = np.array(costs).T
+    counted = [count for _, count in published()]
+    return {name: np.array([history[name] for history in histories]) for name in MEASURES} | {
+        "parameters": np.array([models.count(model) for model in networks]),
+        "seconds": seconds,
+        "bytes": memory,
+        "published": np.array(counted),
+    }
+
+
+def published() -> list[tuple[str, int]]:
+    """Parameters of ResNet-18 in the two forms that Zhu et al. count; nothing is computed."""
+
+    def counted(**options: Any) -> int:
+        make = lambda: models.resnet18(stem="7x7/2", rngs=nnx.Rngs(0), **options)  # noqa: E731
+        return models.count(nnx.eval_shape(make))
+
+    counts = (counted(), counted(d=10, head="simplex"))
+    return list(zip(COUNTS, counts, strict=True))
+
+
+def check(config: Config, results: dict) -> list[Verdict]:
+    """Counts, training errors, and test errors against the learned classifier."""
+    verdicts = [
+        judge(f"ResNet-18, {name}: parameters", count, COUNTS[name], 0)
+        for name, count in zip(COUNTS, results["published"], strict=True)
+    ]
+    first, last = results["published"]
+    claim = "ResNet-18: change of parameters, per cent"
+    verdicts.append(judge(claim, 100 * (last / first - 1), -20.70, 0.005))
+    for i, (*_, label) in enumerate(FORMS):
+        name = label.replace("\n", " ").replace("$", "")
+        verdicts.append(judge(f"{name}: training error", results["train_error"][i, -1], 0, 0))
+    base = results["test_error"][0, -1]
+    for i in range(1, len(FORMS)):
+        name = FORMS[i][2].replace("\n", " ").replace("$", "")
+        ended = results["train_error"][i, -1] == 0
+        difference = results["test_error"][i, -1] - base
+        claim = f"{name}: test error − that of the learned classifier"
+        verdicts.append(judge(claim, difference, 0, config.error_tol, bool(ended)))
+    return verdicts
+
+
+def draw(_: Config, results: dict) -> dict[str, Figure]:
+    """Errors and NC over epochs, and what each form costs."""
+    canvas, axes = plots.figure("icml_text", 3.4, 2, 3)
+    for i, form in enumerate(FORMS):
+        x, name = results["epoch"][i] + 1, form[-1].replace("\n", " ")
+        for ax, measure in zip(axes[0], ("test_error", "nc1", "nc3"), strict=True):
+            plots.curves(ax, x, results[measure][i], name, i)
+    for ax, name in zip(axes[0], ("test error", "NC1, training", "NC3, training"), strict=True):
+        ax.set(xscale="log", yscale="log", ylabel=name, xlabel="epoch + 1")
+    axes[0, 0].set(yscale="linear", ylim=(0, 0.6))
+    axes[0, 0].legend()
+    bars = (("parameters", 1e3, "parameters, thousands"), ("bytes", 2**20, "memory of a step, MiB"))
+    for ax, (name, unit, label) in zip(
+        axes[1], (*bars, ("seconds", 1e-3, "time of a step, ms")), strict=True
+    ):
+        values = results[name] / unit
+        colours = [plots.colour(i) for i in range(len(FORMS))]
+        drawn = ax.bar([form[-1] for form in FORMS], values, color=colours, width=0.6)
+        ax.bar_label(drawn, fmt="%.3g", fontsize=6, padding=1)
+        ax.set(ylabel=label, ylim=(0, 1.15 * values.max()))
+    plots.letters(axes.flat)
+    return {"": canvas}
+
+
+if __name__ == "__main__":
+    sys.exit(runner.main("n03_fixed_classifier", flags=trainings.Options))

@@ -1,0 +1,278 @@
+"""Training with the papers' methods: compiled epochs, records on the way, checkpoints.
+
+What is minimised is the mean cross-entropy (or another objective) plus (λ/2)‖θ‖² over all learned
+parameters θ: weights, biases, BatchNorm's scales. That is what `weight_decay` means in the papers'
+PyTorch code, for Adam too. Schedules of Zhu et al. 2021 (arXiv 2105.02375, section 5.1): SGD with
+momentum 0.9 and rate 0.05, Adam with rate 1e-3, both divided by 10 after every fifth of the epochs;
+L-BFGS of memory 10 with a line search for the strong Wolfe conditions.
+
+Everything is computed in float32. On GPUs that means float32 products too; TF32 or bfloat16 ones
+only if `Method.precision` asks for them. On one device a run that was stopped and resumed ends
+with the same bits as one that was not.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from ufm.networks import checkpoints
+from ufm.networks.data import Images
+
+OPTIMIZERS = ("sgd", "adam", "lbfgs")
+SAVE_AFTER = 60.0  # seconds without a checkpoint, between records
+DROPS, DROP = 5, 0.1  # equal legs of a schedule; the factor of the rate between them
+
+Objective = Callable[[Any, Array, Array], Array]  # (model, pixels, labels) to a scalar
+Record = dict[str, Any]  # numbers, or lists of numbers, by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How to train.
+
+    optimizer: "sgd", "adam" or "lbfgs".
+    epochs: passes over the images.
+    batch_size: images a step; a remainder of an epoch is left out. 0 takes all (L-BFGS must).
+    learning_rate: at the start; not used by "lbfgs", whose line search finds the step.
+    decay: λ, of all learned parameters.
+    momentum: of "sgd".
+    precision: of products on accelerators, a name that `jax.default_matmul_precision` takes.
+
+    Raises:
+        ValueError: values out of range.
+    """
+
+    optimizer: str = "sgd"
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    decay: float = 5e-4
+    momentum: float = 0.9
+    precision: str = "highest"
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"got optimizer={self.optimizer!r}; allowed: {', '.join(OPTIMIZERS)}")
+        if self.optimizer == "lbfgs" and self.batch_size:
+            raise ValueError(f"got batch_size={self.batch_size} with 'lbfgs'; allowed: 0, all")
+        for name, least in (("epochs", 1), ("batch_size", 0), ("decay", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"got {name}={getattr(self, name)}; allowed: at least {least}")
+
+    def transformation(self, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation, for `steps` steps an epoch."""
+        if self.optimizer == "lbfgs":
+            return optax.lbfgs(memory_size=10)
+        ends = {self.epochs * leg // DROPS * steps: DROP for leg in range(1, DROPS)}
+        rate = optax.piecewise_constant_schedule(self.learning_rate, ends)
+        chosen = optax.sgd(rate, self.momentum) if self.optimizer == "sgd" else optax.adam(rate)
+        return optax.with_extra_args_support(chosen)
+
+
+class State(NamedTuple):
+    """All that a training needs to go on: parameters, everything else of the model, optimiser."""
+
+    params: Any
+    rest: Any
+    optimizer: Any
+
+
+class Trained(NamedTuple):
+    """The model at the end, in evaluation mode, and every record on the way, one array a name."""
+
+    model: Any
+    history: dict[str, np.ndarray]
+
+
+def cross_entropy(model, pixels: Array, labels: Array) -> Array:
+    """Mean cross-entropy of the logits, in nats."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(pixels), labels))
+
+
+def train(
+    model: Any,
+    images: Images,
+    method: Method,
+    *,
+    seed: int = 0,
+    measure: Callable[[Any], Record],
+    record_at: Sequence[int],
+    objective: Objective = cross_entropy,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Trained:
+    """Train a model in place of its random start; the model given is not changed.
+
+    Args:
+        model: a network of `ufm.networks.models`, or any flax nnx module that objective accepts.
+        images: pixels (N, …) float32 and labels (N,).
+        method: optimiser and schedule.
+        seed: of the order of the images.
+        measure: called with the model in evaluation mode; gives numbers or lists of numbers.
+        record_at: epochs at which to measure; 0 is the start, the last epoch is added.
+        objective: the data term.
+        folder: keeps a checkpoint, of every record and every minute; the same call goes on there.
+        progress: called with the share of epochs done.
+
+    Returns:
+        A `Trained`; its history has a row of every record, and `epoch` among its names.
+
+    Raises:
+        ValueError: a batch larger than the data; a folder that holds another training.
+        FloatingPointError: a loss that is no longer finite.
+    """
+    N = len(images.labels)
+    batch = method.batch_size or N
+    if batch > N:
+        raise ValueError(f"got batch_size={batch} for {N} images; allowed: 0 (all) to {N}")
+    with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
+        graph, state = _start(model, method, N // batch)
+        pixels, labels = jnp.asarray(images.pixels), jnp.asarray(images.labels)
+        key = jax.random.key(seed)
+    store = (
+        None
+        if folder is None
+        else checkpoints.Store(
+            folder,
+            method=dataclasses.asdict(method),
+            seed=seed,
+            images=checkpoints.digest(images),
+            start=checkpoints.digest(state),
+        )
+    )
+    done, state, rows = (0, state, []) if store is None else store.resume(state)
+    saved = time.monotonic()
+    moments = sorted({epoch for epoch in record_at if epoch < method.epochs} | {method.epochs})
+    for epoch in range(done, method.epochs + 1):
+        due = epoch in moments and (not rows or rows[-1]["epoch"] < epoch)
+        if due:
+            rows.append({"epoch": epoch} | measure(_evaluated(graph, state)))
+        if store is not None and (due or time.monotonic() - saved > SAVE_AFTER):
+            store.save(epoch, state, rows)
+            saved = time.monotonic()
+        if epoch < method.epochs:
+            with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
+                order = jax.random.fold_in(key, epoch)
+                state, loss = _epoch(
+                    graph, method, batch, objective, method.decay, state, pixels, labels, order
+                )
+            _check_finite(float(loss), epoch, method)
+        if progress is not None:
+            progress(epoch / method.epochs)
+    if store is not None:
+        store.close()
+    history = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return Trained(_evaluated(graph, state), history)
+
+
+class Cost(NamedTuple):
+    """Of one training step: seconds (the fastest epoch over its steps), bytes of device memory.
+
+    Memory is the state (parameters, statistics, optimiser) and the temporaries that the compiler
+    allots; the images are not counted.
+    """
+
+    seconds: float
+    bytes: int
+
+
+def cost(model: Any, images: Images, method: Method, epochs: int = 5) -> Cost:
+    """Measure a step of a training by running some epochs of it; the model is not changed."""
+    batch = method.batch_size or len(images.labels)
+    steps = len(images.labels) // batch
+    with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
+        graph, state = _start(model, method, steps)
+        data = jnp.asarray(images.pixels), jnp.asarray(images.labels), jax.random.key(0)
+        fixed = graph, method, batch, cross_entropy
+        compiled = _epoch.lower(*fixed, method.decay, state, *data).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None, "XLA tells the memory of a compiled program on CPU, GPU and TPU"
+        allotted = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        seconds = []
+        for _ in range(epochs):
+            begun = time.perf_counter()
+            state, _ = jax.block_until_ready(compiled(method.decay, state, *data))
+            seconds.append((time.perf_counter() - begun) / steps)
+    return Cost(min(seconds), allotted + memory.temp_size_in_bytes)
+
+
+def _start(model: Any, method: Method, steps: int) -> tuple[Any, State]:
+    """(structure, state at the start) of a model in training mode; steps an epoch."""
+    model = nnx.clone(model)
+    model.train()
+    graph, params, rest = _split(model)
+    state = State(params, rest, method.transformation(steps).init(params))
+    # Copies, since every epoch reuses the memory of the state that it is given.
+    return graph, jax.tree.map(jnp.copy, state)
+
+
+def _split(model) -> tuple[Any, Any, Any]:
+    """(structure, learned parameters, everything else) of a model."""
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graph, params, rest[0]
+
+
+def _evaluated(graph, state: State):
+    model = nnx.merge(graph, state.params, state.rest, copy=True)
+    model.eval()
+    return model
+
+
+def _check_finite(loss: float, epoch: int, method: Method) -> None:
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} in epoch {epoch + 1} of {method.optimizer!r}; lower the learning "
+            f"rate (got {method.learning_rate}) or the decay (got {method.decay})"
+        )
+
+
+def regularised(graph, objective: Objective, decay, params, rest, pixels, labels):
+    """(objective + (decay/2)‖params‖², the rest of the model after the pass)."""
+    model = nnx.merge(graph, params, rest, copy=True)
+    value = objective(model, pixels, labels)
+    squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+    return value + decay / 2 * squares, _split(model)[2]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _epoch(graph, method, batch, objective, decay, state, pixels, labels, key):
+    """One pass in random order; the state after it and the last step's loss."""
+    N = len(labels)
+    steps = N // batch
+    step = partial(_step, graph, method.transformation(steps), method.optimizer, objective, decay)
+    if steps == 1:
+        return step(state, pixels, labels)
+    order = jax.random.permutation(key, N)[: steps * batch].reshape(steps, batch)
+    state, losses = jax.lax.scan(lambda s, i: step(s, pixels[i], labels[i]), state, order)
+    return state, losses[-1]
+
+
+def _step(graph, transformation, optimizer, objective, decay, state: State, pixels, labels):
+    loss = partial(
+        regularised, graph, objective, decay, rest=state.rest, pixels=pixels, labels=labels
+    )
+    if optimizer == "lbfgs":
+
+        def value_fn(params):
+            return loss(params)[0]
+
+        # The line search has evaluated the point it chose; its state remembers value and gradient.
+        remembered = optax.value_and_grad_from_state(value_fn)
+        value, gradient = remembered(state.params, state=state.optimizer)
+        extra = {"value": value, "grad": gradient, "value_fn": value_fn}
+        rest = loss(state.params)[1]
+    else:
+        (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        extra = {}
+    updates, memory = transformation.update(gradient, state.optimizer, state.params, **extra)
+    return State(optax.apply_updates(state.params, updates), rest, memory), value
