@@ -12,6 +12,7 @@ from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
 from ufm.commands.probe import Probe
+from ufm.commands.report import Report
 from ufm.commands.shared import INTERRUPTED, REFUSED
 from ufm.commands.sweep import Sweep
 from ufm.commands.table import Table
@@ -28,6 +29,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
 
