@@ -159,7 +159,7 @@ def collapse(scenes: Sequence[Scene], names: Sequence[str] = (), title: str = ""
     axis = {"visible": False, "range": [-reach, reach]}
     # What lies in a plane is seen from above.
     flat = all(not scene.features[:, 2].any() for scene in scenes)
-    eye = (0.0, 0.0, 1.1) if flat else (0.75, 0.7, 0.42)
+    eye = (0.0, 0.0, 1.35) if flat else (0.9, 0.85, 0.5)
     _lay_out(figure, title, "", "")
     figure.update_layout(
         scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube",
@@ -186,7 +186,7 @@ def _drawn(scene: Scene) -> list[go.Scatter3d]:
             text=[f"mean of class {k}<br>length {np.linalg.norm(x):.4g}"
                   for k, x in enumerate(scene.means)],
             hovertemplate="%{text}<extra></extra>",
-            marker={"size": 7, "color": "white", "line": {"width": 3, "color": hues}},
+            marker={"size": 10, "symbol": "circle-open", "color": hues, "line": {"width": 4}},
         ),
         go.Scatter3d(
             **_xyz(edges), mode="lines", name="nearest regular simplex", hoverinfo="skip",
