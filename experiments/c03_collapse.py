@@ -8,6 +8,9 @@ K = 4: a tetrahedron in space), and the rows of the classifier, scaled by the du
 Source. Papyan, Han and Donoho 2020 (NC1 to NC3); Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1.
 d = K − 1 here, where the theorem on minimisers holds and no theorem on the landscape is known.
 
+Reproduces. Figure 1 of Papyan, Han and Donoho 2020 (features, class means and classifier rows on
+one simplex), with the measure of their figure 6 (NC1); in the model, without a projection.
+
 Refuted by a certified end whose features or rows lie off the predicted corners.
 """
 

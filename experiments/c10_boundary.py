@@ -12,6 +12,9 @@ classes turns inside an outer ring of seven, and only the 21st harmonic of the a
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, for d > K, and arXiv 2407.10702 for d = K;
 d = K−1 is conjecture. For d < K−1 the certificate need not close, so "lowest" is the lowest found.
 
+Reproduces. The assumption on d in theorem 3.2 of Zhu et al., from the other side. Extends it by a
+map of where spurious minima are found below it.
+
 Refuted by a spurious local minimum found for d ≥ K−1, or by none found for d = 2 and K ≥ 6.
 """
 
