@@ -12,6 +12,10 @@ no critical point but global minima and strict saddles. The time is that of the 
 Reproduces. What theorem 3.2 of Zhu et al. implies for descent: no saddle holds it. Extends it by
 the time that leaving takes.
 
+Shown. (a) Steps until GD has left against the distance ε of the start; (b), (c) the same and its
+difference from the prediction, whole steps apart, with the tolerance in grey; (d) slopes of (a);
+(e) certified gap at the end, tolerances in grey; (f) steps to the minimum.
+
 Refuted by a run that stops at another critical point, by a time off the prediction by more than
 the counting of whole steps explains, or by a critical point that is neither.
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-KEYS = ("Claim", "Source", "Reproduces", "Refuted by")
+KEYS = ("Claim", "Source", "Reproduces", "Shown", "Refuted by")
 PIXELS = 105  # of the sheet, for an inch of a figure
 HEAD = """# Figures
 
@@ -120,8 +120,9 @@ def _entry(folder: Path, stem: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def caption(stem: str, found: Mapping[str, Any]) -> str:
-    """The caption, from the verdicts: how many hold, and which came nearest to its tolerance."""
-    text = f"*Figure {_short(stem)}. {found['title']}.* {_counted(found['verdicts'])}."
+    """What is shown, how many verdicts hold, and which came nearest to its tolerance."""
+    shown = _line(found["shown"]).replace("*", "\\*") + " " if "shown" in found else ""
+    text = f"*Figure {_short(stem)}. {found['title']}.* {shown}{_counted(found['verdicts'])}."
     nearest = max(
         (x for x in found["verdicts"] if x["tolerance"] > 0),
         key=lambda x: abs(x["measured"] - x["predicted"]) / x["tolerance"],

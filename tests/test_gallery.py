@@ -25,6 +25,8 @@ Source. Somebody 2021.
 
 Reproduces. Their figure 1.
 
+Shown. (a) This.
+
 Refuted by a counterexample.
 """
 MANIFEST = {
@@ -54,6 +56,7 @@ def test_a_docstring_is_split_into_its_paragraphs():
         "claim": "First line\nof the claim.\n\n    a formula",
         "source": "Somebody 2021.",
         "reproduces": "Their figure 1.",
+        "shown": "(a) This.",
         "refuted": "a counterexample.",
     }
 
@@ -71,7 +74,7 @@ def test_the_sheet_has_every_figure_of_the_full_form_and_its_verdicts(folder):
     for words in ("Somebody 2021.", "Their figure 1.", "`python -m experiments.c99_fake`, 2 min",
                   "| a \\| b | 1 | 1 | 1e-06 | holds |", "holds: 1, refuted: 1"):  # fmt: skip
         assert words in text
-    assert "*Figure c99. Title: with a colon.*" in text
+    assert "*Figure c99. Title: with a colon.* (a) This. holds: 1" in text
     assert "Nearest to its tolerance: far, off by 1 of 0.5 allowed." in text
 
 
@@ -88,4 +91,4 @@ def test_the_committed_sheet_is_that_of_the_committed_verdicts():
     full = {stem: x for stem, x in told.items() if not stem.endswith("_quick")}
     assert (FIGURES / "README.md").read_text() == gallery.sheet(FIGURES, full)
     for stem, found in full.items():
-        assert {"title", "claim", "source", "reproduces", "made"} <= found.keys(), stem
+        assert {"title", "claim", "source", "reproduces", "shown", "made"} <= found.keys(), stem

@@ -261,7 +261,9 @@ def _experiment(path: Path) -> Section:
         if x.suffix in PICTURES and own.fullmatch(x.stem)
     ]  # fmt: skip
     title = f"{stem.split('_')[0]}: {told.get('title', stem)}"
-    text = "\n\n".join(told[name] for name in ("claim", "source", "reproduces") if name in told)
+    text = "\n\n".join(
+        told[name] for name in ("claim", "source", "reproduces", "shown") if name in told
+    )
     plots = _plots(arrays)
     return Section(title, text, _facts(manifest), verdicts, plots=plots, pictures=pictures)
 
