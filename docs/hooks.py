@@ -13,6 +13,7 @@ import io
 import os
 import pkgutil
 import re
+import textwrap
 import typing
 import zlib
 from pathlib import Path
@@ -24,7 +25,10 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+# Browsers know bold and double-struck letters only as letters of their own.
+LETTERS = {r"\mathbb R": "ℝ", r"\mathbf 1": "𝟏"}
 HELP = "<!-- help of every command -->"
+WIDTH, NEWLINE = 88, "\n"
 # Pages that live elsewhere in the repository, and where the site has them.
 ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
@@ -55,7 +59,10 @@ def on_page_content(text: str, **_) -> str:
     def formula(found: re.Match) -> str:
         tag, opening, latex = found.groups()
         display: typing.Any = "inline" if opening == "(" else "block"
-        math = convert(html.unescape(latex).strip(), display=display)
+        latex = html.unescape(latex).strip()
+        for command, letter in LETTERS.items():
+            latex = latex.replace(command, letter)
+        math = convert(latex, display=display)
         return f'<{tag} class="math">{math}</{tag}>'
 
     return FORMULA.sub(formula, text)
@@ -89,12 +96,19 @@ def public_names() -> set[str]:
 def _help() -> str:
     from ufm import cli
 
-    os.environ |= {"COLUMNS": "88", "NO_COLOR": "1"}
+    os.environ |= {"COLUMNS": f"{WIDTH}", "NO_COLOR": "1"}
     parts = []
     for annotated in typing.get_args(cli.Command):
         name = typing.get_args(annotated)[1].name
         told = io.StringIO()
         with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
             cli.main([name, "--help"])
-        parts.append(f"## ufm {name}\n\n```text\n{told.getvalue().strip()}\n```\n")
-    return "\n".join(parts)
+        lines = [_wrapped(line) for line in told.getvalue().strip().splitlines()]
+        parts.append(f"## ufm {name}\n\n```text\n{NEWLINE.join(lines)}\n```\n")
+    return NEWLINE.join(parts)
+
+
+def _wrapped(line: str) -> str:
+    """A line of help in the width of a page."""
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(line.rstrip(), WIDTH, subsequent_indent=indent) if line.strip() else ""
