@@ -87,8 +87,8 @@ def test_features_of_a_pytorch_network_collapse_in_training(tmp_path, monkeypatc
     spec.loader.exec_module(script)
     monkeypatch.chdir(tmp_path)
     before, after = script.example()
-    assert after.nc1 < 1e-2 * before.nc1
-    assert after.nc3 < 0.2 < before.nc3
+    assert after.nc1 < before.nc1 / 5
+    assert after.nc3 < before.nc3 / 10
     assert after.nc4 == 0
     assert cli.main(["measure", "features.npz"]) == 0
     assert "nc1" in capsys.readouterr().out

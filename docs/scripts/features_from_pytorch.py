@@ -22,15 +22,15 @@ def collect(network, head, loader):
 
 
 def example():
-    """A small network on three blobs, trained until it collapses."""
+    """A small network on three noisy blobs, before and after training."""
     torch.manual_seed(0)
     labels = torch.arange(3).repeat_interleave(40)
-    x = 4 * torch.eye(3)[labels] + 0.3 * torch.randn(120, 3)
-    head = torch.nn.Linear(8, 3)
-    network = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8),
-                                  torch.nn.ReLU(), head)  # fmt: skip
+    x = 2 * torch.eye(20)[labels] + torch.randn(120, 20)
+    head = torch.nn.Linear(64, 3)
+    hidden = [torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU()]
+    network = torch.nn.Sequential(*hidden, head)
     loader = [(x, labels)]
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3}
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
     optimizer = torch.optim.SGD(network.parameters(), **options)
     before = ufm.metrics.collapse(*collect(network, head, loader))
     network.train()
