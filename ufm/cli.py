@@ -14,7 +14,7 @@ from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
 from ufm.commands.probe import Probe
 from ufm.commands.report import Report
-from ufm.commands.shared import CUT_SHORT, INTERRUPTED, REFUSED
+from ufm.commands.shared import FAILED, INTERRUPTED, REFUSED
 from ufm.commands.sweep import Sweep
 from ufm.commands.table import Table
 from ufm.commands.theory import Theory
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the output has seen enough: `ufm … | head`. Python would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CUT_SHORT
+        return FAILED  # as rich does
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -15,7 +15,7 @@ from rich.table import Table
 from ufm import record
 from ufm.problem import Params, Problem, check_params
 
-FAILED, REFUSED, INTERRUPTED, CUT_SHORT = 1, 2, 130, 141
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 # Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
 LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
 # What the .npz file of a point holds; `bias` may be left out.
