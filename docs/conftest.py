@@ -1,10 +1,10 @@
-"""Pages whose examples compile much are slow tests."""
+"""Pages whose examples compile much are slow tests; those of index.md are the README's, too."""
 
 from pathlib import Path
 
 import pytest
 
-SLOW = {"recipes.md"}
+SLOW = {"index.md", "recipes.md"}
 
 
 @pytest.hookimpl(tryfirst=True)

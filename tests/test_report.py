@@ -53,6 +53,8 @@ def test_a_page_holds_every_verdict_and_figure_and_loads_nothing(experiment):
     own = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert "<title>A &lt;title&gt;</title>" in own
     assert "zero &amp; &lt;one&gt;" in own
+    assert '<td class="n">1e-09</td>' in own
+    assert "&#34;" not in own
     assert "holds: 1" in own
     assert "refuted: 1" in own
     assert own.count('<img src="data:image/png;base64,') == 2

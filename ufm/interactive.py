@@ -128,7 +128,7 @@ def points(
         )  # fmt: skip
     _lay_out(figure, title, *axes)
     figure.update_layout(showlegend=True)
-    figure.update_xaxes(type="log", exponentformat="power")
+    figure.update_xaxes(type="log", exponentformat="power", dtick=1)
     figure.update_yaxes(type="log", exponentformat="power")
     return figure
 
