@@ -1,23 +1,22 @@
 """What is added to the pages while they are built, so that it cannot go stale.
 
 Formulas become MathML, so that a reader's browser loads nothing; the help of every command, the
-figures and the pages kept at the top of the repository are put in. A public name that is on no
-page fails the build.
+figures, the modules without a page of their own and the pages kept at the top of the repository are
+put in. A public name without a docstring, which is on no page, fails the build.
 """
 
 import contextlib
+import functools
 import html
-import importlib
-import inspect
 import io
 import os
-import pkgutil
 import re
 import textwrap
 import typing
 import zlib
 from pathlib import Path
 
+import griffe
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
@@ -27,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 # Browsers know bold and double-struck letters only as letters of their own.
 LETTERS = {r"\mathbb R": "ℝ", r"\mathbf 1": "𝟏"}
-HELP = "<!-- help of every command -->"
+HELP, REST = "<!-- help of every command -->", "<!-- every other module -->"
 WIDTH, NEWLINE = 88, "\n"
 # Pages that live elsewhere in the repository, and where the site has them.
 ELSEWHERE = {
@@ -49,8 +48,10 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(text: str, **_) -> str:
-    """Put the help of the commands where it is asked for."""
-    return text.replace(HELP, _help()) if HELP in text else text
+    """Put the help of the commands, and the modules without a page, where they are asked for."""
+    for mark, written in ((HELP, _help), (REST, _rest)):
+        text = text.replace(mark, written()) if mark in text else text
+    return text
 
 
 def on_page_content(text: str, **_) -> str:
@@ -79,18 +80,35 @@ def on_post_build(config) -> None:
 
 
 def public_names() -> set[str]:
-    """What `ufm` exports, and the functions and classes of its modules but the commands."""
-    import ufm
-
-    names = {f"ufm.{name}" for name in ufm.__all__}
-    for found in pkgutil.iter_modules(ufm.__path__, "ufm."):
-        if found.name in ("ufm.cli", "ufm.commands"):
-            continue
-        for name, thing in vars(importlib.import_module(found.name)).items():
-            public = inspect.isfunction(thing) or inspect.isclass(thing)
-            if public and thing.__module__ == found.name and not name.startswith("_"):
-                names.add(f"{found.name}.{name}")
+    """What `ufm` exports, and the functions and classes of its modules."""
+    package, found = _package()
+    names = {f"ufm.{name}" for name in package.exports or ()}
+    for module in found:
+        for name, thing in module.members.items():
+            public = not name.startswith("_") and not thing.is_alias
+            if public and (thing.is_function or thing.is_class):
+                names.add(thing.path)
     return names
+
+
+@functools.cache
+def _package() -> tuple[griffe.Module, list[griffe.Module]]:
+    """`ufm` as it is written, and its modules but the command line's, which has its own page."""
+    package = typing.cast(griffe.Module, griffe.load("ufm", search_paths=[ROOT]))
+    found, left = [], [package]
+    while left:
+        module = left.pop()
+        found.append(module)
+        inside = sorted(module.modules.values(), key=lambda x: x.name, reverse=True)
+        left += [x for x in inside if x.path not in ("ufm.cli", "ufm.commands")]
+    return package, found
+
+
+def _rest() -> str:
+    """The modules that no page of docs/api names."""
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    named = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
+    return "\n\n".join(f"::: {x.path}" for x in _package()[1] if x.path not in named)
 
 
 def _help() -> str:

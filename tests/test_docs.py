@@ -133,15 +133,24 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(home):
 
 
 @pytest.mark.slow
+def test_a_module_that_no_page_names_is_put_among_the_rooms(home):
+    (home / "ufm" / "fresh.py").write_text('''"""New."""\n\n\ndef thing():\n    """It."""\n''')
+    assert build(home).returncode == 0
+    assert 'id="ufm.fresh.thing"' in (home / "build/docs/api/rooms.html").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "old", "new", "complaint"),
     [
         ("docs/index.md", "(model.md)", "(modell.md)", "modell.md"),
         ("docs/index.md", "(model.md)", "(model.md#none)", "none"),
-        ("docs/api/hessian.md", "::: ufm.hessian", "", "ufm.hessian.density"),
+        ("ufm/plots.py", '"""The palette\'s colour of a series."""', "", "ufm.plots.colour"),
     ],
 )
-def test_a_broken_link_or_a_public_name_on_no_page_fails_the_build(home, page, old, new, complaint):
+def test_a_broken_link_or_a_public_name_without_a_docstring_fails_the_build(
+    home, page, old, new, complaint
+):
     text = (home / page).read_text()
     assert old in text
     (home / page).write_text(text.replace(old, new))

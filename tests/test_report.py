@@ -134,7 +134,8 @@ def pages(tmp_path_factory) -> Path:
 def browser(tmp_path_factory):
     """Chromium without a screen, which writes down every request that it makes."""
     webdriver = pytest.importorskip("selenium.webdriver")
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    found = (shutil.which(name) for name in ("chromium", "google-chrome"))
+    programs = [next(filter(None, found), None), shutil.which("chromedriver")]
     if None in programs:
         pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
