@@ -99,8 +99,10 @@ def _package() -> tuple[griffe.Module, list[griffe.Module]]:
     while left:
         module = left.pop()
         found.append(module)
-        inside = sorted(module.modules.values(), key=lambda x: x.name, reverse=True)
-        left += [x for x in inside if x.path not in ("ufm.cli", "ufm.commands")]
+        # What a module imports is its member, too, as an alias.
+        inside = [x for x in module.modules.values() if not x.is_alias]
+        inside = [x for x in inside if x.path not in ("ufm.cli", "ufm.commands")]
+        left += sorted(inside, key=lambda x: x.name, reverse=True)
     return package, found
 
 

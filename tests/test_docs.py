@@ -127,6 +127,9 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(home):
     pages = list((home / "build/docs").rglob("*.html"))
     assert len(pages) > 15
     assert [page.name for page in pages if loads.search(page.read_text())] == []
+    heads = re.findall(r'<h2 id="(ufm[\w.]*)"', "".join(x.read_text() for x in pages))
+    modules = {"ufm." + path.stem for path in (ROOT / "ufm").glob("*.py")}
+    assert sorted(heads) == sorted(modules - {"ufm.__init__", "ufm.cli"} | {"ufm"})
     model = (home / "build/docs/model.html").read_text()
     assert model.count("<math ") > 50
     assert "arithmatex" not in model
