@@ -51,6 +51,9 @@ def on_page_markdown(text: str, **_) -> str:
     """Put the help of the commands, and the modules without a page, where they are asked for."""
     for mark, written in ((HELP, _help), (REST, _rest)):
         text = text.replace(mark, written()) if mark in text else text
+    # The links of a page lead somewhere in the repository, too.
+    for place, here in (("../figures/README.md", "figures/index.md"), ("../figures/", "figures/")):
+        text = text.replace(f"]({place}", f"]({here}")
     return text
 
 

@@ -94,6 +94,17 @@ def test_features_of_a_pytorch_network_collapse_in_training(tmp_path, monkeypatc
     assert "nc1" in capsys.readouterr().out
 
 
+LINK = re.compile(r'\]\(([^)#\s]+)[^)]*\)|<img src="([^"]+)"')
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "figures" / "README.md"]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_links_of_a_page_lead_to_files_of_the_repository(page):
+    places = ("".join(found) for found in LINK.findall(page.read_text(encoding="utf-8")))
+    local = [place for place in places if not place.startswith(("https://", "mailto:"))]
+    assert [place for place in local if not (page.parent / place).exists()] == []
+
+
 # The site
 
 
