@@ -37,12 +37,14 @@ ELSEWHERE = {
 
 
 def on_files(files: Files, config) -> Files:
-    """Add the pages that live elsewhere, and the figures of the full forms."""
+    """Add the pages that live elsewhere, and the figures, full forms before quick ones."""
     for source, place in ELSEWHERE.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, place, content=text))
+    drawn = {path.stem for path in (ROOT / "figures").glob("*.json")}
     for path in sorted((ROOT / "figures").iterdir()):
-        if path.suffix in (".png", ".gif", ".pdf", ".json") and "_quick" not in path.stem:
+        stem, quick, _ = path.stem.partition("_quick")
+        if path.suffix in (".png", ".gif", ".pdf", ".json") and not (quick and stem in drawn):
             files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
     return files
 

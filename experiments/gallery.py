@@ -67,25 +67,31 @@ def write_verdicts(stem: Path, told: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def write_sheet(folder: Path) -> None:
-    """Write figures/README.md from the full forms that the folder holds."""
-    all_told = {}
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is told of every figure, by its stem: the full form, or for want of it the quick one."""
+    found = {}
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not path.stem.endswith("_quick") and "made" in found:
-            all_told[path.stem] = found
-    if all_told:
-        (folder / "README.md").write_text(sheet(folder, all_told), encoding="utf-8")
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if "made" in told:
+            found[path.stem] = told
+    return {stem: x for stem, x in found.items() if stem.removesuffix("_quick") not in found
+            or not stem.endswith("_quick")}  # fmt: skip
 
 
-def sheet(folder: Path, all_told: Mapping[str, Mapping[str, Any]]) -> str:
+def write_sheet(folder: Path) -> None:
+    """Write figures/README.md from the verdicts that the folder holds."""
+    (folder / "README.md").write_text(sheet(folder), encoding="utf-8")
+
+
+def sheet(folder: Path) -> str:
     """The contact sheet as Markdown: a table of what reproduces what, then every figure."""
-    total = _time(sum(found["made"]["seconds"] for found in all_told.values()))
-    lines = [HEAD.format(total=total) + "| | reproduces or extends | verdicts | full form |"]
+    all_told = listed(folder)
+    full = [x["made"]["seconds"] for stem, x in all_told.items() if not stem.endswith("_quick")]
+    lines = [HEAD.format(total=_time(sum(full))) + "| | reproduces or extends | verdicts | takes |"]
     lines.append("|---|---|---|---|")
     for stem, found in all_told.items():
         row = (f"[{_short(stem)}](#{_short(stem)})", _line(found.get("reproduces", "–")),
-               _counted(found["verdicts"]), _time(found["made"]["seconds"]))  # fmt: skip
+               _counted(found["verdicts"]), _taken(stem, found))  # fmt: skip
         lines.append(f"| {' | '.join(row)} |")
     for stem, found in all_told.items():
         lines += ["", *_entry(folder, stem, found)]
@@ -109,7 +115,8 @@ def _entry(folder: Path, stem: str, found: Mapping[str, Any]) -> list[str]:
     for key in ("source", "reproduces"):
         if key in found:
             lines += ["", f"**{key.capitalize()}.** {found[key]}"]
-    lines += ["", f"**Command.** `{made['command']}`, {_time(made['seconds'])}.", ""]
+    command = made["command"] + (" --quick" if stem.endswith("_quick") else "")
+    lines += ["", f"**Command.** `{command}`, {_taken(stem, found)}.", ""]
     rows = ["| claim | measured | predicted | ± | |", "|---|---|---|---|---|"]
     for verdict in found["verdicts"]:
         numbers = (f"{verdict[key]:.4g}" for key in ("measured", "predicted", "tolerance"))
@@ -149,6 +156,11 @@ def _short(stem: str) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _taken(stem: str, found: Mapping[str, Any]) -> str:
+    quick = " in the quick form" if stem.endswith("_quick") else ""
+    return _time(found["made"]["seconds"]) + quick
 
 
 def _time(seconds: float) -> str:

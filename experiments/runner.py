@@ -143,7 +143,7 @@ def run(name: str, config: Any, options: Options, console: Console) -> list[Verd
             save = plots.save_animation if isinstance(drawn, plots.Animation) else plots.save
             paths = save(drawn, stem.with_name(stem.name + suffix), about)
             console.print(f"{name[:3]}: drew", *(path.relative_to(ROOT) for path in paths))
-    if stem == ROOT / "figures" / name:
+    if stem.parent == ROOT / "figures":
         gallery.write_sheet(stem.parent)
     return verdicts
 

@@ -122,8 +122,7 @@ def home(tmp_path) -> Path:
         shutil.copy(ROOT / name, tmp_path)
     for name in ("docs", "ufm"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    full = shutil.ignore_patterns("*_quick*", "data")
-    shutil.copytree(ROOT / "figures", tmp_path / "figures", ignore=full)
+    shutil.copytree(ROOT / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("data"))
     return tmp_path
 
 

@@ -38,13 +38,17 @@ def read(path: Path) -> list[Section]:
         if (path / name).is_file():
             return [reader(path)]
     found = [x for x in sorted(path.glob("*.json")) if _verdicts(x) is not None]
-    full = [x for x in found if not x.stem.endswith("_quick")]
+    stems = {x.stem for x in found}
+    chosen = [
+        x for x in found
+        if not (x.stem.endswith("_quick") and x.stem.removesuffix("_quick") in stems)
+    ]  # fmt: skip
     if not found:
         raise ValueError(
             f"got {path}; allowed: the folder of a run (descend, census, verify, sweep, or an "
             "experiment), the verdicts of an experiment (.json), or a folder that holds some"
         )
-    return [_experiment(x) for x in full or found]
+    return [_experiment(x) for x in chosen]
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
