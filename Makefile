@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run networks test test-all lint types check figures experiments bench clean
+.PHONY: help run networks test test-all lint types check figures experiments docs bench clean
 
 help:
 	@echo "make run          quick landscape experiments: verdict table, figures (minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check        lint, types and fast tests"
 	@echo "make experiments  full experiments, resumable"
 	@echo "make figures      redraw all figures from stored results (seconds)"
+	@echo "make docs         the documentation, into build/docs (installs the [docs] extra)"
 	@echo "make bench        paired benchmark against PyTorch (installs the [bench] extra)"
 	@echo "make clean        remove the environment and caches, keep runs and figures"
 
@@ -51,6 +52,11 @@ types: $(READY)
 	$(BIN)/mypy
 
 check: lint types test
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/docs/index.html"
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"

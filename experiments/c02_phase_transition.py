@@ -8,6 +8,13 @@ the threshold ‖W‖ grows like (1 − x)^½.
 Source. The theorem on global minimisers of Zhu et al. 2021 (arXiv 2105.02375), made explicit in
 `ufm.theory`; the threshold is where t = 0.
 
+Reproduces. Theorem 3.1 of Zhu et al. with all its constants. Extends it by the threshold at which
+its minimiser vanishes.
+
+Shown. (a) and (b) norms, scaled, (c) value over log K, against x; grey, x = 1. (d) The norm below
+the threshold, (e) its error with the tolerance in grey, (f) steps, against the distance to the
+threshold.
+
 Refuted by a converged run whose norms or value differ from the closed form, or by a norm that
 vanishes below x = 1 or survives above it.
 """

@@ -8,6 +8,12 @@ K = 4: a tetrahedron in space), and the rows of the classifier, scaled by the du
 Source. Papyan, Han and Donoho 2020 (NC1 to NC3); Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1.
 d = K − 1 here, where the theorem on minimisers holds and no theorem on the landscape is known.
 
+Reproduces. Figure 1 of Papyan, Han and Donoho 2020 (features, class means and classifier rows on
+one simplex), with the measure of their figure 6 (NC1); in the model, without a projection.
+
+Shown. Four moments of gradient descent for K = 3 in the plane and K = 4 in space, turned as the
+last one is turned; dashed, the predicted simplex. The animation has all moments, with NC1 and gap.
+
 Refuted by a certified end whose features or rows lie off the predicted corners.
 """
 
@@ -158,7 +164,7 @@ def _draw_stills(config: Config, results: dict) -> Figure:
         for ax, moment in zip(row, shown, strict=True):
             _draw_scene(ax, config, results, K, moment)
             ax.set_title(f"$K={K}$, step {steps[moment]}")
-            ax.text(0.5, -0.02, _measures(results, K, moment), transform=ax.transAxes, ha="center")
+            ax.text(0.5, -0.1, _measures(results, K, moment), transform=ax.transAxes, ha="center")
     plots.collapse_legend(canvas, loc="outside lower center", ncols=4)
     return canvas
 

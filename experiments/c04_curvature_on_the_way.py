@@ -10,6 +10,13 @@ Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2: every critical point bu
 is a strict saddle. The spectra in closed form are derived in `ufm.spectra`. Passages from saddle to
 saddle from a small start: Jacot et al. 2021 (arXiv 2106.15933), for linear networks.
 
+Reproduces. Theorem 3.2 of Zhu et al. at the critical points that descent comes near. Extends it to
+the way between them, and theorem 3.1 by the spectrum at its end.
+
+Shown. (a) excess over the minimum, (c) certified gap, (e) gradient norm; (b) smallest and (d)
+largest eigenvalue, (f) Morse index, of one descent. Upright lines: slow passages; dashed, the
+values at the critical points there. Second figure: the spectrum at the end.
+
 Refuted by a start or an end with another spectrum, by a slow passage whose index is not that of
 the critical point near by, or by two ways of counting that disagree.
 """

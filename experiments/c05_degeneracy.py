@@ -9,6 +9,13 @@ has a closed form, which falls to 0 on either side of the threshold and only the
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1, for the minimum; nullity and eigenvalues
 are derived in `ufm.spectra`.
 
+Reproduces. Theorem 3.1 of Zhu et al. (the minimiser is one up to rotation), seen in the Hessian.
+Extends it by nullity and smallest nonzero eigenvalue, on both sides of the threshold.
+
+Shown. (a) Nullity against the dimension of the orbit; (b) the eigenvalues on either side of zero,
+full and hollow, colours as in (a); (c) the smallest nonzero eigenvalue on both sides of the
+threshold.
+
 Refuted by a certified minimum with another nullity or a negative eigenvalue, or by a smallest
 nonzero eigenvalue off the closed form.
 """

@@ -10,6 +10,13 @@ Source. The closed-form spectrum in `ufm.spectra`, derived there from the global
 al. 2021 (arXiv 2105.02375, theorem 3.1). That the orbit does not slow descent down is the
 Morse–Bott property, claim c05; the rate of a quadratic is classical (Polyak 1964).
 
+Reproduces. No figure of these papers. Extends theorem 3.1 of Zhu et al. by the speed at which
+gradient descent reaches its minimiser.
+
+Shown. (a) ‖∇f‖ at steps below, near and above the best, η = η*(1 + s/κ); (b) the rate at two steps
+across the threshold; (c) rate against step below the best, (d) around it, where ηλ_max = 2 at s =
+1.
+
 Refuted by a run whose log ‖∇f‖ has another slope in the end, by a rate that crosses 1 elsewhere,
 or by a run beyond ηλ_max = 2 that stays at the minimum.
 """

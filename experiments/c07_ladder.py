@@ -10,6 +10,13 @@ from K = 3 on; how many there are no theorem says, and a census finds only what 
 Source. Strict saddles: theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375). Tied points are critical
 by symmetry; their index was observed on nine partitions before this script, not proved.
 
+Reproduces. Theorem 3.2 of Zhu et al.: one orbit of minima, all others strict saddles. Extends it by
+the list of these saddles at small K, with their ranks, values and indices.
+
+Shown. Every orbit of critical points found, by rank; full symbols are explained by a partition,
+rings are the partitions as predicted. Second figure: (a) counts, (b) growth with the starts, (c)
+cost.
+
 Refuted by a partition whose orbit is missing or has another rank or index, by a second orbit of
 index 0, or by a critical point of the other program that the census lacks.
 """

@@ -13,6 +13,12 @@ Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, for d > K; arXiv 2407.1
 conjecture is this project's. The saddles of K = 10 by which the census is held against another
 program were found by padding solutions of lower rank, before this script.
 
+Reproduces. Theorem 3.2 of Zhu et al. and its extension to d = K, with the direction of negative
+curvature of the proof. Extends it by how negative the curvature is, and by a conjecture.
+
+Shown. (a) The least eigenvalue of every saddle against λ₋; (b) the softest saddle of each K and
+decay; (c) the relative difference between the two, at every width.
+
 Refuted by a critical point with d ≥ K that is neither certified as global nor has an eigenvalue
 below 0, by an eigenvalue below λ₋, by a point accepted whose gradient, differentiated anew, is not
 zero to rounding, or by a known saddle that is not found.

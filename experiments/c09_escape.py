@@ -9,6 +9,13 @@ unit of log 1/ε. It goes on to f*, certified, and so does SGD.
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, for d > K, and arXiv 2407.10702 for d = K:
 no critical point but global minima and strict saddles. The time is that of the linearised descent.
 
+Reproduces. What theorem 3.2 of Zhu et al. implies for descent: no saddle holds it. Extends it by
+the time that leaving takes.
+
+Shown. (a) Steps until GD has left against the distance ε of the start; (b), (c) the same and its
+difference from the prediction, whole steps apart, with the tolerance in grey; (d) slopes of (a);
+(e) certified gap at the end, tolerances in grey; (f) steps to the minimum.
+
 Refuted by a run that stops at another critical point, by a time off the prediction by more than
 the counting of whole steps explains, or by a critical point that is neither.
 """

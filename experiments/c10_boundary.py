@@ -12,6 +12,13 @@ classes turns inside an outer ring of seven, and only the 21st harmonic of the a
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, for d > K, and arXiv 2407.10702 for d = K;
 d = K−1 is conjecture. For d < K−1 the certificate need not close, so "lowest" is the lowest found.
 
+Reproduces. The assumption on d in theorem 3.2 of Zhu et al., from the other side. Extends it by a
+map of where spurious minima are found below it.
+
+Shown. Spurious local minima found at each K and d (a number; ~ where some starts ended in valleys
+too flat to decide) and how far the worst lies above the lowest (colour); right of the line, d ≥
+K−1. Second figure: minima in the plane, arrows for classifier rows, rings for class means.
+
 Refuted by a spurious local minimum found for d ≥ K−1, or by none found for d = 2 and K ≥ 6.
 """
 

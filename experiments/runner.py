@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from experiments import gallery
 from ufm import plots, record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,17 +119,17 @@ def _plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def results(name: str, config: Any, options: Options, console: Console) -> dict[str, np.ndarray]:
+def results(name: str, config: Any, options: Options, console: Console) -> record.StoredRun:
     """Stored results if there are any of this configuration, else computed and stored ones."""
     folder, _ = place(name, config, options.mark())
     shown, status = folder.relative_to(ROOT), None
     if (folder / "manifest.json").is_file():
-        manifest, arrays = record.load_run(folder)
-        status = manifest["status"]
-        same = status == "complete" and manifest["config"] == _plain(config)
+        stored = record.load_run(folder)
+        status = stored.manifest["status"]
+        same = status == "complete" and stored.manifest["config"] == _plain(config)
         if same and not options.force:
             console.print(f"{name}: not computed again, {shown} holds this configuration")
-            return arrays
+            return stored
     if options.redraw:
         _refuse(f"{name}: {shown} holds no results of this configuration; leave out --redraw")
     options.prepare()
@@ -146,7 +147,7 @@ def results(name: str, config: Any, options: Options, console: Console) -> dict[
             bar.update(task, completed=share, description=f"{name[:3]}: {doing}")
 
         record.close_run(handle, script.compute(config, progress), {})
-    return record.load_run(folder).arrays
+    return record.load_run(folder)
 
 
 def run(name: str, config: Any, options: Options, console: Console) -> list[Verdict]:
@@ -155,19 +156,18 @@ def run(name: str, config: Any, options: Options, console: Console) -> list[Verd
     script = module(name)
     try:
         _, stem = place(name, config, options.mark())
-        arrays = results(name, config, options, console)
+        manifest, arrays = results(name, config, options, console)
     except MissingError as error:
         _refuse(f"{name}: {error}")
     verdicts = script.check(config, arrays)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    text = {"config": _plain(config), "verdicts": [verdict._asdict() for verdict in verdicts]}
-    with stem.with_name(f"{stem.name}.json").open("w", encoding="utf-8") as file:
-        file.write(json.dumps(text, indent=2, ensure_ascii=False) + "\n")
+    about = gallery.write_verdicts(stem, gallery.told(script, manifest, verdicts))
     with plots.style():
         for suffix, drawn in script.draw(config, arrays).items():
             save = plots.save_animation if isinstance(drawn, plots.Animation) else plots.save
-            paths = save(drawn, stem.with_name(stem.name + suffix))
+            paths = save(drawn, stem.with_name(stem.name + suffix), about)
             console.print(f"{name[:3]}: drew", *(path.relative_to(ROOT) for path in paths))
+    if stem.parent == ROOT / "figures":
+        gallery.write_sheet(stem.parent)
     return verdicts
 
 

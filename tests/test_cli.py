@@ -1,6 +1,7 @@
 """The command line: what it prints, what it refuses, and that a killed run ends the same."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def test_theory_prints_the_closed_form(capsys):
     assert got["condition_number"] == ufm.theory.condition_number(problem)
     assert got["gd_rate"] == pytest.approx(1 - 2 / (got["condition_number"] + 1))
     assert got["is_collapsed"] is False
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ufm.cli", "theory", *SMALL, "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_descend_keeps_a_run_that_certify_reads(capsys, tmp_path):

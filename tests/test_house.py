@@ -11,8 +11,8 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
-    {"blocks", "geometry", "losses", "threads", "storage", "plots", "minres"},
-    {"problem", "record"},
+    {"blocks", "geometry", "losses", "threads", "storage", "plots", "minres", "report"},
+    {"problem", "record", "interactive"},
     {
         "minimum",
         "metrics",
@@ -31,7 +31,7 @@ FLOORS = (
     {"hessian", "orbits", "sources"},
     {"census", "escape"},
     {"atlas", "verification"},
-    {"critical"},
+    {"critical", "sections"},
     {"networks.data", "networks.models"},
     {"networks.checkpoints"},
     {"networks.training", "networks.evaluation"},
@@ -48,6 +48,7 @@ FLOORS = (
             "census",
             "verify",
             "sweep",
+            "report",
         )
     },
     {"cli"},

@@ -181,7 +181,9 @@ def test_an_animation_loops_for_ever_and_pauses_at_its_end(tmp_path):
             canvas.add_axes((0, 0, share, 1)).set(xticks=[], yticks=[])
             yield canvas
 
-    (path,) = plots.save_animation(plots.Animation(frames(), [60, 60, 3000]), tmp_path / "c03", 50)
+    (path,) = plots.save_animation(
+        plots.Animation(frames(), [60, 60, 3000]), tmp_path / "c03", dpi=50
+    )
     with Image.open(path) as image:
         assert image.size == (50, 50)
         assert (image.n_frames, image.info["loop"]) == (3, 0)

@@ -1,5 +1,6 @@
 """The command `ufm`: what it offers, and what becomes of bad input."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,7 +13,8 @@ from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
 from ufm.commands.probe import Probe
-from ufm.commands.shared import INTERRUPTED, REFUSED
+from ufm.commands.report import Report
+from ufm.commands.shared import FAILED, INTERRUPTED, REFUSED
 from ufm.commands.sweep import Sweep
 from ufm.commands.table import Table
 from ufm.commands.theory import Theory
@@ -28,11 +30,23 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has seen enough: `ufm … | head`. Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED  # as rich does
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     command = tyro.cli(
         Command,
         prog="ufm",
@@ -43,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jax.config.update("jax_enable_x64", True)
     try:
         return command.act()
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         print(f"ufm: {error}", file=sys.stderr)
         return REFUSED

@@ -7,7 +7,7 @@ palette, safe for colour-blind readers) and by line style or marker.
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -261,11 +261,17 @@ def collapse_legend(canvas: Figure, **options: Any) -> None:
     canvas.legend(handles=handles, **options)
 
 
-def save(canvas: Figure, stem: Path) -> list[Path]:
-    """Write stem.pdf and stem.png without dates: equal figures give equal bytes."""
+def save(canvas: Figure, stem: Path, about: Mapping[str, str] | None = None) -> list[Path]:
+    """Write stem.pdf and stem.png without dates: equal figures give equal bytes.
+
+    Args:
+        canvas: the figure.
+        stem: path without suffix.
+        about: metadata of both files: Title, Author, Subject or Keywords.
+    """
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path, metadata in zip(paths, ({"CreationDate": None}, {"Software": None}), strict=True):
-        canvas.savefig(path, metadata=metadata)
+    for path, dated in zip(paths, ("CreationDate", "Software"), strict=True):
+        canvas.savefig(path, metadata={**(about or {}), dated: None})
     return paths
 
 
@@ -277,9 +283,20 @@ class Animation(NamedTuple):
 
 
 def save_animation(
-    animation: Animation, stem: Path, dpi: int = 110, colours: int = 128
+    animation: Animation,
+    stem: Path,
+    about: Mapping[str, str] | None = None,
+    dpi: int = 110,
+    colours: int = 128,
 ) -> list[Path]:
-    """Write stem.gif, which loops for ever; a long last duration makes a pause."""
+    """Write stem.gif, which loops for ever; a long last duration makes a pause.
+
+    Args:
+        animation: frames and durations.
+        stem: path without suffix.
+        about: metadata, kept as the comment of the file.
+        dpi, colours: resolution, and length of the palette.
+    """
     images = []
     for canvas in animation.frames:
         buffer = io.BytesIO()
@@ -298,5 +315,8 @@ def save_animation(
     images = [x.quantize(palette=palette, dither=Image.Dither.NONE) for x in images]
     path = stem.with_name(f"{stem.name}.gif")
     durations = list(animation.durations)
-    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    comment = "\n".join(f"{key}: {text}" for key, text in (about or {}).items()).encode()
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=durations, loop=0, comment=comment
+    )
     return [path]

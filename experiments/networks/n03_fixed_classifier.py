@@ -8,6 +8,12 @@ Source. Zhu et al. 2021 (arXiv 2105.02375), section 5.3. Their counts are of Res
 channels with the 7×7 stem, the 1×1 shortcut of the narrowed block included, and the fixed weight
 counted; with the 3×3 stem both are 7,680 smaller.
 
+Reproduces. The counts of Zhu et al., section 5.3, exactly; their comparison of fixed and learned
+classifiers on FashionMNIST in place of their data sets. Extends it by memory and time of a step.
+
+Shown. (a) test error, (b) NC1, (c) NC3 against the epoch; (d) parameters, (e) memory, (f) time of a
+step of the four forms.
+
 Refuted by a network with a fixed classifier that does not reach zero training error, or whose test
 error is larger by more than the tolerance; by other counts.
 """

@@ -9,13 +9,21 @@ linear probe on the held-out classes it is negative.
 Source. Harun, Gallardo and Kanan 2025 (arXiv 2502.10691): R = 0.77 and −0.60 for large networks;
 Kozachenko and Leonenko 1987 for the entropy: mean log distance to the nearest neighbour in a batch.
 
+Reproduces. The correlations of Harun et al. for small networks on FashionMNIST, classes held out in
+place of other data sets.
+
+Shown. (a) NC1 of every layer, two starts a form; (b) error of detection and (c) transfer error of
+every layer against its NC1, with least-squares lines in log NC1 and correlations R.
+
 Refuted by correlations of the other sign. Foreign images are told by the energy −log Σ exp z of a
 linear classifier of the layer's features (Liu et al. 2020, arXiv 2010.03759).
 
 What to know. The stages are equally wide, since narrow early layers transfer badly for want of
 width: with 8, 16, 32 and 64 channels the second correlation is +0.70 (three seeds, bonus 0.05).
-In the quick form the trade-off shows between layers, not between forms: the bonus weakens the
-encoder's collapse fourfold and yet its transfer error does not fall (0.14 against 0.13).
+That form came first, and this one was chosen after seeing it: the sign of the second correlation is
+an observation here, no prediction. In the quick form the trade-off shows between layers, not
+between forms: the bonus weakens the encoder's collapse fourfold and yet its transfer error does not
+fall (0.14 against 0.13).
 """
 
 import sys

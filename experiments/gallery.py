@@ -1,0 +1,167 @@
+"""What stands under a figure: the claim, its source, the verdicts, and how it was made.
+
+Every run of a script writes <figure>.json beside its figures; the contact sheet figures/README.md
+is made of these files alone, so that whatever has been drawn is in it. Both are functions of
+stored results: drawn again, they keep every byte.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+KEYS = ("Claim", "Source", "Reproduces", "Shown", "Refuted by")
+PIXELS = 105  # of the sheet, for an inch of a figure
+HEAD = """# Figures
+
+Each figure is a claim held against its measurement. `make figures` redraws them all from the
+committed results in under a minute; `make experiments` computes the full forms again, {total} in
+all on two CPU cores, and goes on where it was cut short. This page is written by both.
+
+Every PDF and PNG carries in its metadata the claim, the hash of the configuration and the commit
+that computed the results; the same stand in the `.json` beside it, with all verdicts. `*_quick` are
+the small forms of `--quick`.
+
+"""
+
+
+def about(script: Any) -> dict[str, str]:
+    """Title and paragraphs of a script's docstring: claim, source, what it reproduces."""
+    title, _, text = (script.__doc__ or "").strip().partition("\n")
+    _, *pieces = re.split(rf"\n({'|'.join(KEYS)})\.? ", text)
+    words = zip(pieces[::2], pieces[1::2], strict=True)
+    parts = {key.lower().removesuffix(" by"): told.strip() for key, told in words}
+    return {"title": title.strip().rstrip("."), **parts}
+
+
+def told(script: Any, manifest: Mapping[str, Any], verdicts: Iterable) -> dict[str, Any]:
+    """What is written beside the figures of a run."""
+    git = manifest["git"]
+    made = {
+        "command": f"python -m {script.__name__}",
+        "commit": git["commit"],
+        "changed": git["dirty"],
+        "config_sha256": manifest["config_sha256"],
+        "seconds": float(f"{manifest['wall_seconds']:.3g}"),
+    }
+    # More digits are rounding, which differs from one machine to the next.
+    rows = [x._asdict() | {"measured": float(f"{x.measured:.6g}")} for x in verdicts]
+    return about(script) | {"config": manifest["config"], "made": made, "verdicts": rows}
+
+
+def write_verdicts(stem: Path, told: Mapping[str, Any]) -> dict[str, str]:
+    """Write them to stem.json; returns the metadata of the figures that belong to them."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    stem.with_name(f"{stem.name}.json").write_text(text, encoding="utf-8")
+    made = told["made"]
+    commit = f"{made['commit']}{' with changes' if made['changed'] else ''}"
+    return {
+        "Title": f"{stem.name}: {told['title']}",
+        "Subject": " ".join(told.get("claim", "").split()),
+        "Keywords": f"config {made['config_sha256']}, commit {commit}",
+    }
+
+
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is told of every figure, by its stem: the full form, or for want of it the quick one."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if "made" in told:
+            found[path.stem] = told
+    return {stem: x for stem, x in found.items() if stem.removesuffix("_quick") not in found
+            or not stem.endswith("_quick")}  # fmt: skip
+
+
+def write_sheet(folder: Path) -> None:
+    """Write figures/README.md from the verdicts that the folder holds."""
+    (folder / "README.md").write_text(sheet(folder), encoding="utf-8")
+
+
+def sheet(folder: Path) -> str:
+    """The contact sheet as Markdown: a table of what reproduces what, then every figure."""
+    all_told = listed(folder)
+    full = [x["made"]["seconds"] for stem, x in all_told.items() if not stem.endswith("_quick")]
+    lines = [HEAD.format(total=_time(sum(full))) + "| | reproduces or extends | verdicts | takes |"]
+    lines.append("|---|---|---|---|")
+    for stem, found in all_told.items():
+        row = (f"[{_short(stem)}](#{_short(stem)})", _line(found.get("reproduces", "–")),
+               _counted(found["verdicts"]), _taken(stem, found))  # fmt: skip
+        lines.append(f"| {' | '.join(row)} |")
+    for stem, found in all_told.items():
+        lines += ["", *_entry(folder, stem, found)]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(folder: Path, stem: str, found: Mapping[str, Any]) -> list[str]:
+    """Heading, figures with their caption, claim, source, command, verdicts."""
+    made = found["made"]
+    own = re.compile(rf"{re.escape(stem)}(_(?!quick)\w+)?")
+    pictures = [path for path in sorted(folder.iterdir()) if own.fullmatch(path.stem)
+                and path.suffix in (".png", ".gif")]  # fmt: skip
+    # An anchor of its own: generators disagree on what letters beyond ASCII become in one.
+    lines = [f'<a id="{_short(stem)}"></a>', "", f"## {_short(stem)}: {found['title']}", ""]
+    for path in pictures:
+        with Image.open(path) as image:
+            wide, inch = image.size[0], float(image.info.get("dpi", (110, 110))[0])
+        width = min(round(wide / inch * PIXELS), 720)
+        lines += [f'<img src="{path.name}" alt="{path.stem}" width="{width}">', ""]
+    lines += [caption(stem, found), "", f"**Claim.** {found.get('claim', '')}"]
+    for key in ("source", "reproduces"):
+        if key in found:
+            lines += ["", f"**{key.capitalize()}.** {found[key]}"]
+    command = made["command"] + (" --quick" if stem.endswith("_quick") else "")
+    lines += ["", f"**Command.** `{command}`, {_taken(stem, found)}.", ""]
+    rows = ["| claim | measured | predicted | ± | |", "|---|---|---|---|---|"]
+    for verdict in found["verdicts"]:
+        numbers = (f"{verdict[key]:.4g}" for key in ("measured", "predicted", "tolerance"))
+        claim = verdict["claim"].replace("|", "\\|").replace("*", "\\*")
+        rows.append(f"| {claim} | {' | '.join(numbers)} | {verdict['outcome']} |")
+    summary = f"<summary>{_counted(found['verdicts'])}</summary>"
+    return [*lines, '<details markdown="1">', summary, "", *rows, "", "</details>"]
+
+
+def caption(stem: str, found: Mapping[str, Any]) -> str:
+    """What is shown, how many verdicts hold, and which came nearest to its tolerance."""
+    shown = _line(found["shown"]).replace("*", "\\*") + " " if "shown" in found else ""
+    text = f"*Figure {_short(stem)}. {found['title']}.* {shown}{_counted(found['verdicts'])}."
+    nearest = max(
+        (x for x in found["verdicts"] if x["tolerance"] > 0),
+        key=lambda x: abs(x["measured"] - x["predicted"]) / x["tolerance"],
+        default=None,
+    )
+    if nearest is None:
+        return text
+    claim = nearest["claim"].replace("*", "\\*").replace("|", "\\|")
+    off = abs(nearest["measured"] - nearest["predicted"])
+    allowed = nearest["tolerance"]
+    return f"{text} Nearest to its tolerance: {claim}, off by {off:.2g} of {allowed:.2g} allowed."
+
+
+def _counted(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(verdict["outcome"] for verdict in verdicts)
+    if set(counts) == {"holds"}:
+        return f"All {len(verdicts)} verdicts hold" if len(verdicts) > 1 else "Its verdict holds"
+    return ", ".join(f"{outcome}: {count}" for outcome, count in counts.items())
+
+
+def _short(stem: str) -> str:
+    return stem.split("_")[0]
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _taken(stem: str, found: Mapping[str, Any]) -> str:
+    quick = " in the quick form" if stem.endswith("_quick") else ""
+    return _time(found["made"]["seconds"]) + quick
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

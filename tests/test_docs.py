@@ -1,0 +1,175 @@
+"""The documentation says what is true: blocks run, commands parse, links lead somewhere.
+
+The `>>>` examples of the pages run as doctests, by `--doctest-glob`; here is all the rest.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+from ufm import cli, grid
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INCLUDED = re.compile(r'^--8<-- "(docs/scripts/\w+\.py)"$', re.MULTILINE)
+SCRIPTS = sorted((ROOT / "docs" / "scripts").glob("*.py"))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [text for name, text in found if name == language]
+
+
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip()
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("ufm ") and "--tyro-" not in line
+    }
+)
+
+
+def test_the_pages_show_commands():
+    assert len(COMMANDS) > 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_on_a_page_is_one_that_the_command_line_takes(command):
+    told = tyro.cli(cli.Command, args=shlex.split(command)[1:])
+    assert hasattr(told, "act")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_toml_block_is_a_grid(page, tmp_path):
+    for block in blocks(page, "toml"):
+        (tmp_path / "grid.toml").write_text(block)
+        assert grid.read(tmp_path / "grid.toml").cells()
+
+
+def test_every_python_block_of_the_pages_runs_as_a_doctest_or_is_a_script_that_runs():
+    for page in PAGES[1:]:
+        for block in blocks(page, "pycon"):
+            assert block.startswith(">>> "), f"{page.name}: {block}"
+        for block in blocks(page, "python"):
+            assert INCLUDED.fullmatch(block.strip()), f"{page.name}: {block}"
+    used = {name for page in PAGES for name in INCLUDED.findall(page.read_text(encoding="utf-8"))}
+    assert {ROOT / name for name in used} == set(SCRIPTS)
+
+
+@pytest.mark.slow
+def test_the_script_for_many_devices_runs_on_four():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, ROOT / "docs/scripts/many_gpus.py"]
+    sizes = ["--K", "10", "--d", "16", "--n", "80"]
+    done = subprocess.run(
+        [*command, *sizes], env=environment, capture_output=True, text=True, check=True
+    )
+    assert re.match(r"4 devices, \d+ steps: certified", done.stdout)
+
+
+@pytest.mark.slow
+def test_features_of_a_pytorch_network_collapse_in_training(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    place = ROOT / "docs/scripts/features_from_pytorch.py"
+    spec = importlib.util.spec_from_file_location("features_from_pytorch", place)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+    before, after = script.example()
+    assert after.nc1 < before.nc1 / 5
+    assert after.nc3 < before.nc3 / 10
+    assert after.nc4 == 0
+    assert cli.main(["measure", "features.npz"]) == 0
+    assert "nc1" in capsys.readouterr().out
+
+
+LINK = re.compile(r'\]\(([^)#\s]+)[^)]*\)|<img src="([^"]+)"')
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "figures" / "README.md"]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_links_of_a_page_lead_to_files_of_the_repository(page):
+    places = ("".join(found) for found in LINK.findall(page.read_text(encoding="utf-8")))
+    local = [place for place in places if not place.startswith(("https://", "mailto:"))]
+    assert [place for place in local if not (page.parent / place).exists()] == []
+
+
+# The site
+
+
+def build(home: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    clean = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=home, env=clean, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """A copy of what the site is built from."""
+    pytest.importorskip("mkdocs", reason="install the [docs] extra")
+    for name in ("mkdocs.yml", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("docs", "ufm"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("data"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_elsewhere(home):
+    built = build(home)
+    assert built.returncode == 0, built.stderr
+    loads = re.compile(
+        r'<(?:script|img|iframe|source)[^>]* src="(?:https?:)?//|<link[^>]* href="(?:https?:)?//'
+        r"|@import|url\((?:https?:)?//"
+    )
+    pages = list((home / "build/docs").rglob("*.html"))
+    assert len(pages) > 15
+    assert [page.name for page in pages if loads.search(page.read_text())] == []
+    heads = re.findall(r'<h2 id="(ufm[\w.]*)"', "".join(x.read_text() for x in pages))
+    parts = (path.relative_to(ROOT).with_suffix("").parts for path in ROOT.glob("ufm/**/*.py"))
+    modules = {".".join(names).removesuffix(".__init__") for names in parts}
+    assert sorted(heads) == sorted(
+        name for name in modules if name != "ufm.cli" and not name.startswith("ufm.commands")
+    )
+    model = (home / "build/docs/model.html").read_text()
+    assert model.count("<math ") > 50
+    assert "arithmatex" not in model
+
+
+@pytest.mark.slow
+def test_a_module_that_no_page_names_is_put_among_the_rooms(home):
+    (home / "ufm" / "fresh.py").write_text('''"""New."""\n\n\ndef thing():\n    """It."""\n''')
+    assert build(home).returncode == 0
+    assert 'id="ufm.fresh.thing"' in (home / "build/docs/api/rooms.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "old", "new", "complaint"),
+    [
+        ("docs/index.md", "(model.md)", "(modell.md)", "modell.md"),
+        ("docs/index.md", "(model.md)", "(model.md#none)", "none"),
+        ("ufm/plots.py", '"""The palette\'s colour of a series."""', "", "ufm.plots.colour"),
+    ],
+)
+def test_a_broken_link_or_a_public_name_without_a_docstring_fails_the_build(
+    home, page, old, new, complaint
+):
+    text = (home / page).read_text()
+    assert old in text
+    (home / page).write_text(text.replace(old, new))
+    built = build(home)
+    assert built.returncode != 0
+    assert complaint in built.stderr

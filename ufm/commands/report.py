@@ -1,0 +1,46 @@
+"""`ufm report`: one page of any runs."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ufm import storage
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one self-contained HTML page of runs: verdicts, figures, tables, plots to hover over.
+
+    RUN is the folder of a run of descend, census, verify or sweep, or of an experiment; the .json
+    file of an experiment's verdicts; or a folder that holds such files, like figures/. The page
+    loads nothing from elsewhere. Needs pip install "ufm[report]".
+    Example: ufm report runs/first runs/atlas --out report.html
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """what to report on, in this order"""
+    out: Path = Path("report.html")
+    """the page to write; an earlier one is replaced"""
+    title: str = "The landscape of neural collapse"
+    """title of the page"""
+
+    def act(self) -> int:
+        """Read every run, write the page."""
+        try:
+            from ufm import report, sections
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"ufm report needs {error.name}, which is not installed: pip install "
+                '"plotly>=6.0" "jinja2>=3.1", or install ufm with its extra [report]'
+            ) from None
+        if not self.runs:
+            raise ValueError("got no run; allowed: one or more folders of runs")
+        shown = [section for run in self.runs for section in sections.read(run)]
+        text = report.page(shown, self.title)
+        folder = self.out.absolute().parent
+        storage.write(folder, self.out.name, text.encode())
+        counted = f"{len(shown)} section{'s' * (len(shown) != 1)}"
+        print(f"wrote {self.out}: {counted}, {len(text.encode()) / 1e6:.1f} MB", file=sys.stderr)
+        return 0
