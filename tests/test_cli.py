@@ -272,9 +272,8 @@ def test_a_point_that_lacks_something_or_does_not_fit_is_refused(
     assert message in err
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path, number):
     command = [sys.executable, "-m", "ufm.cli", "descend", *SMALL, "--optimizer", "gd"]
     command += ["--learning-rate", "0.3", "--record-every", "200", "--steps", "50000"]
