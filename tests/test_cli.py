@@ -279,9 +279,12 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path, number):
     command += ["--learning-rate", "0.3", "--record-every", "200", "--steps", "50000"]
     command += ["--gap-tol", "1e-15", "--checkpoint-seconds", "0", "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
+    # A job in the background of a script is born deaf to SIGINT, and so are its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command, killed], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
+    signal.signal(signal.SIGINT, before)
     while process.poll() is None and not list(killed.glob("checkpoint-*")):
         time.sleep(0.02)
     process.send_signal(number)
