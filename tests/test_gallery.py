@@ -97,7 +97,7 @@ def test_a_figure_whose_full_form_was_never_drawn_is_there_in_its_quick_form(fol
 def test_the_committed_sheet_is_that_of_the_committed_verdicts():
     assert (FIGURES / "README.md").read_text() == gallery.sheet(FIGURES)
     told = gallery.listed(FIGURES)
-    assert {path.stem for path in FIGURES.glob("c[0-9][0-9]_*.json")} - told.keys() == {
+    assert {path.stem for path in FIGURES.glob("c[0-9][0-9]_*.json")} - told.keys() <= {
         f"{stem}_quick" for stem in told if stem.startswith("c")
     }
     for stem, found in told.items():
