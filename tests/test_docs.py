@@ -80,7 +80,7 @@ def test_the_script_for_many_devices_runs_on_four():
 
 @pytest.mark.slow
 def test_features_of_a_pytorch_network_collapse_in_training(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is in the [bench] extra alone: 200 MB and more")
     place = ROOT / "docs/scripts/features_from_pytorch.py"
     spec = importlib.util.spec_from_file_location("features_from_pytorch", place)
     script = importlib.util.module_from_spec(spec)

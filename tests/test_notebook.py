@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
@@ -20,13 +22,11 @@ def printed(notebook) -> list[str]:
 
 @pytest.mark.slow
 def test_the_notebook_prints_what_it_shows_in_under_a_minute(tmp_path):
-    nbformat = pytest.importorskip("nbformat")
-    client = pytest.importorskip("nbclient")
     stored = nbformat.read(NOTEBOOK, as_version=4)
     fresh = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     begun = time.monotonic()
-    client.NotebookClient(fresh, timeout=300, resources=resources).execute()
+    nbclient.NotebookClient(fresh, timeout=300, resources=resources).execute()
     assert printed(fresh) == printed(stored)
     assert len(printed(stored)) >= 5
     assert time.monotonic() - begun < 60

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium import webdriver
 
 from ufm import cli, interactive, plots, record, report, sections
 
@@ -133,7 +134,6 @@ def pages(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Chromium without a screen, which writes down every request that it makes."""
-    webdriver = pytest.importorskip("selenium.webdriver")
     found = (shutil.which(name) for name in ("chromium", "google-chrome"))
     programs = [next(filter(None, found), None), shutil.which("chromedriver")]
     if None in programs:
