@@ -11,7 +11,17 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
-    {"blocks", "geometry", "losses", "threads", "storage", "plots", "minres", "report"},
+    {
+        "blocks",
+        "geometry",
+        "losses",
+        "threads",
+        "processes",
+        "storage",
+        "plots",
+        "minres",
+        "report",
+    },
     {"problem", "record", "interactive"},
     {
         "minimum",
@@ -26,8 +36,8 @@ FLOORS = (
     },
     {"spectra", "loop", "newton", "grid"},
     {"theory", "reduction", "descent", "solver"},
-    {"inertia", "sweeps"},
-    {"verdict", "eigenpairs"},
+    {"inertia", "batches"},
+    {"verdict", "eigenpairs", "sweeps"},
     {"hessian", "orbits", "sources"},
     {"census", "escape"},
     {"atlas", "verification"},

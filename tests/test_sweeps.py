@@ -1,11 +1,13 @@
 """A sweep is its single runs; it loses no cell, doubles none, and is told what it cannot mean."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm import cli, grid, record, sweeps
+from ufm import batches, cli, grid, processes, record, sweeps
 from ufm.grid import Grid, Plan
 
 SMALL = {"K": 3, "d": 4, "n": 5, "lam_W": 5e-3, "lam_H": 5e-3, "lam_b": 1e-2}
@@ -35,13 +37,13 @@ def table():
     return sweeps.sweep(PLAN)
 
 
-def single(cell):
+def single(cell, plan=PLAN):
     params_key, batch_key = jax.random.split(jax.random.key(cell.seed))
-    params = ufm.init_params(params_key, cell.problem(), PLAN.scale)
+    params = ufm.init_params(params_key, cell.problem(), plan.scale, jnp.dtype(plan.precision))
     return ufm.descend(
-        cell.problem(), params, cell.optimizer, steps=PLAN.steps, learning_rate=cell.learning_rate,
+        cell.problem(), params, cell.optimizer, steps=plan.steps, learning_rate=cell.learning_rate,
         batch_size=cell.batch_size, key=None if cell.batch_size is None else batch_key,
-        record_every=PLAN.record_every, gap_tol=PLAN.gap_tol,
+        record_every=plan.record_every, gap_tol=plan.gap_tol,
     )  # fmt: skip
 
 
@@ -79,8 +81,25 @@ def test_columns_say_what_was_run(table):
     assert np.all(table["value"] >= table["f_star"] - 1e-12)
 
 
+def test_a_sweep_in_float32_is_its_single_runs_measured_in_float64():
+    plan = replace(PLAN, gap_tol=None, precision="float32")
+    table = sweeps.sweep(plan)
+    for i, cell in enumerate(plan.cells()):
+        run = single(cell, plan)
+        assert table["status"][i] == run.status
+        if run.status == "diverged":
+            continue  # `descend` goes on from the last record to the last sound step
+        # Two programs that round at 6e-8 a step and contract.
+        point = jax.tree.map(lambda x: x.astype(float), run.params)
+        assert run.params.W.dtype == np.float32
+        np.testing.assert_allclose(
+            table["value"][i], ufm.objective(cell.problem(), point), rtol=1e-5
+        )
+        assert table["gap"][i] > -1e-15
+
+
 def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
-    monkeypatch.setattr(sweeps, "MOST", {"cpu": 2})
+    monkeypatch.setattr(batches, "MOST", {"cpu": 2})
     again = sweeps.sweep(PLAN)
     assert again.keys() == table.keys()
     for name, x in table.items():
@@ -91,15 +110,12 @@ def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
 
 
 def test_a_memory_budget_is_kept_and_one_too_small_is_refused(monkeypatch):
-    monkeypatch.setattr(sweeps, "MOST", {"cpu": 64})
+    monkeypatch.setattr(batches, "MOST", {"cpu": 64})
     plan = Plan((Grid(**SMALL, optimizer="heavy_ball", seed=list(range(64))),), steps=1)
-    cells, mesh = plan.cells(), jax.sharding.Mesh(np.array(jax.local_devices()), ("problems",))
-    method = ufm.loop.Method("heavy_ball", None, None)
     sizes = []
     for budget in (2**18, 2**20, 2**30):
-        size, program = sweeps._compiled(plan, cells, list(range(64)), method, budget, mesh)
-        used = program.memory_analysis()
-        assert used.temp_size_in_bytes + used.output_size_in_bytes <= budget
+        size, used = batches.fitted(plan, plan.cells(), budget, 1)
+        assert 0 < used <= budget
         sizes.append(size)
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] == 64
@@ -108,23 +124,24 @@ def test_a_memory_budget_is_kept_and_one_too_small_is_refused(monkeypatch):
 
 
 def test_an_interrupted_sweep_goes_on_with_the_missing_cells(table, tmp_path, monkeypatch):
-    real, calls = sweeps._run, []
+    real, calls = batches.rows, []
 
     def limited(*args):
-        calls.append(len(args[1].seed))
+        calls.append(len(args[1]))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(sweeps, "MOST", {"cpu": 4})
-    monkeypatch.setattr(sweeps, "_run", limited)
+    monkeypatch.setattr(batches, "MOST", {"cpu": 4})
+    monkeypatch.setattr(sweeps, "_calls", lambda: 1)
+    monkeypatch.setattr(batches, "rows", limited)
     with pytest.raises(KeyboardInterrupt):
         sweeps.sweep(PLAN, tmp_path / "run")
     kept, manifest = sweeps.load(tmp_path / "run")
     assert manifest["status"] == "interrupted"
     assert len(kept["cell"]) == 4
     whole = sweeps.sweep(PLAN, tmp_path / "run")
-    assert sum(calls) == 4 + 4 + 1 + 2  # the call that was cut off, and no finished cell again
+    assert calls == [4, 1, 1, 2]  # the call that was cut off, and no finished cell again
     assert whole["cell"].tolist() == table["cell"].tolist()
     np.testing.assert_allclose(whole["value"], table["value"], rtol=1e-9)
     assert sweeps.sweep(PLAN, tmp_path / "run")["value"].tolist() == whole["value"].tolist()
@@ -238,6 +255,31 @@ def test_a_killed_sweep_loses_no_finished_cell_and_ends_with_the_same_bits(tmp_p
     assert first.keys() == second.keys()
     for name, x in first.items():
         assert x.tobytes() == second[name].tobytes(), name
+
+
+@pytest.mark.slow
+def test_other_processes_give_the_same_bits_and_leave_with_the_sweep(monkeypatch):
+    plan = Plan((Grid(**SMALL | {"K": 10, "d": 20}, learning_rate=0.5, optimizer="heavy_ball",
+                      seed=list(range(12))),), steps=4000, gap_tol=None)  # fmt: skip
+    monkeypatch.setattr(batches, "MOST", {"cpu": 2})
+    monkeypatch.setattr(sweeps, "_calls", lambda: 1)
+    here = sweeps.sweep(plan)
+    monkeypatch.setattr(sweeps, "_calls", lambda: 3)
+    monkeypatch.setattr(processes, "PATIENCE", 0.0)
+    seen, children = [], set()
+
+    def report(share, _):
+        seen.append(share)
+        children.update(multiprocessing.active_children())
+
+    beside = sweeps.sweep(plan, report=report)
+    assert here["cell"].tolist() == beside["cell"].tolist() == list(range(12))
+    for name, x in here.items():
+        assert x.tobytes() == beside[name].tobytes(), name
+    assert seen[0] == 0
+    assert max(seen) <= 1
+    assert len(children) == 2
+    assert not any(child.is_alive() for child in children)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ufm import losses
-from ufm.problem import Params, Problem, gradient_from, logits
+from ufm.problem import Params, Problem, decays, gradient_from, logits
 
 
 def draw(problem: Problem, key: Array, step, order: Array, batch_size: int) -> tuple[Array, Array]:
@@ -44,5 +44,5 @@ def gradient(problem: Problem, params: Params, columns: Array) -> Params:
     Z = logits(problem, Params(W, H_B, b))
     G = losses.residual(Z, jnp.asarray(problem.labels)[columns]) / B
     dW, dH_B, db = gradient_from(problem, Params(W, H_B, b), G)
-    dH_B += (problem.N / B - 1) * problem.lam_H * H_B
+    dH_B += (problem.N / B - 1) * decays(problem, H.dtype).H * H_B
     return Params(dW, jnp.zeros_like(H).at[:, columns].set(dH_B, unique_indices=True), db)

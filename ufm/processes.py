@@ -1,0 +1,87 @@
+"""Independent jobs in this process and, where they take long, in one process a core.
+
+Processes and not threads: XLA's runtime for CPUs (jaxlib 0.10.2) waits for ever where two programs
+in float32 run at a time in one process.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+import jax
+from loky import ProcessPoolExecutor
+
+PATIENCE = 4.0  # seconds; a process needs as long to import and compile
+_AHEAD = 2  # jobs a process has in hand, so that it need not wait for the next
+
+
+def run(
+    f: Callable[..., Any],
+    jobs: Sequence[tuple],
+    processes: int,
+    keep: Callable[[int, Any], None],
+    watch: Callable[[int, float], None],
+) -> None:
+    """keep(i, f(*jobs[i], share)) for every job, in the order in which they end.
+
+    Where this is interrupted, jobs that have not ended are given up.
+
+    Args:
+        f: a function of a module. It calls `share(part)` about once a second, with the part of the
+            job that is done.
+        jobs: arguments that can be pickled.
+        processes: most jobs at a time. The other processes start once this one has worked for
+            `PATIENCE`, with its settings of JAX, on CPUs.
+        keep: takes number and result of a job.
+        watch: called with the job of this process and the part of it that is done.
+    """
+    begun = time.monotonic()
+    waiting, running = deque(range(len(jobs))), dict[Future, int]()
+    others: ProcessPoolExecutor | None = None
+
+    def serve(patience: float = 0.0) -> None:
+        nonlocal others
+        if others is None and processes > 1 and time.monotonic() - begun > PATIENCE:
+            settings = {name: getattr(jax.config, name, x) for name, x in jax.config.values.items()}
+            others = ProcessPoolExecutor(
+                processes - 1, timeout=60, initializer=_begin, initargs=(settings,)
+            )
+        while others and waiting and len(running) < _AHEAD * (processes - 1):
+            i = waiting.popleft()
+            running[others.submit(_apart, f, jobs[i], os.getpid())] = i
+        for future in wait(running, patience, FIRST_COMPLETED).done:
+            keep(running.pop(future), future.result())
+
+    def share(part: float) -> None:
+        watch(mine, part)
+        serve()
+
+    try:
+        while waiting:
+            mine = waiting.popleft()
+            keep(mine, f(*jobs[mine], share))
+            serve()
+        while running:
+            serve(patience=1.0)
+    finally:
+        if others is not None:
+            others.shutdown(kill_workers=True)
+
+
+def _begin(settings: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that collects
+    for name, value in (settings | {"jax_platforms": "cpu"}).items():
+        if jax.config.values.get(name) != value:
+            jax.config.update(name, value)
+
+
+def _apart(f: Callable[..., Any], job: tuple, parent: int) -> Any:
+    def share(_: float) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # killed: nobody is left to take the result
+
+    return f(*job, share)
