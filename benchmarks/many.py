@@ -2,7 +2,9 @@
 
 Heavy-ball steps in float32, the decays of all problems different. Ours is what `ufm.sweep`
 compiles: the step mapped over the problems. The loop runs one problem after the other in PyTorch
-eager. Beside both, one problem at a time in our own compiled loop.
+eager. Beside both, one problem at a time in our own compiled loop, and `ufm.sweep` itself on 256
+cells, which takes every core: from call to table, with compiling, the start of processes, records
+and certificates; and at its steady state, by the difference of a long sweep and a short one.
 
     python -m benchmarks.many        (needs pip install -e ".[bench]")
 """
@@ -19,7 +21,8 @@ from benchmarks import paired
 from benchmarks.descent_steps import LEARNING_RATE, MOMENTUM, ours, problem_and_start, pytorch
 from ufm import loop
 
-SHAPE, COUNTS, ROUNDS = (10, 20, 10), (16, 32, 64, 256), 7
+SHAPE, COUNTS, ROUNDS = (10, 20, 10), (16, 32, 64, 256), 5
+SHORT, LONG = 20_000, 100_000  # steps of whole sweeps
 PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "torch")
 
 
@@ -45,6 +48,18 @@ def mapped(count: int):
     return lambda steps: jax.block_until_ready(run(problem, state, hyper, steps))
 
 
+def whole(steps: int) -> None:
+    """A sweep of 256 cells, from call to table."""
+    K, d, n = SHAPE
+    lam = [float(x) for x in np.geomspace(1e-4, 1e-2, 16)]
+    grid = ufm.Grid(
+        K=K, d=d, n=n, lam_W=lam, lam_H=lam, lam_b=1e-3, optimizer="heavy_ball",
+        learning_rate=LEARNING_RATE, momentum=MOMENTUM,
+    )  # fmt: skip
+    plan = ufm.Plan((grid,), steps, record_every=1000, gap_tol=None, precision="float32")
+    assert set(ufm.sweep(plan)["status"]) == {"step_limit"}
+
+
 def measure() -> dict[str, Any]:
     """Microseconds a problem-step and ratios to the PyTorch loop."""
     problem, start = problem_and_start(SHAPE)
@@ -56,22 +71,25 @@ def measure() -> dict[str, Any]:
     runs |= {f"ufm, {n} mapped": (mapped(n), 40_000 // n, n) for n in COUNTS}
     for run, steps, _ in runs.values():
         run(steps // 10)
-    rounds = [
-        {
+    rounds = []
+    for _ in range(ROUNDS):
+        once = {
             name: paired.seconds(partial(run, steps)) / (steps * count)
             for name, (run, steps, count) in runs.items()
         }
-        for _ in range(ROUNDS)
-    ]
+        short, long = (paired.seconds(partial(whole, steps)) for steps in (SHORT, LONG))
+        once["ufm.sweep, call to table"] = long / (256 * LONG)
+        once["ufm.sweep, steady state"] = (long - short) / (256 * (LONG - SHORT))
+        rounds.append(once)
     K, d, n = SHAPE
     operations = 6 * K * d * K * n
     return {
         "shape": SHAPE,
-        "microseconds": {name: 1e6 * paired.median(rounds, name) for name in runs},
+        "microseconds": {name: 1e6 * paired.median(rounds, name) for name in rounds[0]},
         "torch_over": {
-            name: float(np.median([r["torch"] / r[name] for r in rounds])) for name in runs
+            name: float(np.median([r["torch"] / r[name] for r in rounds])) for name in rounds[0]
         },
-        "gflops": {name: operations / paired.median(rounds, name) / 1e9 for name in runs},
+        "gflops": {name: operations / paired.median(rounds, name) / 1e9 for name in rounds[0]},
         "rounds": rounds,
     }
 

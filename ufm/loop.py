@@ -184,6 +184,21 @@ def _verdict(row: dict[str, Array], state: State, limits: Limits) -> Array:
     return status.astype(jnp.int32)
 
 
+@jax.custom_batching.custom_vmap
+def _anyone(flag: Array) -> Array:
+    """flag; under a map, whether it holds in any lane: one number for all of them.
+
+    A branch on a number of each lane would take both sides and carry along every lane's number of
+    steps, and each step would then choose lane by lane.
+    """
+    return flag
+
+
+@_anyone.def_vmap
+def _anyone_of(_size, _batched, flag):
+    return _anyone(jnp.any(flag)), False
+
+
 def trajectory(
     problem: Problem,
     state: State,
@@ -211,29 +226,25 @@ def trajectory(
     chunks = records - 1 if chunks is None else chunks
     begin = state.step
 
-    def run_chunk(i, state, history):
+    def run_chunk(i, state, history, status):
         # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
         left = limits.steps - begin - limits.record_every * (i - 1)
         count = jnp.where(i == 0, 0, jnp.minimum(limits.record_every, left))
         new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
         row = {"step": new.step} | measurements(problem, new.params)
+        running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
-        kept = jax.lax.cond(sound, lambda: new, lambda: state)
+        kept = jax.lax.cond(running & sound, lambda: new, lambda: state)
         history = {
-            name: x.at[i].set(jnp.where(sound, row[name], x[i])) for name, x in history.items()
+            name: x.at[i].set(jnp.where(running & sound, row[name], x[i]))
+            for name, x in history.items()
         }
-        return (
-            kept,
-            history,
-            jnp.where(sound, _verdict(row, new, limits), jnp.int32(Status.diverged)),
-        )
+        code = jnp.where(sound, _verdict(row, new, limits), jnp.int32(Status.diverged))
+        return kept, history, jnp.where(running, code, status)
 
     def body(i, carry):
-        state, history, status = carry
         return jax.lax.cond(
-            status == Status.running,
-            lambda: run_chunk(i, state, history),
-            lambda: (state, history, status),
+            _anyone(carry[2] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
         )
 
     history = {name: jnp.full(records, jnp.nan, state.params.W.dtype) for name in HISTORY}
