@@ -16,7 +16,6 @@ import jax
 from loky import ProcessPoolExecutor
 
 PATIENCE = 4.0  # seconds; a process needs as long to import and compile
-_AHEAD = 2  # jobs a process has in hand, so that it need not wait for the next
 
 
 def run(
@@ -50,7 +49,10 @@ def run(
             others = ProcessPoolExecutor(
                 processes - 1, timeout=60, initializer=_begin, initargs=(settings,)
             )
-        while others and waiting and len(running) < _AHEAD * (processes - 1):
+        # A second job in hand spares a process the wait for this one; the last jobs go to whoever
+        # is free.
+        ahead = 2 if len(waiting) > processes else 1
+        while others and waiting and len(running) < ahead * (processes - 1):
             i = waiting.popleft()
             running[others.submit(_apart, f, jobs[i], os.getpid())] = i
         for future in wait(running, patience, FIRST_COMPLETED).done:
