@@ -15,7 +15,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling is what t
 
 def laws(how: str, which: str) -> dict[str, object]:
     import ufm
-    from ufm import hessian
+    from ufm import blocks, hessian
 
     problem = ufm.Problem(8, 6, (10, 12, 8, 10, 6, 14, 10, 10), 5e-3, 5e-3, 5e-3)
     key = jax.random.key(0)
@@ -26,6 +26,12 @@ def laws(how: str, which: str) -> dict[str, object]:
         params = ufm.mesh.init_params(key, problem, grid, classes=how == "classes")
         assert params.H.sharding.num_devices == len(jax.devices()) > 1
         assert params.H.addressable_shards[0].data.shape == (6, 80 // len(jax.devices()))
+        blocks.LIMIT = 8 * problem.K * 3  # three columns of logits
+        assert blocks.count(problem.K, params.H) > 1
+        if how == "mesh":
+            step = jax.jit(ufm.gradient).lower(problem, params).compile().as_text()
+            assert "all-reduce" in step
+            assert "all-gather" not in step
     found: dict[str, object] = {}
     options = {
         "heavy_ball": {"learning_rate": 0.5},

@@ -4,8 +4,8 @@
 
 Logits, residuals and their kin are as large as K × N. Up to `LIMIT` bytes they are made at once,
 which is fastest; beyond, a loop over blocks keeps one block of them at a time, so that memory
-stays near that of H. Samples that are spread over a mesh are not cut: every device holds its own
-part of the columns as it is.
+stays near that of H. Where the samples are spread over a mesh (`ufm.mesh`), every device goes
+through blocks of the columns that it holds, and the sums of the devices are joined at the end.
 """
 
 from collections.abc import Callable
@@ -15,39 +15,64 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Bytes of one matrix of logits: far beyond the caches, a small part of any device's memory.
+# Bytes of one matrix of logits on a device: far beyond the caches, a small part of its memory.
 LIMIT = 2**26
+# The axis of a mesh over which samples are split.
+AXIS = "samples"
+
+
+def devices(H: Any) -> int:
+    """Over how many devices of a mesh the columns of H are split, as its type tells; else 1."""
+    if isinstance(H, np.ndarray):
+        return 1
+    return jax.typeof(H).sharding.mesh.shape.get(AXIS, 1)
 
 
 def count(rows: int, H: Any) -> int:
-    """Number of blocks for matrices of shape (rows, N) in the precision of H (d, N)."""
-    if isinstance(H, np.ndarray) or not jax.typeof(H).sharding.mesh.empty:
+    """Number of blocks, on each device, for matrices (rows, N) in the precision of H (d, N)."""
+    if isinstance(H, np.ndarray):
         return 1
-    return min(-(-rows * H.shape[1] * H.dtype.itemsize // LIMIT), H.shape[1])
+    width = H.shape[1] // devices(H)
+    return min(-(-rows * width * H.dtype.itemsize // LIMIT), width)
 
 
-def total(f: Callable, H: Any, labels: Any, rows: int, combine: Callable = jnp.add) -> Any:
+def total(f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add) -> Any:
     """Σ_B f(H_B, y_B): f gives arrays that are sums over the samples of its block.
 
     Args:
         f: (H_B (d, m), labels (m,)) → any tree of arrays.
         H: features (d, N); labels: (N,).
         rows: rows of the largest matrix over the samples that f makes, K for logits.
-        combine: what joins two blocks, a sum by default, `jnp.minimum` for a minimum.
+        combine: what joins two blocks: `jnp.add`, or `jnp.minimum` for a minimum.
     """
     return sweep(lambda H_B, y_B: (f(H_B, y_B), ()), H, labels, rows, combine)[0]
 
 
 def sweep(
-    f: Callable, H: Any, labels: Any, rows: int, combine: Callable = jnp.add
+    f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add
 ) -> tuple[Any, Any]:
     """As `total`, for an f that returns (sums, columns): columns are joined along the last axis."""
     blocks = count(rows, H)
     if blocks == 1:
         return f(H, labels)
+    labels, parts = jnp.asarray(labels), devices(H)
+    if parts == 1:
+        return _in_blocks(f, H, labels, blocks, combine)
+    # An axis over the devices, which vmap carries through the loop: so each goes through blocks of
+    # its own columns, and nothing crosses between devices before the sums of all are joined.
+    sums, columns = jax.vmap(
+        lambda H, labels: _in_blocks(f, H, labels, blocks, combine), (1, 0), (0, -2)
+    )(H.reshape(len(H), parts, -1), labels.reshape(parts, -1))
+    sums = jax.tree.map(lambda x: combine.reduce(x, axis=0), sums)
+    return sums, jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), columns)
+
+
+def _in_blocks(
+    f: Callable, H: Any, labels: Any, blocks: int, combine: Any
+) -> tuple[Any, Any]:
+    """`sweep` over a given number of blocks of the columns at hand."""
     N = H.shape[1]
     m = N // blocks
-    labels = jnp.asarray(labels)
 
     def at(start, width):
         cut = jax.lax.dynamic_slice_in_dim

@@ -21,9 +21,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm import problem as model
+from ufm.blocks import AXIS
 from ufm.problem import Params, Problem, check_params
-
-AXIS = "samples"
 
 
 def over_samples(devices: Sequence[jax.Device] | None = None) -> Mesh:
