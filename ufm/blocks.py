@@ -48,9 +48,7 @@ def total(f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add) -
     return sweep(lambda H_B, y_B: (f(H_B, y_B), ()), H, labels, rows, combine)[0]
 
 
-def sweep(
-    f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add
-) -> tuple[Any, Any]:
+def sweep(f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add) -> tuple[Any, Any]:
     """As `total`, for an f that returns (sums, columns): columns are joined along the last axis."""
     blocks = count(rows, H)
     if blocks == 1:
@@ -67,9 +65,7 @@ def sweep(
     return sums, jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), columns)
 
 
-def _in_blocks(
-    f: Callable, H: Any, labels: Any, blocks: int, combine: Any
-) -> tuple[Any, Any]:
+def _in_blocks(f: Callable, H: Any, labels: Any, blocks: int, combine: Any) -> tuple[Any, Any]:
     """`sweep` over a given number of blocks of the columns at hand."""
     N = H.shape[1]
     m = N // blocks
