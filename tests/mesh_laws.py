@@ -1,10 +1,13 @@
 """What must not depend on how many devices or processes there are, computed and printed as JSON.
 
-python -m tests.mesh_laws one|mesh|classes [coordinator process processes]
+python -m tests.mesh_laws one|mesh|classes few|all [coordinator process processes folder]
+
+With a folder: what a run and a sweep on disk give, cut off and resumed, instead.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +57,62 @@ def laws(how: str, which: str) -> dict[str, object]:
     return found
 
 
+def kept(how: str, folder: Path) -> dict[str, object]:
+    import ufm
+    from ufm import descent, record
+
+    problem = ufm.Problem(4, 3, 10, 5e-3, 5e-3, 5e-3)
+    params = ufm.init_params(jax.random.key(0), problem)
+    if how == "mesh":
+        params = ufm.mesh.place(problem, params, ufm.mesh.over_samples())
+
+    def descend(steps, resume=None):
+        options = {"batch_size": 8, "key": jax.random.key(1), "record_every": 10}
+        return ufm.descend(problem, params, "sgd", steps=steps, resume=resume, **options)
+
+    with record.open_run(folder / "run", "mine", {}) as handle:
+        record.save_checkpoint(handle, descent.pack(descend(30)), {})
+    with record.open_run(folder / "run", "mine", {}) as handle:
+        resumed = descend(60, record.load_checkpoint(handle)[0])
+        record.close_run(handle, descent.pack(resumed), {})
+    assert resumed.params.H.sharding == params.H.sharding
+    through = descent.pack(descend(60))
+    assert all(x.tobytes() == through[name].tobytes() for name, x in descent.pack(resumed).items())
+    return {"loss": resumed.history["loss"].tolist()} | swept(folder / "sweep")
+
+
+def swept(folder: Path) -> dict[str, object]:
+    from ufm import Grid, Plan, batches, sweeps
+
+    lam_H = [5e-3, 1e-2, 2e-2]
+    grid = Grid(K=3, d=4, n=5, lam_W=5e-3, lam_H=lam_H, optimizer="heavy_ball", seed=[0, 1, 2])
+    plan, counted, rows = Plan((grid,), steps=40, record_every=20), [], batches.rows
+
+    def limited(plan, cells, *more):
+        counted.extend(cells)
+        if len(counted) > 2:  # the second batch, in every process
+            raise KeyboardInterrupt
+        return rows(plan, cells, *more)
+
+    batches.MOST, batches.rows = {"cpu": 2}, limited
+    try:
+        sweeps.sweep(plan, folder)
+    except KeyboardInterrupt:
+        batches.rows = rows
+    else:
+        raise AssertionError("not cut off")
+    if jax.process_index() == 0:
+        found = sweeps.load(folder)[0]["cell"].tolist()
+        assert 0 < len(found) < 9, found
+    table = sweeps.sweep(plan, folder)
+    again = sweeps.sweep(plan, folder)
+    assert all(x.tobytes() == again[name].tobytes() for name, x in table.items())
+    return {name: table[name].tolist() for name in ("cell", "value", "gap", "nc1", "steps")}
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
-        coordinator, process, processes = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+    how, which, *more = sys.argv[1:]
+    if len(more) > 1:
+        coordinator, process, processes = more[0], int(more[1]), int(more[2])
         jax.distributed.initialize(coordinator, processes, process)
-    print(json.dumps(laws(sys.argv[1], sys.argv[2])))
+    print(json.dumps(kept(how, Path(more[-1])) if which == "kept" else laws(how, which)))

@@ -16,6 +16,7 @@ FLOORS = (
         "geometry",
         "losses",
         "threads",
+        "leader",
         "processes",
         "storage",
         "plots",

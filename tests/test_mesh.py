@@ -56,16 +56,31 @@ def test_eight_devices_compute_what_one_does(one, how):
     assert_same(found, one)
 
 
-@pytest.mark.slow
-def test_two_processes_compute_what_one_does(one):
+def two(which: str, *more: str) -> tuple[dict, dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    processes = [started("mesh", 2, "all", address, str(i), "2") for i in range(2)]
+    processes = [started("mesh", 2, which, address, str(i), "2", *more) for i in range(2)]
     first, second = (result(process) for process in processes)
+    return first, second
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(one):
+    first, second = two("all")
     assert first == second
     assert {"heavy_ball/gap", "sgd/loss", "lbfgs/nc1", "certificate", "product"} <= first.keys()
     assert_same(first, one)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_and_resume_runs_and_sweeps_as_one_does(tmp_path):
+    first, second = two("kept", str(tmp_path / "two"))
+    assert first == second
+    alone = result(started("one", 1, "kept", str(tmp_path / "one")))
+    assert first.keys() == alone.keys()
+    assert first["cell"] == alone["cell"] == list(range(9))
+    assert_same(first, alone)
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_sizes_that_do():

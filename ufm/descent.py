@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ufm import optimizers
+from ufm import leader, optimizers
 from ufm.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
 from ufm.problem import Params, Problem, check_finite, check_params, objective
 from ufm.threads import lapack_on_one_thread
@@ -239,14 +239,15 @@ def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
     leaves, structure = jax.tree.flatten(like)
     restored = []
     for i, leaf in enumerate(leaves):
-        x, plain = arrays.get(f"state/{i}"), _plain(leaf)
+        x = arrays.get(f"state/{i}")
+        plain = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         if x is None or x.shape != plain.shape or x.dtype != plain.dtype:
             got = "nothing" if x is None else f"{x.dtype}{x.shape}"
             raise ValueError(
                 f"got {got} for state/{i}, which this optimiser keeps as "
                 f"{plain.dtype}{plain.shape}: the arrays belong to another run"
             )
-        data = jnp.asarray(x)
+        data = jax.device_put(x, leaf.sharding)  # over the devices of its mesh
         impl = jax.random.key_impl(leaf) if _is_key(leaf) else None
         restored.append(data if impl is None else jax.random.wrap_key_data(data, impl=impl))
     state = jax.tree.unflatten(structure, restored)
@@ -259,7 +260,7 @@ def _is_key(leaf) -> bool:
 
 
 def _plain(leaf) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(leader.whole(jax.random.key_data(leaf) if _is_key(leaf) else leaf))
 
 
 def _typed_key(key) -> Array:

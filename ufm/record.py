@@ -11,6 +11,9 @@ The manifest decides: a file that it does not name does not count. Every file is
 not at all (`ufm.storage`), and an old one goes only after the manifest has let go of it. So a
 process may die at any instruction and leaves its last whole checkpoint.
 
+Of several processes (`jax.distributed`) the first one keeps the run: each makes the same calls, and
+all learn what it found there, or its exception.
+
 This module knows nothing of the model. `open_run` before computing, `save_checkpoint` on the way,
 `close_run` after, `load_run` to read.
 """
@@ -34,7 +37,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from ufm import storage
+from ufm import leader, storage
 from ufm.storage import RecordError
 
 FORMAT = "ufm-run"
@@ -70,7 +73,8 @@ class RunHandle:
         if self.lock is None or self.lock.closed:
             return
         try:
-            close_run(self, {}, {}, "failed" if isinstance(raised[1], Exception) else "interrupted")
+            # Alone: after an exception the other processes may be anywhere.
+            _close(self, {}, {}, "failed" if isinstance(raised[1], Exception) else "interrupted")
         finally:
             storage.release(self.path, self.lock)
 
@@ -101,13 +105,24 @@ def open_run(
     one or foreign files, if another process has it open, if it cannot be written, or if `config`
     is not made of JSON values (0-d arrays count as numbers; NaN and infinities are kept).
     """
-    folder = Path(path).absolute()
-    identity = {
-        "kind": kind,
-        "seed": storage.plain(seed, "seed"),
-        "precision": precision or jax.numpy.result_type(float).name,
-        "config": storage.plain(config, "config"),
-    }
+    handle: RunHandle | None = None
+
+    def opened() -> tuple[Path, Literal["running", "complete"]]:
+        nonlocal handle
+        identity = {
+            "kind": kind,
+            "seed": storage.plain(seed, "seed"),
+            "precision": precision or jax.numpy.result_type(float).name,
+            "config": storage.plain(config, "config"),
+        }
+        handle = _opened(Path(path).absolute(), identity)
+        return handle.path, handle.status
+
+    found = leader.told(opened)
+    return handle or RunHandle(*found)
+
+
+def _opened(folder: Path, identity: Mapping[str, Any]) -> RunHandle:
     # A finished run may lie in a read-only folder: lock it only if its writer died while tidying.
     kept = _find(folder, identity)
     if kept is not None and kept["status"] == "complete" and not _strays(folder, kept):
@@ -145,6 +160,16 @@ def save_checkpoint(
     Raises RecordError if the run is closed, the data cannot be stored, or the disk refuses; the
     former checkpoint then stays valid.
     """
+    pieces = {name: leader.whole(x) for name, x in arrays.items()}
+    leader.told(lambda: _save(handle, pieces, state, compile_seconds))
+
+
+def _save(
+    handle: RunHandle,
+    arrays: Mapping[str, ArrayLike],
+    state: Mapping[str, Any],
+    compile_seconds: float | None,
+) -> None:
     manifest = _open_manifest(handle)
     plain_state = storage.plain(state, "state")
     data, entry = storage.pack(arrays)
@@ -160,8 +185,12 @@ def load_checkpoint(handle: RunHandle) -> tuple[dict[str, np.ndarray], dict[str,
 
     Raises RecordError if the checkpoint is missing or fails a hash.
     """
-    entry = _read_manifest(handle.path)["checkpoint"]
-    return None if entry is None else (storage.unpack(handle.path, entry), entry["state"])
+
+    def read():
+        entry = _read_manifest(handle.path)["checkpoint"]
+        return None if entry is None else (storage.unpack(handle.path, entry), entry["state"])
+
+    return leader.told(read)
 
 
 def close_run(
@@ -179,6 +208,17 @@ def close_run(
 
     Raises RecordError as `save_checkpoint` does; the run then stays open and keeps its checkpoint.
     """
+    pieces = {name: leader.whole(x) for name, x in arrays.items()}
+    leader.told(lambda: _close(handle, pieces, results, status, compile_seconds))
+
+
+def _close(
+    handle: RunHandle,
+    arrays: Mapping[str, ArrayLike],
+    results: Mapping[str, Any],
+    status: str,
+    compile_seconds: float | None = None,
+) -> None:
     manifest = _open_manifest(handle)
     if status not in ("complete", "interrupted", "failed"):
         raise RecordError(f"status {status!r}: use 'complete', 'interrupted' or 'failed'")

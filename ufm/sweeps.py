@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ufm import batches, processes, record
+from ufm import batches, leader, processes, record
 from ufm.batches import Columns, Shape
 from ufm.grid import Cell, Plan
 
@@ -55,7 +55,7 @@ def sweep(
     config = plan.plain()
     with record.open_run(out, "sweep", config, precision=plan.precision) as handle:
         if handle.status == "complete":
-            return record.load_run(handle.path).arrays
+            return leader.told(lambda: record.load_run(handle.path).arrays)
         checkpoint = record.load_checkpoint(handle)
         kept = {} if checkpoint is None else checkpoint[0]
 
@@ -136,11 +136,30 @@ def _group(
         say((finished + part * len(left[batch])) / len(cells), label)
 
     jobs = [(plan, [cells[i] for i in batch], size) for batch in left]
-    processes.run(batches.rows, jobs, max(1, min(calls, memory // used)), keep, watch)
+    if jax.process_count() > 1:
+        _run_in_turns(jobs, keep, watch)
+    else:
+        processes.run(batches.rows, jobs, max(1, min(calls, memory // used)), keep, watch)
     return columns
 
 
+def _run_in_turns(jobs: list[tuple[Plan, list[Cell], int]], keep, watch) -> None:
+    """A batch for each of several processes of `jax.distributed`, which then exchange the rows."""
+    for at in range(0, len(jobs), jax.process_count()):
+        mine = at + jax.process_index()
+
+        def share(part: float, mine: int = mine) -> None:
+            watch(mine, part)
+
+        own = batches.rows(*jobs[mine], share) if mine < len(jobs) else None
+        for i, rows in enumerate(leader.gathered(own)):
+            if rows is not None:
+                keep(at + i, rows)
+
+
 def _calls() -> int:
-    """Compiled calls that may run at a time: one a core, where the cores are one device."""
+    """Compiled calls that may run at a time: one a process, or one a core that is no device."""
+    if jax.process_count() > 1:
+        return jax.process_count()
     alone = jax.default_backend() == "cpu" and jax.local_device_count() == 1
     return (os.cpu_count() or 1) if alone else 1
