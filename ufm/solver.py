@@ -25,7 +25,10 @@ from ufm.problem import Params, Problem
 from ufm.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
-_HANDOVER = 1e-8  # ‖∇f‖, in units of newton.scale at the start, at which Newton takes over
+# ‖∇f‖, in units of newton.scale at the start, at which Newton takes over. MINRES needs hundreds of
+# products for a step, L-BFGS one: there the descent goes on longer (and MINRES, begun too far out,
+# stalled at K = d = 1000).
+_HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
 
 
 class Solution(NamedTuple):
@@ -147,12 +150,13 @@ def _lifted(problem: Problem, small: Params, frame: Array):
 
 
 def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
-    """L-BFGS from one start until ‖∇f‖ ≤ `_HANDOVER` of its scale: (point, steps taken)."""
+    """L-BFGS from one start until Newton's method takes over: (point, steps taken)."""
+    handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
     size = newton.scale(problem, params, model.data_gradient(problem, params))
 
     def going(carry):
         state, slope = carry
-        return (slope > _HANDOVER * size) & (state.step < steps)
+        return (slope > handover * size) & (state.step < steps)
 
     def ahead(carry):
         state = step(problem, _METHOD, _HYPER, carry[0])
