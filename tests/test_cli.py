@@ -290,6 +290,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130), err
+    if number is signal.SIGINT:
+        assert f"the same command goes on with {killed}" in err.decode()
     assert json.loads((killed / "manifest.json").read_text())["status"] != "complete"
     for folder in (killed, whole):
         subprocess.run([*command, folder], check=True, capture_output=True)

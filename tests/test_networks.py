@@ -534,6 +534,19 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
         importlib.reload(ufm.networks)
 
 
+def test_without_the_extra_the_experiments_say_so_in_one_line():
+    code = """
+import importlib.util as util
+find = util.find_spec
+util.find_spec = lambda name, *more: None if name == "flax" else find(name, *more)
+import experiments.networks
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ufm.networks needs flax, which is not installed: pip install")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_simulator_itself_needs_none_of_it():
     code = "import ufm.cli, sys; print(*{'flax', 'orbax', 'pooch', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

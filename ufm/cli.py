@@ -63,7 +63,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"ufm: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("ufm: interrupted", file=sys.stderr)
+        kept = isinstance(command, Descend | Census | Sweep) and command.out is not None
+        more = f"; the same command goes on with {command.out}" if kept else ""
+        print(f"ufm: interrupted{more}", file=sys.stderr)
         return INTERRUPTED
 
 

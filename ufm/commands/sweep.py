@@ -14,7 +14,7 @@ from ufm.commands.table import print_json, print_table
 
 @dataclass(frozen=True)
 class Sweep:
-    """Descend on every combination of a grid, all cells of one shape in one compiled call.
+    """Descend on every combination of a grid, cells of one shape side by side, on every core.
 
     The grid is a TOML file: K, d, n, lam_W, lam_H, lam_b, bias, optimizer, learning_rate,
     momentum, batch_size and seed take one value or a list; steps, record_every, grad_tol, gap_tol,
@@ -29,7 +29,7 @@ class Sweep:
     out: Path | None = None
     """folder that keeps the table: manifest.json, arrays.npz"""
     memory: float = sweeps.MEMORY / 2**20
-    """MiB that one compiled call may use"""
+    """MiB that the compiled calls that run at a time may use"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
