@@ -63,8 +63,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"ufm: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        kept = isinstance(command, Descend | Census | Sweep) and command.out is not None
-        more = f"; the same command goes on with {command.out}" if kept else ""
+        kept = command.out if isinstance(command, Descend | Census | Sweep) else None
+        more = "" if kept is None else f"; the same command goes on with {kept}"
         print(f"ufm: interrupted{more}", file=sys.stderr)
         return INTERRUPTED
 

@@ -44,7 +44,8 @@ def run(
 
     def serve(patience: float = 0.0) -> None:
         nonlocal others
-        if others is None and processes > 1 and time.monotonic() - begun > PATIENCE:
+        late = time.monotonic() - begun > PATIENCE
+        if others is None and late and waiting and processes > 1:
             settings = {name: getattr(jax.config, name, x) for name, x in jax.config.values.items()}
             others = ProcessPoolExecutor(
                 processes - 1, timeout=60, initializer=_begin, initargs=(settings,)
