@@ -138,6 +138,8 @@ def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError("it is no zip archive")  # NumPy would speak of pickles
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
