@@ -32,16 +32,16 @@ def laws(how: str, which: str) -> dict[str, object]:
         blocks.LIMIT = 8 * problem.K * 3  # three columns of logits
         assert blocks.count(problem.K, params.H) > 1
         if how == "mesh":
-            step = jax.jit(ufm.gradient).lower(problem, params).compile().as_text()
-            assert "all-reduce" in step
-            assert "all-gather" not in step
+            for f in (ufm.gradient, lbfgs_step):
+                compiled = jax.jit(f).lower(problem, params).compile().as_text()
+                assert "all-reduce" in compiled
+                assert "all-gather" not in compiled
     found: dict[str, object] = {}
     options = {
         "heavy_ball": {"learning_rate": 0.5},
         "sgd": {"batch_size": 16, "key": jax.random.key(1)},
+        "lbfgs": {},
     }
-    if which == "all":
-        options["lbfgs"] = {}
     for name, more in options.items():
         run = ufm.descend(problem, params, name, steps=60, record_every=20, **more)
         assert run.params.H.sharding == params.H.sharding, name
@@ -55,6 +55,13 @@ def laws(how: str, which: str) -> dict[str, object]:
         found["extreme"] = hessian.extreme(problem, params, k=3).values.tolist()
         found["solve"] = float(ufm.objective(problem, ufm.solve(problem, params).params))
     return found
+
+
+def lbfgs_step(problem, params):
+    from ufm import loop
+
+    method, hyper = loop.Method("lbfgs", None, None), (0.0, 0.0)
+    return loop.step(problem, method, hyper, loop.start(problem, params, method, hyper))
 
 
 def kept(how: str, folder: Path) -> dict[str, object]:

@@ -23,7 +23,7 @@ FLOORS = (
         "minres",
         "report",
     },
-    {"problem", "record", "interactive"},
+    {"problem", "lbfgs", "record", "interactive"},
     {
         "minimum",
         "metrics",

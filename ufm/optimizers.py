@@ -32,6 +32,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from ufm.lbfgs import lbfgs
 from ufm.problem import Problem
 
 LearningRate = float | str | Callable[[int], float] | None
@@ -85,7 +86,7 @@ def named(name: str, learning_rate, momentum) -> optax.GradientTransformationExt
         return optax.with_extra_args_support(optax.sgd(learning_rate, momentum, nesterov=True))
     if name == "adam":
         return optax.with_extra_args_support(optax.adam(learning_rate))
-    return optax.lbfgs()
+    return lbfgs()
 
 
 def check_method(name, learning_rate, momentum, batch_size) -> None:
