@@ -33,7 +33,8 @@ from matplotlib.figure import Figure
 
 import ufm
 from experiments import runner
-from experiments.runner import Report, Verdict, judge, judge_all
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge, judge_all
 from ufm import Params, Problem, Run, init_params, plots, theory
 
 METHODS = ("gd", "sgd", "adam", "lbfgs")

@@ -28,7 +28,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import runner
-from experiments.runner import Report, Verdict, judge, judge_all
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge, judge_all
 from ufm import Problem, init_params, plots, theory
 from ufm.loop import Limits, Method, Status, start, trajectory
 

@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 
 import ufm
 from experiments import runner
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import Problem, init_params, plots, theory
 from ufm.geometry import simplex_etf
 

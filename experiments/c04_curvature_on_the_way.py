@@ -31,7 +31,8 @@ from matplotlib.figure import Figure
 
 import ufm
 from experiments import runner
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import Params, Problem, hessian, init_params, plots, theory
 from ufm.loop import Method, measurements, start, step
 from ufm.spectra import Spectrum, hessian_spectrum, origin_spectrum

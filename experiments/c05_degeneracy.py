@@ -30,7 +30,8 @@ from matplotlib.figure import Figure
 
 import ufm
 from experiments import runner
-from experiments.runner import Report, Verdict, judge_all
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge_all
 from ufm import Problem, hessian, init_params, plots
 from ufm.spectra import hessian_spectrum, orbit_dimension
 from ufm.theory import is_collapsed

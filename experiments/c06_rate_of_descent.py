@@ -31,7 +31,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import runner
-from experiments.runner import Report, Verdict, judge, judge_all
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge, judge_all
 from ufm import Params, Problem, plots, theory
 from ufm.loop import Limits, Method, Status, start, trajectory
 from ufm.spectra import condition_number, gd_rate, optimal_step

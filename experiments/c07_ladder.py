@@ -33,7 +33,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments import runner
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import Problem, plots, sources, theory
 from ufm.census import Census, census, polish, quotient_of
 from ufm.orbits import Orbit

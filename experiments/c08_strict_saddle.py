@@ -34,7 +34,8 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from experiments import runner
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import Params, Problem, newton, orbits, plots, theory
 from ufm import problem as model
 from ufm.census import census, quotient_of

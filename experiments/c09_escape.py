@@ -31,7 +31,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from experiments import runner
-from experiments.runner import Report, Verdict, judge, judge_all
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge, judge_all
 from ufm import Problem, plots, quotient
 from ufm import problem as model
 from ufm.census import census

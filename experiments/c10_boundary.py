@@ -33,7 +33,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from experiments import runner
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import Params, Problem, census, newton, orbits, plots, quotient, solver, sources, theory
 from ufm.curvature import dense
 

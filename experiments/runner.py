@@ -1,4 +1,4 @@
-"""What every script shares: command line, stored results, verdicts, table and exit status.
+"""What every script shares: command line, stored results, figures, verdicts in files.
 
 A script offers `Config` (with `quick()`), `compute(config, progress)`, `check(config, results)`
 and `draw(config, results)`. Results are stored before anything is judged or drawn: verdicts and
@@ -19,55 +19,24 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from experiments import gallery
+from experiments.verdicts import Verdict, conclude
 from ufm import plots, record
 
 ROOT = Path(__file__).resolve().parent.parent
-HOLDS, REFUTED, NOT_CONVERGED = "holds", "refuted", "not converged"
-STYLES = {HOLDS: "green", REFUTED: "bold red", NOT_CONVERGED: "yellow"}
-EXIT = {HOLDS: 0, REFUTED: 1, NOT_CONVERGED: 3}  # 2 is a wrong command line
 
 Report = Callable[[float, str], None]  # progress(share done, what is being done)
 
 
 class MissingError(Exception):
     """Something that a script needs is not there; the message says how to get it."""
-
-
-class Verdict(NamedTuple):
-    """A claim held against its measurement: |measured − predicted| ≤ tolerance."""
-
-    claim: str
-    measured: float
-    predicted: float
-    tolerance: float
-    outcome: str
-
-
-def judge(claim: str, measured, predicted, tolerance, converged=True) -> Verdict:
-    """The verdict; a measurement that did not converge neither supports nor refutes a claim."""
-    agrees = abs(measured - predicted) <= tolerance  # False for NaN
-    outcome = (HOLDS if agrees else REFUTED) if converged else NOT_CONVERGED
-    return Verdict(claim, float(measured), float(predicted), float(tolerance), outcome)
-
-
-def judge_all(claim: str, errors, ended, tolerance) -> Verdict:
-    """The worst of many runs, predicted 0: one that ended can refute, all must end to support."""
-    errors, ended = np.broadcast_arrays(np.abs(errors), ended)
-    worst = np.max(errors[ended]) if ended.any() else np.nan
-    decided = ended.all() or (ended.any() and not worst <= tolerance)
-    if not ended.all():
-        claim += f" ({(~ended).sum()} of {ended.size} runs not converged)"
-    return judge(claim, worst, 0, tolerance, decided)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,21 +138,6 @@ def run(name: str, config: Any, options: Options, console: Console) -> list[Verd
     if stem.parent == ROOT / "figures":
         gallery.write_sheet(stem.parent)
     return verdicts
-
-
-def conclude(verdicts: dict[str, list[Verdict]], console: Console) -> int:
-    """Print the table of verdicts; the exit status of the worst of them."""
-    table = Table("", "claim", "measured", "predicted", "±", "outcome")
-    for name, rows in verdicts.items():
-        for claim, measured, predicted, tolerance, outcome in rows:
-            numbers = f"{measured:.6g}", f"{predicted:.6g}", f"{tolerance:.1g}"
-            table.add_row(name[:3], claim, *numbers, outcome, style=STYLES[outcome])
-        table.add_section()
-    console.print(table)
-    outcomes = [verdict.outcome for rows in verdicts.values() for verdict in rows]
-    counts = {outcome: outcomes.count(outcome) for outcome in EXIT}
-    console.print(", ".join(f"{outcome}: {count}" for outcome, count in counts.items()))
-    return EXIT[next((x for x in (REFUTED, NOT_CONVERGED) if counts[x]), HOLDS)]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import runner
-from experiments.runner import HOLDS, NOT_CONVERGED, REFUTED, Options
+from experiments.runner import Options
+from experiments.verdicts import HOLDS, NOT_CONVERGED, REFUTED, judge, judge_all
 from ufm import record
 from ufm.loop import Status
 
@@ -376,7 +377,7 @@ def test_points_that_the_theorem_does_not_allow_are_refuted(column, change, clai
     ],
 )
 def test_a_verdict_compares_what_converged_with_the_tolerance(measured, converged, outcome):
-    assert runner.judge("claim", measured, 1, 0.1, converged).outcome == outcome
+    assert judge("claim", measured, 1, 0.1, converged).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -391,7 +392,7 @@ def test_a_verdict_compares_what_converged_with_the_tolerance(measured, converge
     ],
 )
 def test_one_ended_run_can_refute_and_all_must_end_to_support(errors, ended, outcome):
-    assert runner.judge_all("claim", errors, np.array(ended), 0.1).outcome == outcome
+    assert judge_all("claim", errors, np.array(ended), 0.1).outcome == outcome
 
 
 # The runner, with a script that costs nothing
@@ -427,7 +428,7 @@ def fake(monkeypatch, tmp_path):
 
     def check(config, results):
         assert len(results["x"]) == config.size
-        return [runner.judge("zero", config.wrong, 0, 0.1, config.converged)]
+        return [judge("zero", config.wrong, 0, 0.1, config.converged)]
 
     def draw(*_):
         return {"": Figure(figsize=(1, 1)), "_again": Figure(figsize=(1, 1))}

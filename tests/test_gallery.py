@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import gallery
-from experiments.runner import judge
+from experiments.verdicts import judge
 from ufm import plots
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"

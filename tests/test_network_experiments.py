@@ -16,7 +16,8 @@ from experiments import runner
 from experiments.networks import n02_against_the_model as n02
 from experiments.networks import n05_controlled_collapse as n05
 from experiments.networks import trainings
-from experiments.runner import HOLDS, NOT_CONVERGED, REFUTED, Options
+from experiments.runner import Options
+from experiments.verdicts import HOLDS, NOT_CONVERGED, REFUTED
 from ufm import Problem, record, theory
 from ufm.networks import data
 from ufm.networks.evaluation import Evaluation

@@ -38,7 +38,8 @@ import ufm
 from experiments import runner
 from experiments.networks import trainings
 from experiments.networks.trainings import SMALL, Setting
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import Params, Problem, plots, theory
 from ufm.networks import evaluation, models
 from ufm.networks.evaluation import Evaluation

@@ -30,7 +30,8 @@ from scipy.stats import spearmanr
 from experiments import runner
 from experiments.networks import trainings
 from experiments.networks.trainings import SMALL, Setting
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import plots
 from ufm.networks import data, evaluation, models
 from ufm.networks.training import Method

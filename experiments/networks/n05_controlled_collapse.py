@@ -45,7 +45,8 @@ from sklearn.preprocessing import StandardScaler
 from experiments import runner
 from experiments.networks import trainings
 from experiments.networks.trainings import SMALL, Setting
-from experiments.runner import Report, Verdict, judge
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge
 from ufm import metrics, plots
 from ufm.networks import data, evaluation, training
 from ufm.networks.data import Images
