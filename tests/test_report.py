@@ -48,6 +48,16 @@ def test_an_experiment_is_found_by_its_folder_its_verdicts_or_the_folder_of_all(
         assert section.facts["status"] == "complete"
 
 
+def test_a_folder_of_runs_has_a_section_for_each_and_none_for_other_folders(experiment):
+    home = experiment / "data"
+    (home / "notes").mkdir()
+    for seed in ("1", "0"):
+        words = ["--K", "3", "--d", "3", "--n", "2", "--steps", "5", "--seed", seed]
+        assert cli.main(["descend", *words, "--out", str(home / f"seed{seed}")]) in (0, 3)
+    titles = [section.title for section in sections.read(home)]
+    assert titles == ["Descent: seed0", "Descent: seed1", "x01: Title."]
+
+
 def test_a_page_holds_every_verdict_and_figure_and_loads_nothing(experiment):
     text = report.page(sections.read(experiment), "A <title>")
     assert text == report.page(sections.read(experiment), "A <title>")

@@ -25,16 +25,15 @@ HOVER = ("K", *LADDER, "orbit_dimension", "groups", "hits", "gap", "kind")
 
 
 def read(path: Path) -> list[Section]:
-    """The sections of a path: a run, an atlas, an experiment, or a folder of experiments.
+    """The sections of a path: a run, an atlas, an experiment, or a folder of any of them.
 
     Raises:
         ValueError: nothing of that kind lies there, or it is damaged.
     """
     if path.suffix == ".json" and path.is_file():
         return [_experiment(path)]
-    for name, reader in (
-        ("atlas.json", _census), ("verify.json", _verified), ("manifest.json", _run),
-    ):  # fmt: skip
+    kinds = {"atlas.json": _census, "verify.json": _verified, "manifest.json": _run}
+    for name, reader in kinds.items():
         if (path / name).is_file():
             return [reader(path)]
     found = [x for x in sorted(path.glob("*.json")) if _verdicts(x) is not None]
@@ -43,12 +42,13 @@ def read(path: Path) -> list[Section]:
         x for x in found
         if not (x.stem.endswith("_quick") and x.stem.removesuffix("_quick") in stems)
     ]  # fmt: skip
-    if not found:
+    runs = sorted({x.parent for name in kinds for x in path.glob(f"*/{name}")})
+    if not found and not runs:
         raise ValueError(
             f"got {path}; allowed: the folder of a run (descend, census, verify, sweep, or an "
             "experiment), the verdicts of an experiment (.json), or a folder that holds some"
         )
-    return [_experiment(x) for x in chosen]
+    return [_experiment(x) for x in chosen] + [section for run in runs for section in read(run)]
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
