@@ -109,6 +109,24 @@ def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
             assert again[name].tolist() == x.tolist()
 
 
+def test_a_long_table_is_written_when_a_share_of_it_is_new(tmp_path, monkeypatch):
+    written = []
+
+    def save(_, columns, state):
+        written.append(len(columns["cell"]))
+        assert state == {"done": written[-1], "of": 12}
+
+    monkeypatch.setattr(batches, "MOST", {"cpu": 1})
+    monkeypatch.setattr(sweeps, "_calls", lambda: 1)
+    monkeypatch.setattr(sweeps, "SMALL_TABLE", 3)
+    monkeypatch.setattr(sweeps, "SHARE", 2)
+    monkeypatch.setattr(record, "save_checkpoint", save)
+    grid = Grid(**SMALL | {"lam_W": [5e-3, 0.02]}, optimizer="gd", seed=list(range(6)))
+    found = sweeps.sweep(Plan((grid,), steps=5, record_every=5), tmp_path / "out")
+    assert len(found["cell"]) == 12  # the end is written anyway
+    assert written == [1, 2, 3, 4, 5, 7, 11]  # every row up to 3, then (rows - 3)/2 new ones
+
+
 def test_a_memory_budget_is_kept_and_one_too_small_is_refused(monkeypatch):
     monkeypatch.setattr(batches, "MOST", {"cpu": 64})
     plan = Plan((Grid(**SMALL, optimizer="heavy_ball", seed=list(range(64))),), steps=1)

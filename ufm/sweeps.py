@@ -17,6 +17,9 @@ from ufm.batches import Columns, Shape
 from ufm.grid import Cell, Plan
 
 MEMORY = 2**30  # bytes of the compiled calls that run at a time
+# A table is written whole: up to this many rows after every batch, beyond when a fiftieth is new,
+# so that a long sweep writes in proportion to its cells, and a kill costs at most a fiftieth.
+SMALL_TABLE, SHARE = 10_000, 50
 Report = Callable[[float, str], None]
 
 
@@ -58,9 +61,15 @@ def sweep(
             return leader.told(lambda: record.load_run(handle.path).arrays)
         checkpoint = record.load_checkpoint(handle)
         kept = {} if checkpoint is None else checkpoint[0]
+        saved = len(kept["cell"]) if kept else 0
 
         def save(columns: Columns) -> None:
-            state = {"done": len(columns["cell"]), "of": len(cells)}
+            nonlocal saved
+            rows = len(columns["cell"])
+            if rows - saved < (rows - SMALL_TABLE) / SHARE:
+                return
+            saved = rows
+            state = {"done": rows, "of": len(cells)}
             record.save_checkpoint(handle, columns, state)
 
         columns = _sorted(_rows(plan, cells, kept, memory, say, save))
