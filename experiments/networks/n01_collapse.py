@@ -24,9 +24,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -38,7 +36,7 @@ from experiments.networks.trainings import SMALL, Setting
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge
 from ufm import plots
-from ufm.networks import evaluation, models
+from ufm.networks import evaluation
 from ufm.networks.training import Method
 
 DOTS = (0, (1, 1))
@@ -96,11 +94,8 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
 
 def _network(config: Config, run: str, train) -> tuple[Any, Method]:
     if run == "lbfgs":
-        inputs = int(np.prod(train.pixels.shape[1:]))
-        K = len(np.unique(train.labels))
-        with jax.enable_x64(False):
-            model = models.MLP(K, inputs, config.hidden, rngs=nnx.Rngs(config.seed))
-        return model, Method("lbfgs", config.iterations, 0, decay=config.decay)
+        method = Method("lbfgs", config.iterations, 0, decay=config.decay)
+        return trainings.mlp(train, config.hidden, config.seed), method
     rate = config.rates[list(RUNS).index(run)]
     method = Method(run, config.epochs, config.batch_size, rate, config.decay)
     return trainings.resnet(config, train), method

@@ -28,9 +28,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -127,10 +125,8 @@ def _network(config: Config, run: str, train) -> tuple[Any, Method]:
     if run == "sgd":
         method = Method("sgd", config.epochs, config.batch_size, config.rate, config.decay)
         return trainings.resnet(config, train), method
-    inputs, K = int(np.prod(train.pixels.shape[1:])), len(np.unique(train.labels))
-    with jax.enable_x64(False):
-        model = models.MLP(K, inputs, config.hidden, rngs=nnx.Rngs(config.seed))
-    return model, Method("lbfgs", config.iterations, 0, decay=config.decay)
+    method = Method("lbfgs", config.iterations, 0, decay=config.decay)
+    return trainings.mlp(train, config.hidden, config.seed), method
 
 
 def check(config: Config, results: dict) -> list[Verdict]:

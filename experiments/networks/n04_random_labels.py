@@ -19,9 +19,7 @@ network that cannot memorise.
 import sys
 from dataclasses import dataclass
 
-import jax
 import numpy as np
-from flax import nnx
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -33,7 +31,7 @@ from experiments.networks.trainings import SMALL, Setting
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge
 from ufm import plots
-from ufm.networks import data, evaluation, models
+from ufm.networks import data, evaluation
 from ufm.networks.training import Method
 
 MEASURES = ("error", "nc1", "nc2_means", "nc3", "nc4")
@@ -60,7 +58,6 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """Measures (widths, starts, records) on the training images under their random labels."""
     train, _ = trainings.images(config)
     part = data.random_labels(train, config.seed)
-    K, inputs = len(np.unique(part.labels)), int(np.prod(part.pixels.shape[1:]))
     method = Method("sgd", config.epochs, config.batch_size, config.rate, config.decay)
 
     def measure(model) -> dict[str, float]:
@@ -73,10 +70,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     with trainings.trainings("n04", config, progress, count) as queue:
         for size in config.sizes:
             for seed in range(config.seed, config.seed + config.starts):
-                with jax.enable_x64(False):
-                    hidden = (size,) * config.layers
-                    model = models.MLP(K, inputs, hidden, rngs=nnx.Rngs(seed))
-                name = f"width {size}"
+                model, name = trainings.mlp(part, (size,) * config.layers, seed), f"width {size}"
                 done = queue.run(name, model, part, method, measure, config.records, seed=seed)
                 rows.append(done.history)
     shape = (len(config.sizes), config.starts, -1)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -112,6 +113,13 @@ def resnet(config: Setting, part: Images, **options: Any) -> models.ResNet:
         stem=config.stem,
         **{"rngs": nnx.Rngs(config.seed)} | options,
     )
+
+
+def mlp(part: Images, hidden: tuple[int, ...], seed: int) -> models.MLP:
+    """An MLP for these images; its weights are drawn as they are trained, in float32."""
+    K, inputs = len(np.unique(part.labels)), int(np.prod(part.pixels.shape[1:]))
+    with jax.enable_x64(False):
+        return models.MLP(K, inputs, hidden, rngs=nnx.Rngs(seed))
 
 
 def moments(epochs: int, records: int) -> list[int]:
