@@ -177,4 +177,7 @@ def main_all(
         defaults = module(name).Config
         config = defaults.quick() if options.quick else defaults()
         verdicts[name] = run(name, config, options, console)
+        # A compiled program keeps thousands of memory maps, of which Linux allows a process 65,530:
+        # those of all scripts together are too many.
+        jax.clear_caches()
     return conclude(verdicts, console)
