@@ -18,6 +18,7 @@ FLOORS = (
         "threads",
         "leader",
         "processes",
+        "programs",
         "storage",
         "plots",
         "minres",

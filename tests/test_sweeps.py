@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm import batches, cli, grid, processes, record, sweeps
+from ufm import batches, cli, grid, processes, programs, record, sweeps
 from ufm.grid import Grid, Plan
 
 SMALL = {"K": 3, "d": 4, "n": 5, "lam_W": 5e-3, "lam_H": 5e-3, "lam_b": 1e-2}
@@ -125,6 +125,24 @@ def test_a_long_table_is_written_when_a_share_of_it_is_new(tmp_path, monkeypatch
     found = sweeps.sweep(Plan((grid,), steps=5, record_every=5), tmp_path / "out")
     assert len(found["cell"]) == 12  # the end is written anyway
     assert written == [1, 2, 3, 4, 5, 7, 11]  # every row up to 3, then (rows - 3)/2 new ones
+
+
+def test_a_sweep_of_many_shapes_does_not_run_out_of_memory_maps(tmp_path, monkeypatch):
+    limit = tmp_path / "max_map_count"
+    monkeypatch.setattr(programs, "LIMIT", limit)
+
+    def held():
+        return programs.MAPS.read_bytes().count(b"\n")
+
+    plan = Plan((Grid(**SMALL | {"K": [2, 3, 4], "d": [5]}, optimizer="gd"),), steps=5)
+    limit.write_text("0")  # every shape makes room
+    sweeps.sweep(plan)
+    before = held()
+    sweeps.sweep(plan)
+    # Programs of three shapes would be some thousand maps more.
+    assert held() < before + 500
+    limit.unlink()  # a system that does not tell
+    programs.make_room()
 
 
 def test_a_memory_budget_is_kept_and_one_too_small_is_refused(monkeypatch):

@@ -20,6 +20,7 @@ from ufm import certificate, loop, optimizers, theory
 from ufm.grid import Cell, Plan, describe
 from ufm.loop import Limits, Method, State, Status
 from ufm.problem import Params, Problem, init_params, objective
+from ufm.programs import make_room
 from ufm.threads import lapack_on_one_thread
 
 # Most cells side by side. On CPUs 16 small problems fit the cache, and 256 cost a third more each
@@ -248,6 +249,7 @@ def _predicted(cells: Sequence[Cell]) -> Columns:
 @functools.lru_cache(maxsize=1)  # one shape is swept after the other
 def _program(shape: Shape, size: int, precision: str):
     """`_advance` compiled for `size` cells of a shape, spread over the devices."""
+    make_room()
     with jax.enable_x64(True):
         method, one = _method(shape), jax.ShapeDtypeStruct((), jnp.int32)
         cell = Cell(*shape[:3], 1.0, 1.0, 1.0, *shape[3:5], None, None, shape.batch_size, 0)

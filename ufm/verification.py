@@ -20,6 +20,7 @@ from ufm import certificate, hessian, metrics, quotient, reduction, theory
 from ufm.escape import escape
 from ufm.orbits import Orbit
 from ufm.problem import Problem
+from ufm.programs import make_room
 
 VALUE_TOL = 1e-10  # nats between the value found and the closed form
 SPECTRUM_TOL = 1e-10  # between eigenvalues of two routes, relative to the largest
@@ -83,6 +84,7 @@ def verify(
     """
     theory.check_assumptions(problem)
     room.check(problem, starts, rounds)
+    make_room()
     say = report or (lambda _: None)
     key_minimum, key_census, key_escape = jax.random.split(key, 3)
     with jax.enable_x64(True):
