@@ -11,6 +11,7 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
+    {"check"},
     {
         "blocks",
         "geometry",

@@ -22,6 +22,7 @@ from ufm import (
     theory,
 )
 from ufm.certificate import Certificate, certify
+from ufm.check import Refused
 from ufm.descent import Run, descend
 from ufm.grid import Grid, Plan
 from ufm.problem import Params, Problem, gradient, init_params, objective
@@ -34,6 +35,7 @@ __all__ = [
     "Params",
     "Plan",
     "Problem",
+    "Refused",
     "Run",
     "Solution",
     "certificate",

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm import certificate, loop, optimizers, theory
+from ufm.check import Refused
 from ufm.grid import Cell, Plan, describe
 from ufm.loop import Limits, Method, State, Status
 from ufm.problem import Params, Problem, init_params, objective
@@ -66,7 +67,7 @@ def fitted(plan: Plan, cells: Sequence[Cell], memory: int, calls: int) -> tuple[
         calls: how many calls may run at a time; the cells are dealt to all of them.
 
     Raises:
-        ValueError: a budget too small for one cell.
+        Refused: a budget too small for one cell.
     """
     devices = _mesh().devices.size
     most = min(MOST.get(jax.default_backend(), MOST_ELSEWHERE), -(-len(cells) // calls))
@@ -79,7 +80,7 @@ def fitted(plan: Plan, cells: Sequence[Cell], memory: int, calls: int) -> tuple[
         if used <= memory:
             return size, used
         if size == devices:
-            raise ValueError(
+            raise Refused(
                 f"got a budget of {memory / 2**20:.3g} MiB; the least call, {size} times the cell "
                 f"{describe(cells[0])}, needs {used / 2**20:.3g} MiB. Raise it"
             )
@@ -240,7 +241,7 @@ def _predicted(cells: Sequence[Cell]) -> Columns:
     def one(problem: Problem) -> float:
         try:
             return float(theory.global_value(problem))
-        except ValueError:  # outside the theorem
+        except Refused:  # outside the theorem
             return float("nan")
 
     return {"f_star": np.array([one(cell.problem()) for cell in cells])}

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm import newton, orbits, quotient, sources
+from ufm.check import Refused
 from ufm.orbits import Orbit
 from ufm.problem import Params, Problem
 
@@ -51,27 +52,27 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
     """Refuse what a census cannot be taken of.
 
     Raises:
-        ValueError: λ_W or λ_H zero, a quotient too large for matrices, counts below 1.
-        TypeError: array-valued decays.
+        Refused: λ_W or λ_H zero, a quotient too large for matrices, counts below 1;
+            array-valued decays.
     """
     if any(np.ndim(lam) for lam in (problem.lam_W, problem.lam_H, problem.lam_b)):
-        raise TypeError("got array-valued decays; allowed: one problem at a time")
+        raise Refused("got array-valued decays; allowed: one problem at a time")
     for name in ("lam_W", "lam_H"):
         if not float(getattr(problem, name)) > 0:
-            raise ValueError(
+            raise Refused(
                 f"got {name}={getattr(problem, name)}; allowed: > 0. Without decay the infimum is "
                 "not attained, and critical points need not have collapsed"
             )
     size = quotient_of(problem).size
     if size > newton.DENSE_SIZE:
-        raise ValueError(
+        raise Refused(
             f"got a problem of {size} variables in the coordinates of class means; allowed are "
             f"{newton.DENSE_SIZE}. Lower K or d (or make the classes balanced); single critical "
             "points of larger problems are found by ufm.solve"
         )
     for name, value in (("starts", starts), ("rounds", rounds)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"got {name}={value!r}; allowed: an integer >= 1")
+            raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
 
 
 def census(
@@ -106,7 +107,7 @@ def census(
         A `Census`. In float64 whatever JAX's configuration.
 
     Raises:
-        ValueError, TypeError: see `check`.
+        Refused: see `check`.
     """
     check(problem, starts, rounds)
     with jax.enable_x64(True):

@@ -166,8 +166,8 @@ def certify(problem: Problem, params: Params) -> Certificate:
         A `Certificate`; gap ≥ f − f* ≥ 0 up to `resolution`.
 
     Raises:
-        ValueError: wrong shapes, or entries that are not finite.
-        TypeError: arrays that are not real floating, or mixed dtypes.
+        Refused: wrong shapes, or entries that are not finite;
+            arrays that are not real floating, or mixed dtypes.
     """
     check_params(problem, params)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, params))):

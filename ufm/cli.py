@@ -8,6 +8,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from ufm.check import Refused
 from ufm.commands.census import Census
 from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
@@ -59,7 +60,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return command.act()
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except Refused as error:
         print(f"ufm: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:

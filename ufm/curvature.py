@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ufm import problem as model
+from ufm.check import Refused
 from ufm.problem import Params, Problem, matmul
 
 DENSE_LIMIT = 2**31  # bytes of the dense matrix: 16,384 variables
@@ -42,7 +43,7 @@ def linearize(problem: Problem, params: Params) -> Linearization:
     """Precompute P and G of a point, for `apply`, `gauss_newton` and `remainder`. Traceable.
 
     Raises:
-        ValueError, TypeError: if shapes or dtypes of params do not fit the problem.
+        Refused: if shapes or dtypes of params do not fit the problem.
     """
     model.check_params(problem, params)
     P = jax.nn.softmax(model.logits(problem, params), axis=0)
@@ -95,8 +96,8 @@ def check_tangent(problem: Problem, params: Params, tangent: Params) -> None:
     """Refuse tangents whose shapes or dtypes do not fit; leading axes must agree.
 
     Raises:
-        ValueError: trailing shapes differ from W (K, d), H (d, N), b (K,), or leading ones differ.
-        TypeError: a dtype other than that of the params; params that do not fit themselves.
+        Refused: trailing shapes differ from W (K, d), H (d, N), b (K,), or leading ones differ;
+            a dtype other than that of the params; params that do not fit themselves.
     """
     model.check_params(problem, params)
     leading = set()
@@ -104,18 +105,18 @@ def check_tangent(problem: Problem, params: Params, tangent: Params) -> None:
         shape = jnp.shape(arrow)
         batch = len(shape) - point.ndim
         if batch < 0 or shape[batch:] != point.shape:
-            raise ValueError(
+            raise Refused(
                 f"got a tangent whose {name} has shape {shape}; allowed: {point.shape}, or that "
                 "behind leading axes for many tangents at once"
             )
         if getattr(arrow, "dtype", None) != point.dtype:
-            raise TypeError(
+            raise Refused(
                 f"got a tangent whose {name} is {getattr(arrow, 'dtype', type(arrow).__name__)} "
                 f"at params of {point.dtype}; cast one of them"
             )
         leading.add(shape[:batch])
     if len(leading) > 1:
-        raise ValueError(
+        raise Refused(
             f"got leading axes {sorted(leading)} in one tangent; W, H and b must share them"
         )
 
@@ -129,7 +130,7 @@ def product(problem: Problem, params: Params, tangent: Params) -> Params:
         tangent: `Params` of the point's shapes, or with leading axes, one tangent each.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes that do not fit.
+        Refused: shapes or dtypes that do not fit.
     """
     check_tangent(problem, params, tangent)
     return apply(linearize(problem, params), tangent)
@@ -139,7 +140,7 @@ def gauss_newton_product(problem: Problem, params: Params, tangent: Params) -> P
     """The Gauss–Newton part of `product`, decay left out: (1/N) Σ_i J_iᵀ S_i J_i [tangent].
 
     Raises:
-        ValueError, TypeError: shapes or dtypes that do not fit.
+        Refused: shapes or dtypes that do not fit.
     """
     check_tangent(problem, params, tangent)
     return gauss_newton(linearize(problem, params), tangent)
@@ -156,11 +157,11 @@ def unflatten(problem: Problem, vector: Float[Array, "... size"]) -> Params:
     """The inverse of `flatten`; b = 0 without a bias.
 
     Raises:
-        ValueError: if the last axis is not `problem.size` long.
+        Refused: if the last axis is not `problem.size` long.
     """
     K, d, N = problem.K, problem.d, problem.N
     if vector.shape[-1] != problem.size:
-        raise ValueError(
+        raise Refused(
             f"got a vector of length {vector.shape[-1]}; this problem has {problem.size} variables"
         )
     batch = vector.shape[:-1]
@@ -203,13 +204,13 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
     of the params.
 
     Raises:
-        ValueError: wrong shapes, entries that are not finite, or a matrix beyond 2 GiB.
-        TypeError: arrays that are not real floating, or mixed dtypes.
+        Refused: wrong shapes, entries that are not finite, or a matrix beyond 2 GiB;
+            arrays that are not real floating, or mixed dtypes.
     """
     model.check_params(problem, params)
     size = problem.size
     if 8 * size**2 > DENSE_LIMIT:
-        raise ValueError(
+        raise Refused(
             f"got {size} variables: the dense Hessian would take {8 * size**2 / 2**30:.1f} GiB, "
             f"allowed are {DENSE_LIMIT / 2**30:.0f}. Use hessian.extreme for single eigenpairs, "
             "hessian.inertia for the index, hessian.spectrum at critical points"

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm import leader, optimizers
+from ufm.check import Refused
 from ufm.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
 from ufm.problem import Params, Problem, check_finite, check_params, objective
 from ufm.threads import lapack_on_one_thread
@@ -91,7 +92,7 @@ def descend(
         A `Run`; status is "converged", "certified", "step_limit" or "diverged".
 
     Raises:
-        ValueError, TypeError: for arguments outside these ranges, before anything is computed.
+        Refused: for arguments outside these ranges, before anything is computed.
     """
     check(
         problem, params, optimizer, steps=steps, learning_rate=learning_rate, momentum=momentum,
@@ -143,20 +144,20 @@ def check(
     """Refuse what `descend` would refuse, without computing anything.
 
     Raises:
-        ValueError, TypeError: with what was got, what is allowed and how to mend it.
+        Refused: with what was got, what is allowed and how to mend it.
     """
     check_params(problem, params)
     check_finite(params)
     optimizers.check_method(optimizer, learning_rate, momentum, batch_size)
     for name, value in (("steps", steps), ("record_every", record_every)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"got {name}={value!r}; allowed: an integer >= 1")
+            raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
     for name, tolerance in (("grad_tol", grad_tol), ("gap_tol", gap_tol)):
         if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
-            raise ValueError(f"got {name}={tolerance!r}; allowed: a finite number > 0, or None")
+            raise Refused(f"got {name}={tolerance!r}; allowed: a finite number > 0, or None")
     eps = float(jnp.finfo(params.W.dtype).eps)
     if gap_tol is not None and gap_tol < eps:
-        raise ValueError(
+        raise Refused(
             f"got gap_tol={gap_tol} for params in {params.W.dtype}, which resolves {eps:.1e}; "
             "raise it, or run in float64: jax.config.update('jax_enable_x64', True)"
         )
@@ -166,11 +167,11 @@ def check(
 
 def _check_batch(problem: Problem, batch_size: int, key: Array | None) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-        raise TypeError(f"got batch_size={batch_size!r}; allowed: an integer")
+        raise Refused(f"got batch_size={batch_size!r}; allowed: an integer")
     if not 1 <= batch_size <= problem.N:
-        raise ValueError(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")
+        raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")
     if key is None:
-        raise ValueError("got batch_size without key; minibatches need one: jax.random.key(seed)")
+        raise Refused("got batch_size without key; minibatches need one: jax.random.key(seed)")
 
 
 def prepare(
@@ -234,7 +235,7 @@ def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
         arrays: what `pack` returned.
 
     Raises:
-        ValueError: if the arrays belong to another structure.
+        Refused: if the arrays belong to another structure.
     """
     leaves, structure = jax.tree.flatten(like)
     restored = []
@@ -243,7 +244,7 @@ def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
         plain = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         if x is None or x.shape != plain.shape or x.dtype != plain.dtype:
             got = "nothing" if x is None else f"{x.dtype}{x.shape}"
-            raise ValueError(
+            raise Refused(
                 f"got {got} for state/{i}, which this optimiser keeps as "
                 f"{plain.dtype}{plain.shape}: the arrays belong to another run"
             )

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from ufm import curvature, lanczos
 from ufm import problem as model
+from ufm.check import Refused
 from ufm.curvature import Linearization, Orbit, apply, flatten, in_float64, unflatten
 from ufm.inertia import inertia
 from ufm.problem import Params, Problem, matmul
@@ -210,25 +211,25 @@ def extreme(
         max_products: cap on Hessian products; a search that meets it converged in nothing.
 
     Raises:
-        ValueError: k out of range (with `orbit`: beyond size − d(d−1)/2 − 1), `exact` with
-            `orbit`, an unknown end, wrong shapes, entries that are not finite.
-        TypeError: arrays that are not real floating, mixed dtypes, array-valued decays, traced
+        Refused: k out of range (with `orbit`: beyond size − d(d−1)/2 − 1), `exact` with
+            `orbit`, an unknown end, wrong shapes, entries that are not finite;
+            arrays that are not real floating, mixed dtypes, array-valued decays, traced
             values.
     """
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, params))):
-        raise TypeError("got traced values: extreme runs on the host; call it outside jit and vmap")
+        raise Refused("got traced values: extreme runs on the host; call it outside jit and vmap")
     model.check_params(problem, params)
     model.check_finite(params)
     decays = (problem.lam_W, problem.lam_H, problem.lam_b)
     if any(np.ndim(lam) for lam in decays):
-        raise TypeError(f"got decays {decays}; allowed: one number each, a problem at a time")
+        raise Refused(f"got decays {decays}; allowed: one number each, a problem at a time")
     size, room = problem.size, problem.size
     if orbit:
         room = size - problem.d * (problem.d - 1) // 2 - 1
     if not 1 <= k <= room:
-        raise ValueError(f"got k={k}; this Hessian has {room} eigenpairs to give, allowed: 1 to it")
+        raise Refused(f"got k={k}; this Hessian has {room} eigenpairs to give, allowed: 1 to it")
     if orbit and exact:
-        raise ValueError("got exact and orbit; inertia counts on all tangents: choose one of them")
+        raise Refused("got exact and orbit; inertia counts on all tangents: choose one of them")
     sizes, sign = lanczos.plan(size, k, which), 1 if which == "smallest" else -1
     with jax.enable_x64(True):
         at, closed, tangents = _prepared(problem, in_float64(params))

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from ufm import certificate, loop, newton, reduction
 from ufm import problem as model
+from ufm.check import Refused
 from ufm.curvature import dense, flatten, in_float64, unflatten
 from ufm.loop import Method, State, Status
 from ufm.problem import Params, Problem
@@ -112,9 +113,9 @@ def escape(
         An `Escape`. That `gap` closes is possible where the certificate is tight, d ≥ K−1.
 
     Raises:
-        ValueError: no saddle or not critical, too large, an argument out of range, wrong shapes
-            or entries that are not finite.
-        TypeError: arrays that are not real floating, array-valued decays, traced values.
+        Refused: no saddle or not critical, too large, an argument out of range, wrong shapes
+            or entries that are not finite;
+            arrays that are not real floating, array-valued decays, traced values.
     """
     lengths = np.atleast_1d(np.asarray(epsilon, np.float64))
     _check(problem, lengths, batch_size, learning_rate, delta, steps)
@@ -153,40 +154,40 @@ def escape(
 def _check(problem: Problem, lengths, batch_size, learning_rate, delta, steps) -> None:
     """Refuse arguments that no run can be made with."""
     if problem.size > newton.DENSE_SIZE:
-        raise ValueError(
+        raise Refused(
             f"got a problem of {problem.size} variables; allowed are {newton.DENSE_SIZE}, since "
             "the whole eigenspace is computed. Lower n: ufm.quotient.of_width(problem, d) has the "
             "same saddles with one sample a class"
         )
     if lengths.ndim != 1 or not np.all((lengths > 0) & (lengths < delta)):
-        raise ValueError(
+        raise Refused(
             f"got epsilon={lengths} with delta={delta}; allowed: 0 < epsilon < delta, a number or "
             "one axis of them"
         )
     if learning_rate is not None and not 0 < learning_rate < np.inf:
-        raise ValueError(f"got learning_rate={learning_rate}; allowed: a finite number > 0")
+        raise Refused(f"got learning_rate={learning_rate}; allowed: a finite number > 0")
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"got steps={steps!r}; allowed: an integer >= 1")
+        raise Refused(f"got steps={steps!r}; allowed: an integer >= 1")
     if batch_size is not None and not 1 <= batch_size <= problem.N:
-        raise ValueError(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}, or None")
+        raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}, or None")
 
 
 def unstable(problem: Problem, saddle: Params, key: Array) -> Unstable:
     """A random unit tangent and its part in the eigenspace of the least eigenvalue of ∇²f.
 
     Raises:
-        ValueError: if the point is not critical, or has no negative eigenvalue.
+        Refused: if the point is not critical, or has no negative eigenvalue.
     """
     residual, allowed = reduction.critical_residual(problem, saddle)
     if not residual <= allowed:
-        raise ValueError(
+        raise Refused(
             f"got a point with residual |grad f| = {residual:.3g}; a saddle needs <= "
             f"{allowed:.3g}. Polish it with ufm.solve(problem, point, descend=False)"
         )
     values, vectors = np.linalg.eigh(np.asarray(dense(problem, saddle)))
     size = max(-values[0], values[-1])
     if not values[0] < -_CLUSTER * size:
-        raise ValueError(
+        raise Refused(
             f"got a point whose least eigenvalue is {values[0]:.3g}; allowed: a strict saddle, "
             "with a negative one"
         )

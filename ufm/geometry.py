@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.check import Refused
+
 
 def helmert(K: int) -> Float[np.ndarray, "K K-1"]:
     """Orthonormal basis E of the complement of 1: EᵀE = I, Eᵀ1 = 0, E Eᵀ = I − 11ᵀ/K.
@@ -35,10 +37,10 @@ def orthonormal_frame(key: Array, d: int, r: int, dtype=None) -> Float[Array, "d
     which QR would prefer some orientations.
 
     Raises:
-        ValueError: if r > d, since no such frame exists.
+        Refused: if r > d, since no such frame exists.
     """
     if r > d:
-        raise ValueError(f"got r={r} > d={d}: R^{d} has at most {d} orthonormal vectors; lower r")
+        raise Refused(f"got r={r} > d={d}: R^{d} has at most {d} orthonormal vectors; lower r")
     Q, R = jnp.linalg.qr(jax.random.normal(key, (d, r), float if dtype is None else dtype))
     return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
 
@@ -53,12 +55,12 @@ def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[A
         dtype: floating dtype; None takes JAX's default.
 
     Raises:
-        ValueError: if K < 2 or d < K − 1.
+        Refused: if K < 2 or d < K − 1.
     """
     if K < 2:
-        raise ValueError(f"got K={K}: a simplex needs K >= 2 classes")
+        raise Refused(f"got K={K}: a simplex needs K >= 2 classes")
     if d < K - 1:
-        raise ValueError(
+        raise Refused(
             f"got d={d} < K-1={K - 1}: a simplex ETF of K={K} vectors spans K-1 dimensions; "
             f"use d >= {K - 1}"
         )
@@ -85,7 +87,7 @@ def etf_classifier(K: int, d: int, key: Array | None = None, dtype=None) -> Floa
         dtype: floating dtype; None takes JAX's default.
 
     Raises:
-        ValueError: if K < 2 or d < K − 1.
+        Refused: if K < 2 or d < K − 1.
     """
     if key is not None or d < K or K < 2:
         return simplex_etf(K, d, key, dtype)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ufm import optimizers
+from ufm.check import Refused
 from ufm.problem import Problem
 
 
@@ -82,7 +83,7 @@ class Grid:
             several = isinstance(value, Sequence) and not isinstance(value, str)
             values = list(value) if several else [value]
             if not values:
-                raise ValueError(f"got {name} without a value; allowed: one value or more")
+                raise Refused(f"got {name} without a value; allowed: one value or more")
             axes.append([tuple(x) if isinstance(x, list) else x for x in values])
         return [Cell._make(combination) for combination in itertools.product(*axes)]
 
@@ -109,7 +110,7 @@ class Plan:
         """Every cell of every grid, checked.
 
         Raises:
-            ValueError, TypeError: a cell that makes no sense or occurs twice, naming it.
+            Refused: a cell that makes no sense or occurs twice, naming it.
         """
         self._check()
         found: dict[Cell, None] = {}
@@ -120,28 +121,28 @@ class Plan:
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{error} (in the cell {describe(cell)})") from None
             if cell in found:
-                raise ValueError(f"got the cell {describe(cell)} twice; allowed: each once")
+                raise Refused(f"got the cell {describe(cell)} twice; allowed: each once")
             found[cell] = None
         return list(found)
 
     def _check(self) -> None:
         if not self.grids:
-            raise ValueError("got no grid; allowed: one or more")
+            raise Refused("got no grid; allowed: one or more")
         for name in ("steps", "record_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"got {name}={value!r}; allowed: an integer >= 1")
+                raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
         for name in ("grad_tol", "gap_tol", "scale"):
             value = getattr(self, name)
             if value is None and name != "scale":
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"got {name}={value!r}; allowed: a number > 0")
+                raise Refused(f"got {name}={value!r}; allowed: a number > 0")
         if self.precision not in ("float64", "float32"):
-            raise ValueError(f"got precision={self.precision!r}; allowed: 'float64', 'float32'")
+            raise Refused(f"got precision={self.precision!r}; allowed: 'float64', 'float32'")
         eps = float(jnp.finfo(self.precision).eps)
         if self.gap_tol is not None and self.gap_tol < eps:
-            raise ValueError(
+            raise Refused(
                 f"got gap_tol={self.gap_tol} in {self.precision}, which resolves {eps:.1e}; "
                 "raise it, or set precision = 'float64'"
             )
@@ -153,12 +154,12 @@ class Plan:
 
 def _check_method(cell: Cell, problem: Problem) -> None:
     if not isinstance(cell.optimizer, str):
-        raise TypeError(f"got optimizer={cell.optimizer!r}; allowed: a name")
+        raise Refused(f"got optimizer={cell.optimizer!r}; allowed: a name")
     optimizers.check_method(cell.optimizer, cell.learning_rate, cell.momentum, cell.batch_size)
     if cell.batch_size is not None and not 1 <= cell.batch_size <= problem.N:
-        raise ValueError(f"got batch_size={cell.batch_size}; allowed: 1 to N={problem.N}")
+        raise Refused(f"got batch_size={cell.batch_size}; allowed: 1 to N={problem.N}")
     if isinstance(cell.seed, bool) or not isinstance(cell.seed, int) or not 0 <= cell.seed < 2**32:
-        raise ValueError(f"got seed={cell.seed!r}; allowed: an integer from 0 to 2³² − 1")
+        raise Refused(f"got seed={cell.seed!r}; allowed: an integer from 0 to 2³² − 1")
 
 
 def describe(cell: Cell) -> str:
@@ -170,25 +171,25 @@ def read(path: Path) -> Plan:
     """The plan in a TOML file, in the form of the module's head.
 
     Raises:
-        ValueError: no such file, no TOML, or a key that means nothing, with its line and the
+        Refused: no such file, no TOML, or a key that means nothing, with its line and the
             allowed ones.
     """
     try:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
     except FileNotFoundError:
-        raise ValueError(f"got {path}, which does not exist; allowed: a TOML file") from None
+        raise Refused(f"got {path}, which does not exist; allowed: a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"got {path}, which is no TOML: {error}") from None
+        raise Refused(f"got {path}, which is no TOML: {error}") from None
     shared = [f.name for f in fields(Plan) if f.name != "grids"]
     grids = table.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
-        raise ValueError(f"got {path} with a key `grid`; allowed: tables [[grid]], each a grid")
+        raise Refused(f"got {path} with a key `grid`; allowed: tables [[grid]], each a grid")
     for place, keys in enumerate((table, *grids)):
         allowed = [*Cell._fields, *shared] if place == 0 else list(Cell._fields)
         for key in keys:
             if key not in allowed:
-                raise ValueError(_unknown(path, text, place, key, allowed))
+                raise Refused(_unknown(path, text, place, key, allowed))
     common = {name: x for name, x in table.items() if name in Cell._fields}
     rest = {name: x for name, x in table.items() if name in shared}
     return Plan(tuple(Grid(**common | grid) for grid in grids), **rest)

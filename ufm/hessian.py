@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm import problem as model
+from ufm.check import Refused
 from ufm.curvature import (
     Linearization,
     apply,
@@ -103,14 +104,14 @@ def density(
         width: smoothing > 0; None takes 1/100 of the range of the nodes.
 
     Raises:
-        ValueError: probes, steps, points or width out of range; wrong shapes, non-finite entries.
-        TypeError: arrays that are not real floating, or mixed dtypes.
+        Refused: probes, steps, points or width out of range; wrong shapes, non-finite entries;
+            arrays that are not real floating, or mixed dtypes.
     """
     for name, value in (("probes", probes), ("steps", steps), ("points", points)):
         if value < 2:
-            raise ValueError(f"got {name}={value}; allowed: an integer >= 2")
+            raise Refused(f"got {name}={value}; allowed: an integer >= 2")
     if width is not None and not width > 0:
-        raise ValueError(f"got width={width}; allowed: a number > 0, or None")
+        raise Refused(f"got width={width}; allowed: a number > 0, or None")
     model.check_params(problem, params)
     model.check_finite(params)
     with jax.enable_x64(True):

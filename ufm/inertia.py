@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
+from ufm.check import Refused
 from ufm.problem import Params, Problem
 from ufm.reduction import (
     EPS,
@@ -161,10 +162,10 @@ def inertia(
         tolerance: τ > 0; None takes 1024 times the rounding errors.
 
     Raises:
-        ValueError: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
+        Refused: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
             eigenvalue of the H-block (from λ_H on); a complement beyond 2 GiB; wrong shapes or
-            entries that are not finite.
-        TypeError: arrays that are not real floating, array-valued decays, traced values.
+            entries that are not finite;
+            arrays that are not real floating, array-valued decays, traced values.
     """
     core = reduce(problem, point)
     check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
@@ -179,7 +180,7 @@ def inertia(
     edges = (shift - margin, shift + margin)
     needed = 32 * max(rounding(core, edge, poles) for edge in edges)
     if not margin >= needed:
-        raise ValueError(
+        raise Refused(
             f"got tolerance={margin:.3g} at shift={shift:.6g}, where rounding alone needs "
             f"{needed:.3g}: eigenvalues this close to the shift are undecided. Raise the "
             f"tolerance, or move the shift away from lam_H={lam_H:.6g}"

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.check import Refused
 from ufm.problem import matmul
 
 STATUSES = ("iteration_limit", "converged", "not_finite")
@@ -85,15 +86,15 @@ def plan(size: int, k: int, which: str, width: int | None = None) -> Plan:
     """The sizes of a solve; refuses what cannot be solved.
 
     Raises:
-        ValueError: k outside 1 … size, width < 1, or an unknown end.
+        Refused: k outside 1 … size, width < 1, or an unknown end.
     """
     if which not in ("smallest", "largest"):
-        raise ValueError(f"got which={which!r}; allowed: 'smallest' or 'largest'")
+        raise Refused(f"got which={which!r}; allowed: 'smallest' or 'largest'")
     if not 1 <= k <= size:
-        raise ValueError(f"got k={k}; this operator has {size} eigenpairs, allowed: 1 <= k <= size")
+        raise Refused(f"got k={k}; this operator has {size} eigenpairs, allowed: 1 <= k <= size")
     width = 4 if width is None else width
     if width < 1:
-        raise ValueError(f"got width={width}; allowed: an integer >= 1")
+        raise Refused(f"got width={width}; allowed: an integer >= 1")
     keep = k + 2 * width
     return Plan(size, k, width, keep, keep + STEPS * width)
 
@@ -331,16 +332,16 @@ def extreme(
         width: vectors a block, 4 by default.
 
     Raises:
-        ValueError: k, width, tol, max_products or which out of range, or a start of wrong shape.
+        Refused: k, width, tol, max_products or which out of range, or a start of wrong shape.
     """
     sizes, sign = plan(size, k, which, width), 1 if which == "smallest" else -1
     if not 0 < tol < 1:
-        raise ValueError(f"got tol={tol}; allowed: between 0 and 1, relative to the norm")
+        raise Refused(f"got tol={tol}; allowed: between 0 and 1, relative to the norm")
     if max_products < 1:
-        raise ValueError(f"got max_products={max_products}; allowed: an integer >= 1")
+        raise Refused(f"got max_products={max_products}; allowed: an integer >= 1")
     rows = (k + sizes.width, size)
     if start is not None and start.shape != rows:
-        raise ValueError(f"got a start of shape {start.shape}; allowed: {rows}")
+        raise Refused(f"got a start of shape {start.shape}; allowed: {rows}")
     if size < sizes.rows + 2 * sizes.width:
         dtype = float if start is None else start.dtype
         *pairs, norm = _dense(operator, sign, k, jnp.eye(size, dtype=dtype))

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm import problem as model
 from ufm.blocks import AXIS
+from ufm.check import Refused
 from ufm.problem import Params, Problem, check_params
 
 
@@ -43,13 +44,13 @@ def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
         classes: split the rows of W and b as well.
 
     Raises:
-        ValueError: N, or with `classes` K, is no multiple of the number of devices.
+        Refused: N, or with `classes` K, is no multiple of the number of devices.
     """
     devices = mesh.shape[AXIS]
     for name, size in (("N", problem.N), *((("K", problem.K),) if classes else ())):
         if size % devices:
             near = size - size % devices or devices
-            raise ValueError(
+            raise Refused(
                 f"got {name}={size} on {devices} devices; allowed: a multiple of {devices}, such "
                 f"as {near}, or a mesh of fewer devices: ufm.mesh.over_samples(jax.devices()[:k])"
             )
@@ -65,7 +66,7 @@ def place(problem: Problem, params: Params, mesh: Mesh, classes: bool = False) -
         params: a point of the problem.
 
     Raises:
-        ValueError, TypeError: sizes that do not divide, params that do not fit the problem.
+        Refused: sizes that do not divide, params that do not fit the problem.
     """
     check_params(problem, params)
     return jax.device_put(params, shardings(problem, mesh, classes))
@@ -86,7 +87,7 @@ def init_params(
         mesh, classes: as for `shardings`.
 
     Raises:
-        ValueError: sizes that do not divide, or a scale that is negative or not finite.
+        Refused: sizes that do not divide, or a scale that is negative or not finite.
     """
     build = partial(model.init_params, problem=problem, scale=scale, dtype=dtype)
     return jax.jit(build, out_shardings=shardings(problem, mesh, classes))(key)

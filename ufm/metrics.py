@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm import blocks
+from ufm.check import Refused
 
 
 class Collapse(NamedTuple):
@@ -77,9 +78,9 @@ def collapse(W, H, b, labels) -> Collapse:
         A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input.
 
     Raises:
-        ValueError: shapes that do not fit, K < 2, a number of distinct labels other than K (an
-            empty class), entries that are not finite.
-        TypeError: labels that are no integers, or complex or non-numeric arrays.
+        Refused: shapes that do not fit, K < 2, a number of distinct labels other than K (an
+            empty class), entries that are not finite;
+            labels that are no integers, or complex or non-numeric arrays.
     """
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
     xp = jnp if in_jax else np
@@ -92,12 +93,12 @@ def collapse(W, H, b, labels) -> Collapse:
 def _floating(xp: ModuleType, name: str, x):
     x = xp.asarray(x)
     if not (xp.issubdtype(x.dtype, xp.floating) or xp.issubdtype(x.dtype, xp.integer)):
-        raise TypeError(f"got {name} of dtype {x.dtype}; allowed: real numbers")
+        raise Refused(f"got {name} of dtype {x.dtype}; allowed: real numbers")
     if xp is np or not xp.issubdtype(x.dtype, xp.floating):
         x = x.astype(float)
     if not isinstance(x, jax.core.Tracer) and not bool(xp.all(xp.isfinite(x))):
         bad = int(xp.sum(~xp.isfinite(x)))
-        raise ValueError(
+        raise Refused(
             f"got {bad} non-finite entries in {name} of shape {x.shape}; allowed: finite numbers. "
             "Drop or repair the samples they come from"
         )
@@ -108,27 +109,25 @@ def _class_index(W, H, b, labels) -> np.ndarray:
     """Row of W for each label, after checking that the four arrays fit together."""
     if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
         hint = "; H looks transposed" if H.ndim == 2 and H.shape[-1] == W.shape[-1] else ""
-        raise ValueError(
+        raise Refused(
             f"got W {W.shape} and H {H.shape}; allowed: W (K, d) and H (d, N), samples as "
             f"columns{hint}"
         )
     K, N = W.shape[0], H.shape[1]
     if K < 2:
-        raise ValueError(f"got K={K} rows in W; neural collapse is about K >= 2 classes")
+        raise Refused(f"got K={K} rows in W; neural collapse is about K >= 2 classes")
     if b.shape != (K,):
-        raise ValueError(f"got b with shape {b.shape}; allowed: ({K},), one entry a row of W")
+        raise Refused(f"got b with shape {b.shape}; allowed: ({K},), one entry a row of W")
     if isinstance(labels, jax.core.Tracer):
-        raise TypeError("got traced labels; allowed: concrete integers (close over them)")
+        raise Refused("got traced labels; allowed: concrete integers (close over them)")
     labels = np.asarray(labels)
     if labels.shape != (N,):
-        raise ValueError(
-            f"got labels with shape {labels.shape}; allowed: ({N},), one a column of H"
-        )
+        raise Refused(f"got labels with shape {labels.shape}; allowed: ({N},), one a column of H")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"got labels of dtype {labels.dtype}; allowed: integers")
+        raise Refused(f"got labels of dtype {labels.dtype}; allowed: integers")
     values, index = np.unique(labels, return_inverse=True)
     if len(values) != K:
-        raise ValueError(
+        raise Refused(
             f"got {len(values)} distinct labels {values[:8].tolist()} for K={K} rows of W; every "
             "class needs a sample: drop the rows of absent classes, or add their samples"
         )

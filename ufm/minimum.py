@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm import geometry
+from ufm.check import Refused
 from ufm.problem import Params, Problem
 
 
@@ -30,21 +31,21 @@ def check_assumptions(problem: Problem) -> None:
     """Refuse a problem outside the theorem: it needs d ≥ K−1, equal counts and λ_W, λ_H > 0.
 
     Raises:
-        ValueError: naming the assumption that fails and what is still known there.
+        Refused: naming the assumption that fails and what is still known there.
     """
     if not problem.balanced:
-        raise ValueError(
+        raise Refused(
             f"got unequal class counts n={problem.n}: the closed form assumes balanced classes; "
             "use one n for all, or bound the optimum with ufm.certify, which holds for any counts"
         )
     if problem.d < problem.K - 1:
-        raise ValueError(
+        raise Refused(
             f"got d={problem.d} < K-1={problem.K - 1}: the closed form assumes d >= K-1, since a "
             "simplex ETF spans K-1 dimensions; raise d, or bound the optimum with ufm.certify"
         )
     for name, lam in zip(("lam_W", "lam_H"), _decays(problem), strict=True):
         if np.any(lam <= 0):
-            raise ValueError(
+            raise Refused(
                 f"got {name}={getattr(problem, name)}: the closed form assumes lam_W > 0 and "
                 "lam_H > 0; without decay the infimum is not attained"
             )
@@ -118,7 +119,7 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
         dtype: floating dtype; None takes JAX's default.
 
     Raises:
-        ValueError: outside the theorem's assumptions.
+        Refused: outside the theorem's assumptions.
     """
     check_assumptions(problem)
     lam_W, lam_H = _decays(problem)

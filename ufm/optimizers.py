@@ -32,6 +32,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from ufm.check import Refused
 from ufm.lbfgs import lbfgs
 from ufm.problem import Problem
 
@@ -93,45 +94,45 @@ def check_method(name, learning_rate, momentum, batch_size) -> None:
     """Refuse an unknown name or hyperparameters that its method does not have.
 
     Raises:
-        ValueError, TypeError: with what was got and what is allowed.
+        Refused: with what was got and what is allowed.
     """
     if isinstance(name, optax.GradientTransformation):
         if learning_rate is not None or momentum is not None:
-            raise ValueError(
+            raise Refused(
                 "got learning_rate or momentum beside an optax transformation; set them inside "
                 "it, for example optax.sgd(0.1, momentum=0.9)"
             )
         return
     if name not in NAMES:
-        raise ValueError(
+        raise Refused(
             f"got optimizer={name!r}; allowed: {', '.join(NAMES)}, or an optax transformation "
             "such as optax.adamw(1e-3)"
         )
     if name in FULL_BATCH_ONLY and batch_size is not None:
-        raise ValueError(
+        raise Refused(
             f"got batch_size={batch_size} with {name!r}, a full-batch method; allowed with "
             "minibatches: sgd, adam, or an optax transformation"
         )
     if name == "sgd" and batch_size is None:
-        raise ValueError("got optimizer='sgd' without batch_size; give one, or use 'heavy_ball'")
+        raise Refused("got optimizer='sgd' without batch_size; give one, or use 'heavy_ball'")
     if name == "lbfgs" and learning_rate is not None:
-        raise ValueError("got a learning_rate for 'lbfgs', whose line search finds the step")
+        raise Refused("got a learning_rate for 'lbfgs', whose line search finds the step")
     _check_hyperparameters(name, learning_rate, momentum, batch_size)
 
 
 def _check_hyperparameters(name: str, learning_rate, momentum, batch_size) -> None:
     if learning_rate == "auto" and (batch_size is not None or name == "adam"):
-        raise ValueError(
+        raise Refused(
             "got learning_rate='auto', which is derived for full-batch gd, heavy_ball and "
             f"nesterov; give {name!r} a number or an optax schedule"
         )
     if isinstance(learning_rate, str) and learning_rate != "auto":
-        raise ValueError(f"got learning_rate={learning_rate!r}; allowed: 'auto' or a number > 0")
+        raise Refused(f"got learning_rate={learning_rate!r}; allowed: 'auto' or a number > 0")
     if isinstance(learning_rate, int | float) and not (
         math.isfinite(learning_rate) and learning_rate > 0
     ):
-        raise ValueError(f"got learning_rate={learning_rate}; allowed: finite and > 0")
+        raise Refused(f"got learning_rate={learning_rate}; allowed: finite and > 0")
     if momentum is not None and name not in MOMENTUM:
-        raise ValueError(f"got momentum={momentum} for {name!r}; it has none. Use 'heavy_ball'")
+        raise Refused(f"got momentum={momentum} for {name!r}; it has none. Use 'heavy_ball'")
     if isinstance(momentum, int | float) and not 0 <= momentum < 1:
-        raise ValueError(f"got momentum={momentum}; allowed: 0 <= momentum < 1")
+        raise Refused(f"got momentum={momentum}; allowed: 0 <= momentum < 1")

@@ -96,7 +96,7 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     on n; eigenvalues are those of the problem itself.
 
     Raises:
-        ValueError: if the point is not critical.
+        Refused: if the point is not critical.
     """
     mean_problem = quotient.of_width(problem, problem.d)
     frame = jnp.eye(problem.d, small.W.shape[1])

@@ -20,6 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
+from ufm.check import Refused
+
 # Widths in inches of a column, or of the text where a venue has one column.
 WIDTHS = {
     "icml": 3.25,
@@ -88,10 +90,10 @@ def figure(width: str | float, height: float, rows: int = 1, columns: int = 1, *
         options: for `Figure.subplots`, for example sharex=True.
 
     Raises:
-        ValueError: if the width is no name of `WIDTHS`.
+        Refused: if the width is no name of `WIDTHS`.
     """
     if isinstance(width, str) and width not in WIDTHS:
-        raise ValueError(f"got width={width!r}; allowed: inches, or one of {', '.join(WIDTHS)}")
+        raise Refused(f"got width={width!r}; allowed: inches, or one of {', '.join(WIDTHS)}")
     inches = WIDTHS[width] if isinstance(width, str) else width
     canvas = Figure(figsize=(inches, height), layout="constrained")
     return canvas, canvas.subplots(rows, columns, squeeze=False, **options)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from ufm import blocks, losses
+from ufm.check import Refused
 
 
 class Params(NamedTuple):
@@ -49,7 +50,7 @@ class Problem:
         bias: False removes b from the model.
 
     Raises:
-        ValueError, TypeError: for sizes or decays outside these ranges.
+        Refused: for sizes or decays outside these ranges.
     """
 
     K: int
@@ -64,7 +65,7 @@ class Problem:
         K = _size("K", self.K, 2, "a classifier needs two classes")
         d = _size("d", self.d, 1, "features need one dimension")
         if not isinstance(self.bias, bool | np.bool_):
-            raise TypeError(f"got bias={self.bias!r}; allowed: True or False")
+            raise Refused(f"got bias={self.bias!r}; allowed: True or False")
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "d", d)
         object.__setattr__(self, "n", _class_counts(self.n, K))
@@ -125,9 +126,9 @@ def _size(name: str, value, least: int, why: str) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"got {name}={value!r}; allowed: an integer >= {least}") from None
+        raise Refused(f"got {name}={value!r}; allowed: an integer >= {least}") from None
     if number < least:
-        raise ValueError(f"got {name}={number}; allowed: an integer >= {least} ({why})")
+        raise Refused(f"got {name}={number}; allowed: an integer >= {least} ({why})")
     return number
 
 
@@ -135,7 +136,7 @@ def _class_counts(n, K: int) -> int | tuple[int, ...]:
     if not isinstance(n, Sequence | np.ndarray) or np.ndim(n) == 0:
         return _size("n", n, 1, "every class needs a sample")
     if np.shape(n) != (K,):
-        raise ValueError(
+        raise Refused(
             f"got n={n!r} with shape {np.shape(n)}; allowed: an integer, or K={K} counts, "
             "one a class"
         )
@@ -149,9 +150,9 @@ def _check_decay(name: str, value) -> None:
     try:
         number = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"got {name}={value!r}; allowed: a number >= 0") from None
+        raise Refused(f"got {name}={value!r}; allowed: a number >= 0") from None
     if not np.all(np.isfinite(number) & (number >= 0)):
-        raise ValueError(
+        raise Refused(
             f"got {name}={value!r}; allowed: finite and >= 0 (a negative decay leaves the "
             "objective unbounded below)"
         )
@@ -161,26 +162,26 @@ def check_params(problem: Problem, params: Params) -> None:
     """Refuse params whose shapes or dtypes do not fit the problem; works on tracers too.
 
     Raises:
-        ValueError: a shape differs from W (K, d), H (d, N), b (K,).
-        TypeError: an entry is no array of floats, or dtypes are mixed.
+        Refused: a shape differs from W (K, d), H (d, N), b (K,);
+            an entry is no array of floats, or dtypes are mixed.
     """
     K, d, N = problem.K, problem.d, problem.N
     dtypes = set()
     for name, value, shape in zip("WHb", params, ((K, d), (d, N), (K,)), strict=True):
         if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
             got = getattr(value, "dtype", type(value).__name__)
-            raise TypeError(
+            raise Refused(
                 f"got {name} of {got}; allowed: a real floating array, for example "
                 f"jnp.asarray({name}, float)"
             )
         if value.shape != shape:
-            raise ValueError(
+            raise Refused(
                 f"got {name} with shape {value.shape}; this problem (K={K}, d={d}, N={N}) needs "
                 f"{shape}" + (": columns of H are samples" if name == "H" else "")
             )
         dtypes.add(jnp.dtype(value.dtype))
     if len(dtypes) > 1:
-        raise TypeError(
+        raise Refused(
             f"got mixed dtypes {sorted(map(str, dtypes))} in params; cast W, H and b to one, for "
             "example with jax.tree.map(lambda x: x.astype(jnp.float64), params)"
         )
@@ -190,14 +191,14 @@ def check_finite(params: Params) -> None:
     """Refuse NaN and infinities in concrete params; tracers pass.
 
     Raises:
-        ValueError: naming the array and how many of its entries are not finite.
+        Refused: naming the array and how many of its entries are not finite.
     """
     for name, value in zip("WHb", params, strict=True):
         if isinstance(value, jax.core.Tracer):
             continue
         bad = int(jnp.sum(~jnp.isfinite(value)))
         if bad:
-            raise ValueError(
+            raise Refused(
                 f"got {bad} non-finite entries in {name} of shape {value.shape}; allowed: finite "
                 "numbers. Look for a diverged run, or for NaN in the features that were loaded"
             )
@@ -213,10 +214,10 @@ def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) ->
         dtype: floating dtype; None takes JAX's default (float64 once x64 is switched on).
 
     Raises:
-        ValueError: if scale is negative or not finite.
+        Refused: if scale is negative or not finite.
     """
     if not isinstance(scale, jax.core.Tracer) and not (np.isfinite(scale) and scale >= 0):
-        raise ValueError(f"got scale={scale!r}; allowed: a finite number >= 0")
+        raise Refused(f"got scale={scale!r}; allowed: a finite number >= 0")
     dtype = float if dtype is None else dtype
     key_W, key_H = jax.random.split(key)
     W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
@@ -251,7 +252,7 @@ def objective(problem: Problem, params: Params) -> Scalar:
     """f(W, H, b) = (1/N) Σ_i ℓ(W h_i + b, y_i) + decay, in nats (Zhu et al. 2021, eq. 4).
 
     Raises:
-        ValueError, TypeError: if shapes or dtypes of params do not fit the problem.
+        Refused: if shapes or dtypes of params do not fit the problem.
     """
     check_params(problem, params)
 
@@ -275,7 +276,7 @@ def gradient(problem: Problem, params: Params) -> Params:
     In closed form, equal to automatic differentiation of `objective`; ∇_b = 0 without a bias.
 
     Raises:
-        ValueError, TypeError: if shapes or dtypes of params do not fit the problem.
+        Refused: if shapes or dtypes of params do not fit the problem.
     """
     check_params(problem, params)
     return add_decay(problem, params, products(problem, params))

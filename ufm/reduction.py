@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from ufm import problem as model
+from ufm.check import Refused
 from ufm.problem import Params, Problem
 from ufm.spectra import Spectrum, group
 
@@ -62,8 +63,8 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
             equal and is replaced by its mean; None takes rounding, 64 ε max|H|.
 
     Raises:
-        ValueError: wrong shapes or entries that are not finite.
-        TypeError: arrays that are not real floating, mixed dtypes, array-valued decays, tracers.
+        Refused: wrong shapes or entries that are not finite;
+            arrays that are not real floating, mixed dtypes, array-valued decays, tracers.
     """
     W, H, b = _on_the_host(problem, point)
     spread = 64 * EPS * np.max(np.abs(H)) if spread is None else spread
@@ -91,11 +92,11 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
 def _on_the_host(problem: Problem, point: Params) -> tuple[np.ndarray, ...]:
     """(W, H, b) in NumPy float64, b = 0 without a bias; refuses what cannot be counted."""
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, point))):
-        raise TypeError("got traced values: this runs on the host; call it outside jit and vmap")
+        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
     model.check_params(problem, point)
     decays = (problem.lam_W, problem.lam_H, problem.lam_b)
     if any(np.ndim(lam) for lam in decays):
-        raise TypeError(f"got decays {decays}; allowed: one number each, a problem at a time")
+        raise Refused(f"got decays {decays}; allowed: one number each, a problem at a time")
     host = Params(*(np.asarray(x, np.float64) for x in point))
     if not all(np.all(np.isfinite(x)) for x in host):
         model.check_finite(point)
@@ -224,10 +225,10 @@ def check_memory(size: int, what: str, core: Core) -> None:
     """Refuse a square matrix of more than 2 GiB.
 
     Raises:
-        ValueError: with its size, and what to use in its place.
+        Refused: with its size, and what to use in its place.
     """
     if 8 * size**2 > MATRIX_LIMIT:
-        raise ValueError(
+        raise Refused(
             f"got a {what} of {size} rows ({8 * size**2 / 2**30:.1f} GiB) from K={len(core.W)} "
             f"classes in {core.W.shape[1]} dimensions; allowed are {MATRIX_LIMIT / 2**30:.0f} "
             "GiB. Use hessian.extreme for the smallest eigenvalue, or verdict.witness for an "
@@ -257,12 +258,12 @@ def critical_core(problem: Problem, point: Params) -> Core:
     """The core of a critical point, every class merged into its mean.
 
     Raises:
-        ValueError: if the point is not critical (see `critical_residual`), or its classes have
+        Refused: if the point is not critical (see `critical_residual`), or its classes have
             not collapsed (possible at a critical point only if λ_H = 0).
     """
     residual, allowed = critical_residual(problem, point)
     if not residual <= allowed:
-        raise ValueError(
+        raise Refused(
             f"got a point with residual |grad f| = {residual:.3g}; a critical point needs "
             f"<= {allowed:.3g} in float64. Polish it with ufm.solve(problem, point), or use "
             "hessian.inertia, which counts at any point"
@@ -272,7 +273,7 @@ def critical_core(problem: Problem, point: Params) -> Core:
     spread = 4 * residual / lam_H if lam_H > 0 else 0.0
     core = reduce(problem, point, max(spread, 64 * EPS * float(np.max(np.abs(point.H)))))
     if len(core.weights) != problem.K:
-        raise ValueError(
+        raise Refused(
             f"got a point with {len(core.weights)} distinct feature columns for K={problem.K} "
             "classes: the reduction needs collapsed classes, which criticality implies only for "
             f"lam_H > 0 (lam_H={lam_H})"
@@ -298,9 +299,9 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
         A `Spectrum`; multiplicities add up to `problem.size`. `inertia_of` reads off the index.
 
     Raises:
-        ValueError: a point that is not critical, or a core beyond 2 GiB; wrong shapes or entries
-            that are not finite.
-        TypeError: arrays that are not real floating, array-valued decays, traced values.
+        Refused: a point that is not critical, or a core beyond 2 GiB; wrong shapes or entries
+            that are not finite;
+            arrays that are not real floating, array-valued decays, traced values.
     """
     core = critical_core(problem, point)
     K, s = core.W.shape

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ufm import atlas, interactive, record, sweeps, theory
+from ufm.check import Refused
 from ufm.geometry import simplex_etf
 from ufm.plots import Scene
 from ufm.problem import Problem
@@ -28,7 +29,7 @@ def read(path: Path) -> list[Section]:
     """The sections of a path: a run, an atlas, an experiment, or a folder of any of them.
 
     Raises:
-        ValueError: nothing of that kind lies there, or it is damaged.
+        Refused: nothing of that kind lies there, or it is damaged.
     """
     if path.suffix == ".json" and path.is_file():
         return [_experiment(path)]
@@ -44,7 +45,7 @@ def read(path: Path) -> list[Section]:
     ]  # fmt: skip
     runs = sorted({x.parent for name in kinds for x in path.glob(f"*/{name}")})
     if not found and not runs:
-        raise ValueError(
+        raise Refused(
             f"got {path}; allowed: the folder of a run (descend, census, verify, sweep, or an "
             "experiment), the verdicts of an experiment (.json), or a folder that holds some"
         )
@@ -117,7 +118,7 @@ def _judged(problem: Problem, arrays: Mapping, manifest: Mapping) -> list[Verdic
     verdicts = [Verdict("certified gap, nats", gap, 0.0, tolerance or 0.0, ended)]
     try:
         value, norms = theory.global_value(problem), theory.norms(problem)
-    except ValueError:  # outside the theorem
+    except Refused:  # outside the theorem
         return verdicts
     # f − f* lies between 0 and the gap; rounding may take it a little below.
     slack = max(gap, 0.0) + 1e-12 * max(abs(value), 1.0)
@@ -253,7 +254,7 @@ def _experiment_of_run(path: Path) -> Section:
 def _experiment(path: Path) -> Section:
     told = _verdicts(path)
     if told is None:
-        raise ValueError(f"got {path}; allowed: a JSON file of verdicts, as experiments write it")
+        raise Refused(f"got {path}; allowed: a JSON file of verdicts, as experiments write it")
     path, stem = path.absolute(), path.stem
     homes = path.parent / "data" / stem, path.parent.parent / "runs" / stem, path.parent / stem
     home = next((x for x in homes if (x / "manifest.json").is_file()), None)

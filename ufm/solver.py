@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from ufm import newton, quotient
 from ufm import problem as model
+from ufm.check import Refused
 from ufm.loop import Method, start, step
 from ufm.problem import Params, Problem
 from ufm.threads import lapack_on_one_thread
@@ -75,9 +76,9 @@ def solve(
         A `Solution` with Python numbers and a name as status, or with arrays for many starts.
 
     Raises:
-        ValueError: λ_H = 0 (samples need not collapse then), limits below 1, wrong shapes or
-            entries that are not finite.
-        TypeError: arrays that are not real floating, mixed dtypes, array-valued decays.
+        Refused: λ_H = 0 (samples need not collapse then), limits below 1, wrong shapes or
+            entries that are not finite;
+            arrays that are not real floating, mixed dtypes, array-valued decays.
     """
     _check(problem, params, steps, newton_steps)
     many = params.W.ndim == 3
@@ -118,24 +119,24 @@ def _compiled(f: Callable, many: bool) -> Callable:
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
     if any(np.ndim(lam) for lam in (problem.lam_W, problem.lam_H, problem.lam_b)):
-        raise TypeError("got array-valued decays; allowed: one problem at a time, many starts")
+        raise Refused("got array-valued decays; allowed: one problem at a time, many starts")
     if not float(problem.lam_H) > 0:
-        raise ValueError(
+        raise Refused(
             f"got lam_H={problem.lam_H}; allowed: > 0. Without it samples of a class need not "
             "share their features at a critical point; use ufm.descend"
         )
     for name, value in (("steps", steps), ("newton_steps", newton_steps)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"got {name}={value!r}; allowed: an integer >= 1")
+            raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
     if len({np.ndim(x) - axes for x, axes in zip(params, (2, 2, 1), strict=True)}) > 1:
-        raise ValueError(
+        raise Refused(
             f"got shapes {[np.shape(x) for x in params]}; allowed: W (K, d), H (d, N), b (K,), or "
             "all three behind one leading axis"
         )
     one = params
     if np.ndim(params.W) == 3:
         if len({len(x) for x in params}) > 1 or len(params.W) == 0:
-            raise ValueError(f"got {[len(x) for x in params]} starts in W, H and b")
+            raise Refused(f"got {[len(x) for x in params]} starts in W, H and b")
         one = Params(*(x[0] for x in params))
     model.check_params(problem, one)
     model.check_finite(params)

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from ufm import minimum
+from ufm.check import Refused
 from ufm.problem import Problem
 
 
@@ -76,7 +77,7 @@ def orbit_dimension(problem: Problem, rank: int) -> int:
 def _scalar_decays(problem: Problem) -> tuple[float, float, float]:
     decays = (problem.lam_W, problem.lam_H, problem.lam_b)
     if any(isinstance(lam, jax.core.Tracer) or np.ndim(lam) for lam in decays):
-        raise TypeError(
+        raise Refused(
             f"got decays {decays}: a spectrum belongs to one problem; give Python numbers and "
             "loop over them"
         )
@@ -121,8 +122,8 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
         A `Spectrum`, equal eigenvalues merged; multiplicities add up to `problem.size`.
 
     Raises:
-        ValueError: outside the theorem's assumptions.
-        TypeError: decays that are arrays.
+        Refused: outside the theorem's assumptions;
+            decays that are arrays.
     """
     decays = lam_W, lam_H, lam_b = _scalar_decays(problem)
     if minimum.is_collapsed(problem):
@@ -166,12 +167,12 @@ def origin_spectrum(problem: Problem) -> Spectrum:
     The Morse index is d(K−1) below the threshold K²nλ_Wλ_H = 1 and 0 from it on; any d ≥ 1.
 
     Raises:
-        ValueError: unequal class counts (the origin is then no critical point in b).
-        TypeError: decays that are arrays.
+        Refused: unequal class counts (the origin is then no critical point in b);
+            decays that are arrays.
     """
     lam_W, lam_H, lam_b = _scalar_decays(problem)
     if not problem.balanced:
-        raise ValueError(
+        raise Refused(
             f"got unequal class counts n={problem.n}: the closed form at the origin assumes "
             "balanced classes; use ufm.hessian.spectrum at the critical point itself"
         )
@@ -216,7 +217,7 @@ def condition_number(problem: Problem) -> float:
     Infinite exactly at the threshold K²nλ_Wλ_H = 1, where the minimum is degenerate.
 
     Raises:
-        ValueError, TypeError: as `hessian_spectrum`.
+        Refused: as `hessian_spectrum`.
     """
     smallest, largest = _range_off_the_orbit(problem)
     return largest / smallest if smallest > 0 else float("inf")
@@ -229,7 +230,7 @@ def gd_rate(problem: Problem, learning_rate: float) -> float:
     minima, asymptotically (the minimum is Morse–Bott); 1 or more means that it does not converge.
 
     Raises:
-        ValueError, TypeError: as `hessian_spectrum`.
+        Refused: as `hessian_spectrum`.
     """
     return max(abs(1 - learning_rate * value) for value in _range_off_the_orbit(problem))
 
@@ -238,6 +239,6 @@ def optimal_step(problem: Problem) -> float:
     """η = 2/(λ_min + λ_max), the step of smallest `gd_rate`, which is then (κ−1)/(κ+1).
 
     Raises:
-        ValueError, TypeError: as `hessian_spectrum`.
+        Refused: as `hessian_spectrum`.
     """
     return 2 / sum(_range_off_the_orbit(problem))

@@ -23,6 +23,8 @@ from typing import Any, TextIO
 import numpy as np
 from jax.typing import ArrayLike
 
+from ufm.check import Refused
+
 LOCK = ".lock"  # present while a process holds the folder
 PARTIAL = ".partial"  # a file being written; left behind only by a process that died at it
 MEND = "restore it from a copy, or remove the folder and run again"
@@ -30,7 +32,7 @@ MEND = "restore it from a copy, or remove the folder and run again"
 _ARRAY_NAME = re.compile(r"[\w./-]+")
 
 
-class RecordError(ValueError):
+class RecordError(Refused):
     """A run that cannot be opened, written or read; the message says what, where, how to mend."""
 
 

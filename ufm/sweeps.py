@@ -14,6 +14,7 @@ import numpy as np
 
 from ufm import batches, leader, processes, record
 from ufm.batches import Columns, Shape
+from ufm.check import Refused
 from ufm.grid import Cell, Plan
 
 MEMORY = 2**30  # bytes of the compiled calls that run at a time
@@ -48,7 +49,7 @@ def sweep(
         cell is a row like any other, measured at its last sound point.
 
     Raises:
-        ValueError, TypeError: a cell that makes no sense; a budget too small for one cell.
+        Refused: a cell that makes no sense; a budget too small for one cell.
         RecordError: a folder that holds something else.
     """
     cells = plan.cells()
@@ -84,11 +85,11 @@ def load(path: str | os.PathLike[str]) -> tuple[Columns, dict[str, Any]]:
 
     Raises:
         RecordError: no run there, or a damaged one.
-        ValueError: a run of another kind.
+        Refused: a run of another kind.
     """
     stored = record.load_latest(path)
     if stored.manifest["kind"] != "sweep":
-        raise ValueError(
+        raise Refused(
             f"got {path}, a run of kind {stored.manifest['kind']!r}; allowed: one of `ufm sweep`"
         )
     return stored.arrays, stored.manifest

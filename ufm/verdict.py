@@ -18,6 +18,7 @@ import numpy as np
 import scipy.linalg
 
 from ufm import certificate, reduction
+from ufm.check import Refused
 from ufm.curvature import in_float64, product
 from ufm.inertia import Inertia, inertia, rounding
 from ufm.problem import Params, Problem
@@ -71,8 +72,8 @@ def witness(problem: Problem, point: Params) -> Witness:
         point: a critical point, in float64.
 
     Raises:
-        ValueError: a point that is not critical, wrong shapes or entries that are not finite.
-        TypeError: arrays that are not real floating, array-valued decays, traced values.
+        Refused: a point that is not critical, wrong shapes or entries that are not finite;
+            arrays that are not real floating, array-valued decays, traced values.
     """
     core = reduction.critical_core(problem, point)
     if core.idle:
@@ -139,12 +140,12 @@ def verdict(problem: Problem, point: Params) -> Verdict:
         point: any point; a critical one in float64 is needed for anything but "not critical".
 
     Raises:
-        ValueError: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries.
-        TypeError: arrays that are not real floating, array-valued decays, traced values.
+        Refused: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries;
+            arrays that are not real floating, array-valued decays, traced values.
     """
     least = min(float(problem.lam_W), float(problem.lam_H))
     if not least > 0:
-        raise ValueError(
+        raise Refused(
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
             "without decay the infimum is not attained"
         )

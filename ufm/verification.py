@@ -80,7 +80,7 @@ def verify(
         report: told what is being done.
 
     Raises:
-        ValueError, TypeError: outside the theorem's assumptions, or what `census.check` refuses.
+        Refused: outside the theorem's assumptions, or what `census.check` refuses.
     """
     theory.check_assumptions(problem)
     room.check(problem, starts, rounds)

@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from ufm import storage
+from ufm.check import Refused
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Report:
         try:
             from ufm import report, sections
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise Refused(
                 f"ufm report needs {error.name}, which is not installed: pip install "
                 '"plotly>=6.0" "jinja2>=3.1", or install ufm with its extra [report]'
             ) from None
         if not self.runs:
-            raise ValueError("got no run; allowed: one or more folders of runs")
+            raise Refused("got no run; allowed: one or more folders of runs")
         shown = [section for run in self.runs for section in sections.read(run)]
         text = report.page(shown, self.title)
         folder = self.out.absolute().parent

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ufm import record
+from ufm.check import Refused
 from ufm.problem import Params, Problem, check_params
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -71,15 +72,15 @@ def stored_point(path: Path) -> tuple[Problem, Params]:
     """The problem and the last point of a finished run, or those of a .npz file.
 
     Raises:
-        ValueError: no such run or file, a run that is not finished or of another kind, a file in
-            which something is missing or does not fit.
-        TypeError: sizes or decays that are not numbers.
+        Refused: no such run or file, a run that is not finished or of another kind, a file in
+            which something is missing or does not fit;
+            sizes or decays that are not numbers.
     """
     if path.suffix == ".npz" and not path.is_dir():
         return _point_of_file(path)
     stored = record.load_run(path)
     if stored.manifest["kind"] != "descend" or not {"W", "H", "b"} <= stored.arrays.keys():
-        raise ValueError(
+        raise Refused(
             f"got {path}, a run of kind {stored.manifest['kind']!r} with status "
             f"{stored.manifest['status']!r}; allowed: a finished run of `ufm descend --out`. "
             "If it was interrupted, give the command that began it again"
@@ -94,7 +95,7 @@ def _point_of_file(path: Path) -> tuple[Problem, Params]:
     for name, axes in (("W", 2), ("lam_W", 0), ("lam_H", 0), ("lam_b", 0), ("bias", 0)):
         if name in arrays and arrays[name].ndim != axes:
             allowed = POINT.get(name, "one number")
-            raise ValueError(
+            raise Refused(
                 f"got {path} with {name} of shape {arrays[name].shape}; allowed: {allowed}"
             )
     K, d = arrays["W"].shape
@@ -113,25 +114,25 @@ def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:
         required: name and shape, in words, of every array that must be there.
 
     Raises:
-        ValueError: no such file, no file of plain arrays, or a required array missing.
+        Refused: no such file, no file of plain arrays, or a required array missing.
     """
     write = "np.savez" if path.suffix != SAFETENSORS else "safetensors.numpy.save_file"
     try:
         arrays = load_file(path) if path.suffix == SAFETENSORS else _npz(path)
     except FileNotFoundError:
-        raise ValueError(
+        raise Refused(
             f"got {path}, which does not exist; allowed: an .npz or a {SAFETENSORS} file"
         ) from None
     except UNREADABLE as error:
         keywords = ", ".join(f"{name}=…" for name in required)
-        raise ValueError(
+        raise Refused(
             f"got {path}, which is no {path.suffix or '.npz'} file of plain arrays ({error}); "
             f"write it with {write}, with {keywords}"
         ) from None
     missing = required.keys() - arrays.keys()
     if missing:
         shapes = ", ".join(f"{name} {shape}" for name, shape in required.items())
-        raise ValueError(
+        raise Refused(
             f"got {path} with arrays {sorted(arrays)}; missing {sorted(missing)}. Needed: {shapes}"
         )
     return arrays
@@ -139,7 +140,7 @@ def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     if path.is_file() and not zipfile.is_zipfile(path):
-        raise ValueError("it is no zip archive")  # NumPy would speak of pickles
+        raise Refused("it is no zip archive")  # NumPy would speak of pickles
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 

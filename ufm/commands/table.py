@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from ufm import storage, sweeps
+from ufm.check import Refused
 from ufm.commands.shared import LOOK
 
 # Columns that differ within a sweep are shown beside these.
@@ -54,12 +55,12 @@ class Table:
             return 0
         unknown = [name for name in (*self.columns, self.sort) if name and name not in columns]
         if unknown:
-            raise ValueError(f"got the column {unknown[0]!r}; allowed: {', '.join(columns)}")
+            raise Refused(f"got the column {unknown[0]!r}; allowed: {', '.join(columns)}")
         order = np.argsort(columns[self.sort or "cell"], kind="stable")[: self.limit]
         columns = {name: x[order] for name, x in columns.items()}
         if self.csv is not None:
             if self.csv.exists():
-                raise ValueError(f"got --csv {self.csv}, which exists; allowed: a new file")
+                raise Refused(f"got --csv {self.csv}, which exists; allowed: a new file")
             storage.write(self.csv.absolute().parent, self.csv.name, _csv(columns).encode())
             print(f"wrote {self.csv}: {len(order)} rows, {len(columns)} columns", file=sys.stderr)
         elif self.json:

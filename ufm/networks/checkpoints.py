@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ufm.check import Refused
+
 
 class Store:
     """The checkpoint of one training in one folder.
@@ -32,7 +34,7 @@ class Store:
         """(epoch, state, records) of the checkpoint, or (0, fresh, []) if there is none.
 
         Raises:
-            ValueError: the folder holds another training, naming what differs.
+            Refused: the folder holds another training, naming what differs.
         """
         epoch = self.manager.latest_step()
         if epoch is None:
@@ -41,7 +43,7 @@ class Store:
         kept = notes["notes"]["identity"]
         if kept != self.identity:
             differing = [key for key, value in self.identity.items() if kept.get(key) != value]
-            raise ValueError(
+            raise Refused(
                 f"{self.folder} holds another training: {', '.join(differing)} differ. Choose "
                 "another folder, or remove this one"
             )

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pooch
 
+from ufm.check import Refused
+
 FASHION_MNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 # MD5 of the gzipped files as their authors publish them. Debian's copies hold the same bytes
 # behind another gzip header (without name and date).
@@ -33,7 +35,7 @@ CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_TEST, CIFAR_RECORD = "test_batch.bin", 1 + 3 * 32 * 32
 
 
-class DataError(ValueError):
+class DataError(Refused):
     """A data set that is missing, incomplete or damaged; the message says how to mend it."""
 
 
@@ -223,7 +225,7 @@ def select(images: Images, per_class: int, classes: Sequence[int], seed: int = 0
         seed: of NumPy's generator.
 
     Raises:
-        ValueError: a class that has not so many images.
+        Refused: a class that has not so many images.
     """
     generator = np.random.default_rng(seed)
     places = [np.flatnonzero(images.labels == k) for k in classes]
@@ -231,7 +233,7 @@ def select(images: Images, per_class: int, classes: Sequence[int], seed: int = 0
     count = per_class or least
     if not 0 < count <= least:
         counts = {k: len(place) for k, place in zip(classes, places, strict=True)}
-        raise ValueError(f"got per_class={per_class}; the images of each class are {counts}")
+        raise Refused(f"got per_class={per_class}; the images of each class are {counts}")
     chosen = np.concatenate([np.sort(generator.permutation(p)[:count]) for p in places])
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), count)
     return Images(images.pixels[chosen], labels)

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ufm import geometry
+from ufm.check import Refused
 
 STEMS = ("3x3", "3x3/2", "7x7/2")
 
@@ -99,7 +100,7 @@ class ResNet(nnx.Module):
         rngs: flax's streams of random numbers.
 
     Raises:
-        ValueError: an unknown stem or head.
+        Refused: an unknown stem or head.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if stem not in STEMS:
-            raise ValueError(f"got stem={stem!r}; allowed: {', '.join(STEMS)}")
+            raise Refused(f"got stem={stem!r}; allowed: {', '.join(STEMS)}")
         size, stride = int(stem[0]), 2 if stem.endswith("/2") else 1
         self.pool = stem == "7x7/2"
         self.stem = _convolution(channels, widths[0], size, stride, rngs)
@@ -228,7 +229,7 @@ def _head(kind: str, d: int, K: int, rngs: nnx.Rngs) -> nnx.Linear | SimplexHead
     if kind == "simplex":
         return SimplexHead(d, K)
     if kind != "learned":
-        raise ValueError(f"got head={kind!r}; allowed: learned, simplex")
+        raise Refused(f"got head={kind!r}; allowed: learned, simplex")
     return nnx.Linear(d, K, rngs=rngs)
 
 

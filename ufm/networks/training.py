@@ -25,6 +25,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from ufm.check import Refused
 from ufm.networks import checkpoints
 from ufm.networks.data import Images
 
@@ -49,7 +50,7 @@ class Method:
     precision: of products on accelerators, a name that `jax.default_matmul_precision` takes.
 
     Raises:
-        ValueError: values out of range.
+        Refused: values out of range.
     """
 
     optimizer: str = "sgd"
@@ -62,12 +63,12 @@ class Method:
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"got optimizer={self.optimizer!r}; allowed: {', '.join(OPTIMIZERS)}")
+            raise Refused(f"got optimizer={self.optimizer!r}; allowed: {', '.join(OPTIMIZERS)}")
         if self.optimizer == "lbfgs" and self.batch_size:
-            raise ValueError(f"got batch_size={self.batch_size} with 'lbfgs'; allowed: 0, all")
+            raise Refused(f"got batch_size={self.batch_size} with 'lbfgs'; allowed: 0, all")
         for name, least in (("epochs", 1), ("batch_size", 0), ("decay", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"got {name}={getattr(self, name)}; allowed: at least {least}")
+                raise Refused(f"got {name}={getattr(self, name)}; allowed: at least {least}")
 
     def transformation(self, steps: int) -> optax.GradientTransformationExtraArgs:
         """The optax transformation, for `steps` steps an epoch."""
@@ -128,13 +129,13 @@ def train(
         A `Trained`; its history has a row of every record, and `epoch` among its names.
 
     Raises:
-        ValueError: a batch larger than the data; a folder that holds another training.
+        Refused: a batch larger than the data; a folder that holds another training.
         FloatingPointError: a loss that is no longer finite.
     """
     N = len(images.labels)
     batch = method.batch_size or N
     if batch > N:
-        raise ValueError(f"got batch_size={batch} for {N} images; allowed: 0 (all) to {N}")
+        raise Refused(f"got batch_size={batch} for {N} images; allowed: 0 (all) to {N}")
     with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
         graph, state = _start(model, method, N // batch)
         pixels, labels = jnp.asarray(images.pixels), jnp.asarray(images.labels)

@@ -1,0 +1,185 @@
+"""The door: what ufm takes as a number, a name or a problem, decided in one place.
+
+Every function returns the value as plain Python or raises `Refused`, whose message says what was
+got, what is allowed and how to mend it. Numbers of any library are taken (Python, NumPy, JAX,
+PyTorch, Decimal, Fraction), zero-dimensional arrays among them; text, booleans, complex numbers,
+dates, masked values, NaN and infinities are not, unless a function says so.
+"""
+
+import decimal
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Refused(ValueError, TypeError):
+    """Input that ufm does not take: what was got, what is allowed, how to mend it.
+
+    One class for all refusals, whatever is wrong (a type, a value, a shape, a file), so that
+    `except ufm.Refused` catches these and nothing else. The command turns them into exit status 2;
+    any other exception is a fault of the program.
+    """
+
+
+def traced(*trees: Any) -> bool:
+    """Whether a tree holds values of a jit or vmap under way."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
+
+
+def host(value: Any) -> Any:
+    """A zero-dimensional array as the Python number that it holds, anything else as it is."""
+    if np.ma.is_masked(value) or traced(value):
+        return value
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        return value.item()
+    return value
+
+
+def real(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    also: str = "",
+) -> float:
+    """A real, finite number as a Python float.
+
+    Args:
+        name: of the value, for the message.
+        value: what was given.
+        least, above, below: least ≤ value, above < value < below.
+        also: what else is allowed, for the message, such as "or None".
+
+    Raises:
+        Refused: no real number, or outside the range.
+    """
+    bounds = [f">= {least:g}"] * math.isfinite(least) + [f"> {above:g}"] * math.isfinite(above)
+    bounds += [f"< {below:g}"] * math.isfinite(below)
+    allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    allowed += f", {also}" if also else ""
+    number = host(value)
+    real_kind = isinstance(number, numbers.Real | decimal.Decimal)
+    if not real_kind or isinstance(number, bool | np.bool_) or np.ma.is_masked(value):
+        raise Refused(f"got {name}={shown(value)}; allowed: {allowed}{_hint(value)}")
+    try:
+        result = float(number)
+    except (OverflowError, ValueError):
+        result = math.nan
+    if not (math.isfinite(result) and result >= least and above < result < below):
+        raise Refused(f"got {name}={shown(value)}; allowed: {allowed}")
+    return result
+
+
+def integer(
+    name: str, value: Any, least: int | None = None, most: int | None = None, why: str = ""
+) -> int:
+    """An integer as a Python int: integers of any library, no floats, no booleans.
+
+    Args:
+        name: of the value, for the message.
+        value: what was given.
+        least, most: inclusive bounds.
+        why: the reason of the bounds, for the message.
+
+    Raises:
+        Refused: no integer, or outside the range.
+    """
+    if least is None:
+        allowed = "an integer"
+    else:
+        allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+    number = host(value)
+    if (
+        isinstance(number, bool | np.bool_)
+        or not isinstance(number, numbers.Integral)
+        or np.ma.is_masked(value)
+    ):
+        hint = _hint(value)
+        if isinstance(number, float) and number.is_integer():
+            hint = f"; write {int(number)}" if abs(number) < 1e16 else "; write it as an integer"
+        raise Refused(f"got {name}={shown(value)}; allowed: {allowed}{hint}")
+    result = int(number)
+    if (least is not None and result < least) or (most is not None and result > most):
+        reason = f" ({why})" if why else ""
+        raise Refused(f"got {name}={shown(result)}; allowed: {allowed}{reason}")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, also as NumPy or JAX hold them.
+
+    Raises:
+        Refused: anything else, numbers included.
+    """
+    answer = host(value)
+    if not isinstance(answer, bool | np.bool_):
+        raise Refused(f"got {name}={shown(value)}; allowed: True or False")
+    return bool(answer)
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """One of some names.
+
+    Raises:
+        Refused: another name, or no text.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise Refused(f"got {name}={shown(value)}; allowed: {', '.join(map(repr, allowed))}")
+    return str(value)
+
+
+def several(value: Any) -> list[Any] | None:
+    """The entries of a sequence or array of one axis; None for anything else, text included."""
+    if isinstance(value, str | bytes) or traced(value):
+        return None
+    if isinstance(value, Sequence):
+        return list(value)
+    if len(getattr(value, "shape", ())) == 1:
+        return list(value)
+    return None
+
+
+def one_problem(problem: Any) -> None:
+    """Refuse a problem whose decays are arrays, to be mapped over, or traced.
+
+    Raises:
+        Refused: naming the decay.
+    """
+    for name in ("lam_W", "lam_H", "lam_b"):
+        lam = getattr(problem, name)
+        if traced(lam):
+            raise Refused(
+                f"got a traced {name}: this runs on the host; call it outside jit and vmap"
+            )
+        if np.ndim(lam):
+            raise Refused(
+                f"got {name} with shape {np.shape(lam)}; allowed: one number, a problem at a time. "
+                "Loop over the values, or give a traceable function to jax.vmap"
+            )
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # an object whose repr fails, or an int beyond Python's limit of digits
+        text = f"<{type(value).__name__}>"
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:60]}… ({type(value).__name__})"
+
+
+def _hint(value: Any) -> str:
+    """How to mend a value of the wrong kind."""
+    if isinstance(value, str | bytes):
+        return ". It is text: write the number without quotes"
+    if isinstance(value, np.ma.MaskedArray):
+        return ". It is masked: fill or drop the entry"
+    if several(value) is not None:
+        return ". It holds several values: give one"
+    return ""
