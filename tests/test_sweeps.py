@@ -221,7 +221,7 @@ def test_a_file_is_the_plan_it_describes(tmp_path):
         (("lam_W", "lamW"), r"'lamW'.*line 5.*lam_W.*Did you mean 'lam_W'"),
         (("learning_rate", "steps"), r"'steps'.*line 15"),
         (("[5e-3, 1e-2]", "[5e-3,, 1e-2]"), r"no TOML.*line 5"),
-        (("[5e-3, 1e-2]", "[5e-3, -1.0]"), r"lam_W=-1.0.*in the cell K=3"),
+        (("[5e-3, 1e-2]", "[5e-3, -1.0]"), r"lam_W=-1.0.*in .*grid.toml"),
         (("[5e-3, 1e-2]", "[5e-3, 5e-3]"), "twice"),
         (("[5e-3, 1e-2]", "[]"), "without a value"),
         (('"lbfgs"', '"newton"'), r"optimizer='newton'.*lbfgs"),

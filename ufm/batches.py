@@ -5,6 +5,7 @@ decays, step sizes and seeds, spread over the devices of this process. A batch e
 its lanes has a status.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from ufm.threads import lapack_on_one_thread
 # Most cells side by side. On CPUs 16 small problems fit the cache, and 256 cost a third more each
 # (`benchmarks/many.py`); all wait for the slowest. Accelerators want many.
 MOST, MOST_ELSEWHERE = {"cpu": 16}, 1024
+DECAYS = ("lam_W", "lam_H", "lam_b")
 _RECORDS = 64  # capacity of the history of one call
 Columns = dict[str, np.ndarray]
 
@@ -101,29 +103,31 @@ def rows(plan: Plan, cells: Sequence[Cell], size: int, share: Callable[[float], 
         lanes = _lanes([cells[i % len(cells)] for i in range(size)])
         measured = _run(plan, Shape.of(cells[0]), jax.device_put(lanes, _spread()), share)
         found = {name: x[: len(cells)] for name, x in measured.items()}
-        return _described(cells) | found | _predicted(cells)
+        return _described(cells) | found | _predicted(lanes.problem, len(cells))
 
 
 def _lanes(cells: Sequence[Cell]) -> _Lanes:
     first = cells[0]
-
-    def column(name: str, default: float = 0.0) -> np.ndarray:
-        values = (getattr(cell, name) for cell in cells)
-        return np.array([x if isinstance(x, int | float) else default for x in values], float)
-
-    auto = [
-        cell.learning_rate == "auto"
-        or (cell.learning_rate is None and cell.optimizer in ("gd", "heavy_ball", "nesterov"))
-        for cell in cells
-    ]
-    decays = (column("lam_W"), column("lam_H"), column("lam_b"))
+    # Cells hold numbers, None or "auto": `ufm.grid` has converted everything else.
+    rates = [_rate(cell) for cell in cells]
+    momentum = optimizers.MOMENTUM.get(first.optimizer, 0.0)
+    momenta = [momentum if cell.momentum is None else cell.momentum for cell in cells]
+    decays: Any = {name: np.array([getattr(x, name) for x in cells], float) for name in DECAYS}
     return _Lanes(
-        Problem(first.K, first.d, first.n, *decays, bias=first.bias),
-        np.array(auto),
-        column("learning_rate", optimizers.LEARNING_RATE.get(first.optimizer, 0.0)),
-        column("momentum", optimizers.MOMENTUM.get(first.optimizer, 0.0)),
+        Problem(first.K, first.d, first.n, **decays, bias=first.bias),
+        np.array([rate == "auto" for rate in rates]),
+        np.array([0.0 if rate == "auto" else rate for rate in rates], float),
+        np.array(momenta, float),
         np.array([cell.seed for cell in cells], np.uint32),
     )
+
+
+def _rate(cell: Cell) -> Any:
+    """The learning rate that a cell runs with: a number, or "auto"; 0 for a line search."""
+    if cell.optimizer == "lbfgs":
+        return 0.0
+    default = optimizers.LEARNING_RATE.get(cell.optimizer, "auto")
+    return default if cell.learning_rate is None else cell.learning_rate
 
 
 @partial(jax.jit, static_argnames=("method", "dtype"))
@@ -210,6 +214,9 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
     rate, momentum = (np.asarray(x, float) for x in hyper)
     uses_momentum = method.optimizer in optimizers.MOMENTUM
     return {
+        # What ran, read back: the decays of the problem that was descended on.
+        **{name: np.asarray(getattr(lanes.problem, name)) for name in DECAYS},
+        "seed": np.asarray(lanes.seed, np.int64),
         "learning_rate": np.where(method.optimizer == "lbfgs", np.nan, rate),
         "auto": np.asarray(lanes.auto),
         "momentum": momentum if uses_momentum else np.full_like(momentum, np.nan),
@@ -222,29 +229,30 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
 def _described(cells: Sequence[Cell]) -> Columns:
     """The fields of the cells that are not among the results."""
     counts = [cell.n if isinstance(cell.n, int) else 0 for cell in cells]
+    words = [" ".join(map(str, np.atleast_1d(cell.n))) for cell in cells]
     return {
         "K": np.array([cell.K for cell in cells]),
         "d": np.array([cell.d for cell in cells]),
         "n": np.array(counts),  # 0 where the classes differ
+        "counts": np.array(words),  # as --n takes them: one number, or one a class
         "N": np.array([cell.problem().N for cell in cells]),
-        "lam_W": np.array([cell.lam_W for cell in cells], float),
-        "lam_H": np.array([cell.lam_H for cell in cells], float),
-        "lam_b": np.array([cell.lam_b for cell in cells], float),
         "bias": np.array([cell.bias for cell in cells]),
         "optimizer": np.array([cell.optimizer for cell in cells]).astype("U12"),
         "batch_size": np.array([cell.batch_size or 0 for cell in cells]),  # 0: full batches
-        "seed": np.array([cell.seed for cell in cells], np.int64),
     }
 
 
-def _predicted(cells: Sequence[Cell]) -> Columns:
-    def one(problem: Problem) -> float:
+def _predicted(problem: Problem, count: int) -> Columns:
+    """f* of the problems that ran, in closed form; NaN outside the theorem."""
+
+    def one(i: int) -> float:
         try:
-            return float(theory.global_value(problem))
+            decays: Any = {name: float(getattr(problem, name)[i]) for name in DECAYS}
+            return float(theory.global_value(dataclasses.replace(problem, **decays)))
         except Refused:  # outside the theorem
             return float("nan")
 
-    return {"f_star": np.array([one(cell.problem()) for cell in cells])}
+    return {"f_star": np.array([one(i) for i in range(count)])}
 
 
 @functools.lru_cache(maxsize=1)  # one shape is swept after the other

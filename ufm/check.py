@@ -9,11 +9,16 @@ dates, masked values, NaN and infinities are not, unless a function says so.
 import decimal
 import math
 import numbers
+import os
+import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+MOST = 2**53  # the largest count that float64 holds exactly
 
 
 class Refused(ValueError, TypeError):
@@ -32,7 +37,7 @@ def traced(*trees: Any) -> bool:
 
 def host(value: Any) -> Any:
     """A zero-dimensional array as the Python number that it holds, anything else as it is."""
-    if np.ma.is_masked(value) or traced(value):
+    if np.ma.is_masked(value) or traced(value) or isinstance(value, np.datetime64 | np.timedelta64):
         return value
     if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
         return value.item()
@@ -64,8 +69,8 @@ def real(
     allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
     allowed += f", {also}" if also else ""
     number = host(value)
-    real_kind = isinstance(number, numbers.Real | decimal.Decimal)
-    if not real_kind or isinstance(number, bool | np.bool_) or np.ma.is_masked(value):
+    odd = isinstance(number, bool | np.bool_ | np.timedelta64) or np.ma.is_masked(value)
+    if odd or not isinstance(number, numbers.Real | decimal.Decimal):
         raise Refused(f"got {name}={shown(value)}; allowed: {allowed}{_hint(value)}")
     try:
         result = float(number)
@@ -90,16 +95,12 @@ def integer(
     Raises:
         Refused: no integer, or outside the range.
     """
-    if least is None:
-        allowed = "an integer"
-    else:
-        allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+    allowed = "an integer" if least is None else f"an integer >= {least}"
+    if most is not None:
+        allowed += f" and <= {most}" if most < 2**32 else f" and <= 2^{math.log2(most):.3g}"
     number = host(value)
-    if (
-        isinstance(number, bool | np.bool_)
-        or not isinstance(number, numbers.Integral)
-        or np.ma.is_masked(value)
-    ):
+    odd = isinstance(number, bool | np.bool_ | np.timedelta64) or np.ma.is_masked(value)
+    if odd or not isinstance(number, numbers.Integral):
         hint = _hint(value)
         if isinstance(number, float) and number.is_integer():
             hint = f"; write {int(number)}" if abs(number) < 1e16 else "; write it as an integer"
@@ -132,6 +133,21 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise Refused(f"got {name}={shown(value)}; allowed: {', '.join(map(repr, allowed))}")
     return str(value)
+
+
+def floating(name: str, value: Any) -> np.dtype:
+    """A floating dtype as JAX has it under its present configuration; None is its default.
+
+    Raises:
+        Refused: no dtype, or one that is not real floating.
+    """
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(float if value is None else value)
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype is None or not jax.dtypes.issubdtype(dtype, np.floating):
+        raise Refused(f"got {name}={shown(value)}; allowed: a real floating dtype, or None")
+    return dtype
 
 
 def several(value: Any) -> list[Any] | None:
@@ -183,3 +199,71 @@ def _hint(value: Any) -> str:
     if several(value) is not None:
         return ". It holds several values: give one"
     return ""
+
+
+def key(value: Any) -> jax.Array:
+    """A JAX PRNG key: a typed key, the data of one, or an integer seed.
+
+    Raises:
+        Refused: anything else, many keys among them.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if isinstance(value, jax.Array | np.ndarray) and np.ndim(value):
+        if value.dtype == np.uint32 and value.shape == (2,):
+            return jax.random.wrap_key_data(jax.numpy.asarray(value))
+    elif isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value
+    elif isinstance(host(value), numbers.Integral) and not isinstance(host(value), bool):
+        return jax.random.key(integer("key", value, 0, 2**32 - 1))
+    raise Refused(
+        f"got key={shown(value)}; allowed: one PRNG key, as jax.random.key(0) makes it, or an "
+        "integer from 0 to 4294967295 as its seed"
+    )
+
+
+def fits(what: str, needed: int, mend: str) -> None:
+    """Refuse what needs more bytes than the devices of this process have, before allocating it.
+
+    Args:
+        what: is to be held.
+        needed: bytes, a lower bound.
+        mend: what to do about it.
+
+    Raises:
+        Refused: naming both numbers.
+    """
+    there = _memory()
+    if needed > there:
+        raise Refused(
+            f"got {what}, which needs at least {needed / 2**30:,.1f} GiB; there are "
+            f"{there / 2**30:,.1f} GiB of memory. {mend}"
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory of all devices: their own where they tell, else those of the machine."""
+    own = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return jax.process_count() * (sum(own) if all(own) else machine)
+
+
+def regular_file(path: Path, allowed: str) -> Path:
+    """A path at which a plain file lies: no folder, and nothing that would block a reader.
+
+    Raises:
+        Refused: naming what lies there.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise Refused(f"got {path}, which does not exist; allowed: {allowed}") from None
+    except (OSError, ValueError) as error:  # a loop of links, no permission; NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(
+            f"got {shown(str(path))}, which cannot be read ({reason}); allowed: {allowed}"
+        ) from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise Refused(f"got {path}, which is {kind}; allowed: {allowed}")
+    return path

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ufm import leader, optimizers
+from ufm import check as door
+from ufm import lbfgs, leader, optimizers
 from ufm.check import Refused
 from ufm.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
-from ufm.problem import Params, Problem, check_finite, check_params, objective
+from ufm.problem import Params, Problem, check_finite, check_memory, check_params, objective
 from ufm.threads import lapack_on_one_thread
 
 # Capacity of a segment's history; one number, so that all segments run one program.
@@ -79,7 +80,7 @@ def descend(
             methods, 0.05 for sgd and 1e-3 for adam (Zhu et al. 2021).
         momentum: β for heavy_ball, nesterov and sgd, 0.9 by default.
         batch_size: minibatches of this size, drawn without replacement epoch by epoch.
-        key: PRNG key of the minibatches; needed with batch_size.
+        key: PRNG key of the minibatches, or an integer seed; needed with batch_size.
         record_every: steps between records; tolerances are tested, and runs end, at records.
         grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol.
         gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol.
@@ -94,21 +95,31 @@ def descend(
     Raises:
         Refused: for arguments outside these ranges, before anything is computed.
     """
-    check(
+    asked = check(
         problem, params, optimizer, steps=steps, learning_rate=learning_rate, momentum=momentum,
         batch_size=batch_size, key=key, record_every=record_every, grad_tol=grad_tol,
         gap_tol=gap_tol,
     )  # fmt: skip
+    if not (resume is None or isinstance(resume, Run | Mapping)):
+        raise Refused(
+            f"got a {type(resume).__name__} as resume; allowed: a ufm.Run, its arrays as "
+            "ufm.descent.pack gave them, or None"
+        )
     value = resume.state.start if isinstance(resume, Run) else _objective(problem, params)
-    method, hyper = prepare(problem, value, optimizer, learning_rate, momentum, batch_size)
+    method, hyper = prepare(problem, value, *asked.settings)
+    _check_step(problem, params, hyper)
     if isinstance(resume, Run):
-        run = resume._replace(status=Status.running.name)
+        run = _continued(problem, params, method, hyper, asked.key, resume)
     else:
-        state = _start(problem, params, method, hyper, None if key is None else _typed_key(key))
+        state = _start(problem, params, method, hyper, asked.key)
         run = Run(params, {}, 0, Status.running.name, state)
         run = run if resume is None else unpack(state, resume)
+    steps, record_every = asked.steps, asked.record_every
     limits = Limits(
-        jnp.int32(steps), jnp.int32(record_every), _tolerance(grad_tol), _tolerance(gap_tol)
+        jnp.int32(steps),
+        jnp.int32(record_every),
+        _tolerance(asked.grad_tol),
+        _tolerance(asked.gap_tol),
     )
     pace = 1.0  # chunks a compiled call
     while run.status == Status.running.name:
@@ -127,6 +138,17 @@ def descend(
     return run
 
 
+class Checked(NamedTuple):
+    """The arguments of `descend`, converted: settings of the method, and what `Limits` holds."""
+
+    settings: optimizers.Settings
+    key: Array | None
+    steps: int
+    record_every: int
+    grad_tol: float | None
+    gap_tol: float | None
+
+
 def check(
     problem: Problem,
     params: Params,
@@ -140,38 +162,88 @@ def check(
     record_every: int = 100,
     grad_tol: float | None = None,
     gap_tol: float | None = None,
-) -> None:
-    """Refuse what `descend` would refuse, without computing anything.
+) -> Checked:
+    """Convert the arguments of `descend` and refuse what it refuses, without computing anything.
 
     Raises:
         Refused: with what was got, what is allowed and how to mend it.
     """
     check_params(problem, params)
+    if door.traced(problem, params):
+        raise Refused(
+            "got traced values: descend runs on the host; call it outside jit and vmap. Inside, "
+            "use ufm.loop.trajectory"
+        )
+    door.one_problem(problem)
     check_finite(params)
-    optimizers.check_method(optimizer, learning_rate, momentum, batch_size)
-    for name, value in (("steps", steps), ("record_every", record_every)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
-    for name, tolerance in (("grad_tol", grad_tol), ("gap_tol", gap_tol)):
-        if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
-            raise Refused(f"got {name}={tolerance!r}; allowed: a finite number > 0, or None")
-    eps = float(jnp.finfo(params.W.dtype).eps)
+    settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size)
+    # State of the optimiser beside params, gradient and their update, in copies of the params.
+    copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
+    check_memory(problem, params.W.dtype.itemsize, 3 + copies)
+    limits = [limit("steps", steps), limit("record_every", record_every)]
+    tolerances = tolerance("grad_tol", grad_tol), tolerance("gap_tol", gap_tol)
+    check_resolution(tolerances[1], params.W.dtype)
+    if settings.batch_size is not None:
+        check_batch(problem, settings.batch_size)
+        if key is None:
+            raise Refused(
+                "got batch_size without key; minibatches need one: key=jax.random.key(seed)"
+            )
+    key = None if key is None else door.key(key)
+    return Checked(settings, key, limits[0], limits[1], *tolerances)
+
+
+def limit(name: str, value: Any) -> int:
+    """A number of steps, as the compiled loop counts them."""
+    return door.integer(name, value, 1, 2**31 - 1)
+
+
+def tolerance(name: str, value: Any) -> float | None:
+    """A tolerance, or None for none."""
+    return None if value is None else door.real(name, value, above=0, also="or None")
+
+
+def check_resolution(gap_tol: float | None, dtype: Any) -> None:
+    """Refuse a tolerance that the gap in the precision of a run cannot resolve."""
+    eps = float(jnp.finfo(dtype).eps)
     if gap_tol is not None and gap_tol < eps:
         raise Refused(
-            f"got gap_tol={gap_tol} for params in {params.W.dtype}, which resolves {eps:.1e}; "
-            "raise it, or run in float64: jax.config.update('jax_enable_x64', True)"
+            f"got gap_tol={gap_tol} in {jnp.dtype(dtype)}, which resolves {eps:.1e}; raise it, or "
+            "run in float64: jax.config.update('jax_enable_x64', True), precision = 'float64'"
         )
-    if batch_size is not None:
-        _check_batch(problem, batch_size, key)
 
 
-def _check_batch(problem: Problem, batch_size: int, key: Array | None) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-        raise Refused(f"got batch_size={batch_size!r}; allowed: an integer")
-    if not 1 <= batch_size <= problem.N:
+def check_batch(problem: Problem, batch_size: int) -> None:
+    """Refuse minibatches of more samples than there are."""
+    if batch_size > problem.N:
         raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")
-    if key is None:
-        raise Refused("got batch_size without key; minibatches need one: jax.random.key(seed)")
+
+
+def _check_step(problem: Problem, params: Params, hyper: tuple) -> None:
+    """Refuse a step size that is 0 in the precision of the run: nothing would ever move."""
+    if not hyper or hyper[0] is None or float(jnp.asarray(hyper[0], params.W.dtype)) > 0:
+        return
+    raise Refused(
+        f"got a learning rate of {float(hyper[0]):g}, which is 0 in {params.W.dtype}: 'auto' is "
+        f"proportional to the smaller of lam_W={problem.lam_W:g} and lam_H={problem.lam_H:g}. Give "
+        "learning_rate a number, or use 'lbfgs'"
+    )
+
+
+def _continued(
+    problem: Problem, params: Params, method: Method, hyper: tuple, key: Array | None, run: Run
+) -> Run:
+    """An earlier run, ready to go on, if its state is one of this method."""
+    like = jax.eval_shape(lambda: start(problem, params, method, hyper, key))
+    got, wanted = (
+        jax.tree.map(lambda x: (jnp.shape(x), x.dtype), state) for state in (run.state, like)
+    )
+    if got != wanted:
+        raise Refused(
+            "got resume=a run of another problem, precision or optimiser; allowed: one with the "
+            "arguments of this call, or resume=None to begin anew"
+        )
+    return run._replace(status=Status.running.name)
 
 
 def prepare(
@@ -193,6 +265,8 @@ def prepare(
     """
     if not isinstance(optimizer, str):
         return Method(optimizer, None, batch_size), ()
+    if optimizer == "lbfgs":  # its line search finds the step
+        return Method(optimizer, None, batch_size), (1.0, 0.0)
     momentum = optimizers.MOMENTUM.get(optimizer, 0.0) if momentum is None else momentum
     if learning_rate is None:
         learning_rate = optimizers.LEARNING_RATE.get(optimizer, "auto")
@@ -252,6 +326,8 @@ def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
         impl = jax.random.key_impl(leaf) if _is_key(leaf) else None
         restored.append(data if impl is None else jax.random.wrap_key_data(data, impl=impl))
     state = jax.tree.unflatten(structure, restored)
+    if missing := [name for name in HISTORY if f"history/{name}" not in arrays]:
+        raise Refused(f"got arrays without history/{missing[0]}; allowed: those of `pack`, whole")
     history = {name: arrays[f"history/{name}"] for name in HISTORY}
     return Run(state.params, history, int(state.step), Status.running.name, state)
 
@@ -262,11 +338,6 @@ def _is_key(leaf) -> bool:
 
 def _plain(leaf) -> np.ndarray:
     return np.asarray(leader.whole(jax.random.key_data(leaf) if _is_key(leaf) else leaf))
-
-
-def _typed_key(key) -> Array:
-    key = jnp.asarray(key)
-    return key if _is_key(key) else jax.random.wrap_key_data(key)
 
 
 def _tolerance(tolerance: float | None) -> Array:

@@ -18,18 +18,23 @@ In a file the keys at the top hold for all; each table [[grid]] adds a grid of i
 
 import difflib
 import itertools
+import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ufm import optimizers
-from ufm.check import Refused
-from ufm.problem import Problem
+from ufm import check, descent, optimizers
+from ufm.check import MOST, Refused
+from ufm.problem import Problem, check_memory
+
+# What other libraries call a key.
+ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
+MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
 
 class Cell(NamedTuple):
@@ -53,13 +58,67 @@ class Cell(NamedTuple):
         return Problem(self.K, self.d, self.n, self.lam_W, self.lam_H, self.lam_b, self.bias)
 
 
+def _size(name: str) -> Callable[[Any], int]:
+    return lambda x: check.integer(name, x, 1, MOST)
+
+
+def _decay(name: str) -> Callable[[Any], float]:
+    return lambda x: check.real(name, x, least=0)
+
+
+def _counts(x: Any) -> int | tuple[int, ...]:
+    """One value of the axis n: a number of samples a class, or [50, 10, 5], one count a class."""
+    each = check.several(x)
+    if each is None:
+        return check.integer("n", x, 1, MOST)
+    counts = tuple(check.integer(f"n[{k}]", m, 1, MOST) for k, m in enumerate(each))
+    return counts[0] if len(counts) == 1 else counts
+
+
+def _rate(x: Any) -> float | str | None:
+    if callable(x):
+        raise Refused(
+            f"got learning_rate={check.shown(x)}; allowed in a grid: a number > 0, 'auto' or None. "
+            "A row could not name a schedule; run it with ufm.descend"
+        )
+    if x is None or (isinstance(x, str) and x == "auto"):
+        return x
+    return check.real("learning_rate", x, above=0, also="'auto' or None")
+
+
+# How a value of each axis is converted, once, when a grid is made.
+AXES: dict[str, Callable[[Any], Any]] = {
+    "K": _size("K"),
+    "d": _size("d"),
+    "n": _counts,
+    "lam_W": _decay("lam_W"),
+    "lam_H": _decay("lam_H"),
+    "lam_b": _decay("lam_b"),
+    "bias": lambda x: check.flag("bias", x),
+    "optimizer": lambda x: check.choice("optimizer", x, optimizers.NAMES),
+    "learning_rate": _rate,
+    "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),
+    "batch_size": lambda x: None if x is None else check.integer("batch_size", x, 1, MOST),
+    "seed": lambda x: check.integer("seed", x, 0, 2**32 - 1),
+}
+
+
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of its axes; each field is one value or a sequence of them.
+    """All combinations of its axes; each field is one value, or a sequence or array of them.
 
-    K, d, n, lam_W, lam_H, lam_b, bias: of the problem; n may hold lists of K counts.
+    Values are converted to Python's numbers when the grid is made, whatever library they are of:
+    `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
+
+    K, d, n, lam_W, lam_H, lam_b, bias: of the problem. n = 50 is 50 samples a class,
+        n = [[50, 10, 5]] one problem of these counts, n = [[50], [10], [5]] three balanced ones.
+        [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
+        balanced ones.
     optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name.
     seed: of the start and of the minibatches; equal seeds give equal starts.
+
+    Raises:
+        Refused: an axis without values, or a value that it cannot take.
     """
 
     K: Any = 10
@@ -75,17 +134,44 @@ class Grid:
     batch_size: Any = None
     seed: Any = 0
 
-    def cells(self) -> list[Cell]:
-        """Every combination, the last axis fastest."""
-        axes: list[list[Any]] = []
-        for name in Cell._fields:
+    def __post_init__(self):
+        for name, convert in AXES.items():
             value = getattr(self, name)
-            several = isinstance(value, Sequence) and not isinstance(value, str)
-            values = list(value) if several else [value]
+            values = (
+                list(value)
+                if name == "n" and getattr(value, "ndim", 0) > 1
+                else check.several(value)
+            )
+            if values is None:
+                object.__setattr__(self, name, convert(value))
+                continue
             if not values:
                 raise Refused(f"got {name} without a value; allowed: one value or more")
-            axes.append([tuple(x) if isinstance(x, list) else x for x in values])
-        return [Cell._make(combination) for combination in itertools.product(*axes)]
+            if name == "n":
+                _check_meaning(values, self.K)
+            object.__setattr__(self, name, tuple(map(convert, values)))
+
+    def axes(self) -> list[tuple[Any, ...]]:
+        """The values of every field, in the order of `Cell`."""
+        values = (getattr(self, name) for name in Cell._fields)
+        return [x if isinstance(x, tuple) else (x,) for x in values]
+
+    def cells(self) -> list[Cell]:
+        """Every combination, the last axis fastest."""
+        return [Cell._make(combination) for combination in itertools.product(*self.axes())]
+
+
+def _check_meaning(n: list[Any], K: Any) -> None:
+    """Refuse [50, 10, 5] for K = 3: three balanced problems, or one of these counts?"""
+    classes = K if isinstance(K, tuple) else (K,)
+    if len(n) > 1 and len(n) in classes and all(check.several(x) is None for x in n):
+        counts = ", ".join(map(str, n))
+        each = ", ".join(f"[{x}]" for x in n)
+        raise Refused(
+            f"got n=[{counts}] for K={len(n)}, which could mean two things; write n = [[{counts}]] "
+            f"for one problem with these counts of its classes (as --n {' '.join(map(str, n))} on "
+            f"the command line), or n = [{each}] for {len(n)} balanced problems"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,8 +180,11 @@ class Plan:
 
     grids: their cells are run one grid after the other.
     steps, record_every, grad_tol, gap_tol: as for `ufm.descend`.
-    scale: standard deviation of the random starts.
+    scale: standard deviation of the random starts, > 0.
     precision: "float64" or "float32", of the iterates; certificates are float64.
+
+    Raises:
+        Refused: a value out of range.
     """
 
     grids: tuple[Grid, ...] = (Grid(),)
@@ -106,60 +195,68 @@ class Plan:
     scale: float = 0.1
     precision: str = "float64"
 
+    def __post_init__(self):
+        grids = (self.grids,) if isinstance(self.grids, Grid) else check.several(self.grids)
+        if not grids or not all(isinstance(grid, Grid) for grid in grids):
+            raise Refused(f"got grids={check.shown(self.grids)}; allowed: one ufm.Grid or more")
+        precision = check.choice("precision", self.precision, ("float64", "float32"))
+        values: dict[str, Any] = {
+            "grids": tuple(grids),
+            "steps": descent.limit("steps", self.steps),
+            "record_every": descent.limit("record_every", self.record_every),
+            "grad_tol": descent.tolerance("grad_tol", self.grad_tol),
+            "gap_tol": descent.tolerance("gap_tol", self.gap_tol),
+            "scale": check.real("scale", self.scale, above=0),
+            "precision": precision,
+        }
+        descent.check_resolution(values["gap_tol"], precision)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     def cells(self) -> list[Cell]:
         """Every cell of every grid, checked.
 
         Raises:
-            Refused: a cell that makes no sense or occurs twice, naming it.
+            Refused: a cell that makes no sense or occurs twice, naming it; more than a million
+                cells; a cell that does not fit into memory.
         """
-        self._check()
+        count = sum(math.prod(map(len, grid.axes())) for grid in self.grids)
+        if count > MOST_CELLS:
+            raise Refused(
+                f"got a plan of {count:,} cells; allowed: at most {MOST_CELLS:,}. Shorten the "
+                "axes, or make several sweeps of it"
+            )
         found: dict[Cell, None] = {}
         for cell in itertools.chain.from_iterable(grid.cells() for grid in self.grids):
             try:
-                problem = cell.problem()
-                _check_method(cell, problem)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"{error} (in the cell {describe(cell)})") from None
+                _check_cell(cell, self.precision)
+            except Refused as error:
+                raise Refused(f"{error} (in the cell {describe(cell)})") from None
             if cell in found:
                 raise Refused(f"got the cell {describe(cell)} twice; allowed: each once")
             found[cell] = None
         return list(found)
-
-    def _check(self) -> None:
-        if not self.grids:
-            raise Refused("got no grid; allowed: one or more")
-        for name in ("steps", "record_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
-        for name in ("grad_tol", "gap_tol", "scale"):
-            value = getattr(self, name)
-            if value is None and name != "scale":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise Refused(f"got {name}={value!r}; allowed: a number > 0")
-        if self.precision not in ("float64", "float32"):
-            raise Refused(f"got precision={self.precision!r}; allowed: 'float64', 'float32'")
-        eps = float(jnp.finfo(self.precision).eps)
-        if self.gap_tol is not None and self.gap_tol < eps:
-            raise Refused(
-                f"got gap_tol={self.gap_tol} in {self.precision}, which resolves {eps:.1e}; "
-                "raise it, or set precision = 'float64'"
-            )
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self) | {"grids": [asdict(grid) for grid in self.grids]}
 
 
-def _check_method(cell: Cell, problem: Problem) -> None:
-    if not isinstance(cell.optimizer, str):
-        raise Refused(f"got optimizer={cell.optimizer!r}; allowed: a name")
-    optimizers.check_method(cell.optimizer, cell.learning_rate, cell.momentum, cell.batch_size)
-    if cell.batch_size is not None and not 1 <= cell.batch_size <= problem.N:
-        raise Refused(f"got batch_size={cell.batch_size}; allowed: 1 to N={problem.N}")
-    if isinstance(cell.seed, bool) or not isinstance(cell.seed, int) or not 0 <= cell.seed < 2**32:
-        raise Refused(f"got seed={cell.seed!r}; allowed: an integer from 0 to 2³² − 1")
+def _check_cell(cell: Cell, precision: str) -> None:
+    problem = cell.problem()
+    settings = optimizers.settings(
+        cell.optimizer, cell.learning_rate, cell.momentum, cell.batch_size
+    )
+    if settings.batch_size is not None:
+        descent.check_batch(problem, settings.batch_size)
+    rates = optimizers.LEARNING_RATE.get(cell.optimizer, "auto")
+    rate = rates if cell.learning_rate is None else cell.learning_rate
+    if rate == "auto" and cell.optimizer != "lbfgs" and not cell.lam_W * cell.lam_H > 0:
+        raise Refused(
+            f"got learning_rate 'auto' with lam_W={cell.lam_W}, lam_H={cell.lam_H}; allowed: both "
+            "> 0, since its step is proportional to the smaller one. Give a number"
+        )
+    check_memory(problem, jnp.dtype(precision).itemsize)
 
 
 def describe(cell: Cell) -> str:
@@ -174,12 +271,13 @@ def read(path: Path) -> Plan:
         Refused: no such file, no TOML, or a key that means nothing, with its line and the
             allowed ones.
     """
+    check.regular_file(path, "a TOML file")
     try:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
-    except FileNotFoundError:
-        raise Refused(f"got {path}, which does not exist; allowed: a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise Refused(f"got {path}, which cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(f"got {path}, which is no TOML: {error}") from None
     shared = [f.name for f in fields(Plan) if f.name != "grids"]
     grids = table.pop("grid", [{}])
@@ -192,7 +290,10 @@ def read(path: Path) -> Plan:
                 raise Refused(_unknown(path, text, place, key, allowed))
     common = {name: x for name, x in table.items() if name in Cell._fields}
     rest = {name: x for name, x in table.items() if name in shared}
-    return Plan(tuple(Grid(**common | grid) for grid in grids), **rest)
+    try:
+        return Plan(tuple(Grid(**common | grid) for grid in grids), **rest)
+    except Refused as error:
+        raise Refused(f"{error} (in {path})") from None
 
 
 def _unknown(path: Path, text: str, place: int, key: str, allowed: list[str]) -> str:
@@ -203,6 +304,6 @@ def _unknown(path: Path, text: str, place: int, key: str, allowed: list[str]) ->
         if tables == place and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
             found = str(i)
             break
-    near = difflib.get_close_matches(key, allowed, n=1)
+    near = [ALIASES[key]] if key in ALIASES else difflib.get_close_matches(key, allowed, n=1)
     hint = f". Did you mean {near[0]!r}?" if near else ""
     return f"got the key {key!r} in {path}, line {found}; allowed: {', '.join(allowed)}{hint}"

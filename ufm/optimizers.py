@@ -26,12 +26,13 @@ two iterates does too: at x + s(x⁺ − x), 0 ≤ s ≤ 1, the same lemma gives
 the first exit cannot happen.) `auto_step` returns half of the limit, η = (1−β)/L(F).
 """
 
-import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
+from ufm import check
 from ufm.check import Refused
 from ufm.lbfgs import lbfgs
 from ufm.problem import Problem
@@ -90,24 +91,46 @@ def named(name: str, learning_rate, momentum) -> optax.GradientTransformationExt
     return lbfgs()
 
 
-def check_method(name, learning_rate, momentum, batch_size) -> None:
-    """Refuse an unknown name or hyperparameters that its method does not have.
+class Settings(NamedTuple):
+    """A method and its hyperparameters, converted and checked; None stands for a default.
+
+    optimizer: a name of `NAMES` or an optax transformation. learning_rate: a float, "auto" or an
+    optax schedule. momentum: a float. batch_size: an int.
+    """
+
+    optimizer: Any
+    learning_rate: Any
+    momentum: float | None
+    batch_size: int | None
+
+
+def settings(
+    optimizer: Any, learning_rate: Any = None, momentum: Any = None, batch_size: Any = None
+) -> Settings:
+    """The method that `descend` runs and a cell of a sweep names, or a refusal.
+
+    The one place that converts and checks hyperparameters: numbers of any library are taken.
 
     Raises:
-        Refused: with what was got and what is allowed.
+        Refused: an unknown method, a hyperparameter out of range or one that the method lacks.
     """
-    if isinstance(name, optax.GradientTransformation):
+    if isinstance(optimizer, str):
+        name = check.choice("optimizer", optimizer, NAMES)
+    elif isinstance(optimizer, optax.GradientTransformation):
         if learning_rate is not None or momentum is not None:
             raise Refused(
                 "got learning_rate or momentum beside an optax transformation; set them inside "
                 "it, for example optax.sgd(0.1, momentum=0.9)"
             )
-        return
-    if name not in NAMES:
+        return Settings(optimizer, None, None, _batch_size(batch_size))
+    else:
+        way = getattr(optimizer, "gradient_transformation", None)
+        hint = ". Give its .gradient_transformation()" if callable(way) else ""
         raise Refused(
-            f"got optimizer={name!r}; allowed: {', '.join(NAMES)}, or an optax transformation "
-            "such as optax.adamw(1e-3)"
+            f"got optimizer={check.shown(optimizer)}; allowed: {', '.join(NAMES)}, or an optax "
+            f"transformation such as optax.adamw(1e-3){hint}"
         )
+    batch_size = _batch_size(batch_size)
     if name in FULL_BATCH_ONLY and batch_size is not None:
         raise Refused(
             f"got batch_size={batch_size} with {name!r}, a full-batch method; allowed with "
@@ -115,24 +138,28 @@ def check_method(name, learning_rate, momentum, batch_size) -> None:
         )
     if name == "sgd" and batch_size is None:
         raise Refused("got optimizer='sgd' without batch_size; give one, or use 'heavy_ball'")
+    rate = _learning_rate(name, learning_rate)
+    if momentum is not None:
+        if name not in MOMENTUM:
+            raise Refused(f"got momentum={check.shown(momentum)} for {name!r}; it has none. Use "
+                          "'heavy_ball'")  # fmt: skip
+        momentum = check.real("momentum", momentum, least=0, below=1)
+    return Settings(name, rate, momentum, batch_size)
+
+
+def _batch_size(batch_size: Any) -> int | None:
+    return None if batch_size is None else check.integer("batch_size", batch_size, 1, check.MOST)
+
+
+def _learning_rate(name: str, learning_rate: Any) -> Any:
+    auto = isinstance(learning_rate, str) and learning_rate == "auto"
     if name == "lbfgs" and learning_rate is not None:
         raise Refused("got a learning_rate for 'lbfgs', whose line search finds the step")
-    _check_hyperparameters(name, learning_rate, momentum, batch_size)
-
-
-def _check_hyperparameters(name: str, learning_rate, momentum, batch_size) -> None:
-    if learning_rate == "auto" and (batch_size is not None or name == "adam"):
+    if auto and name not in FULL_BATCH_ONLY:
         raise Refused(
             "got learning_rate='auto', which is derived for full-batch gd, heavy_ball and "
             f"nesterov; give {name!r} a number or an optax schedule"
         )
-    if isinstance(learning_rate, str) and learning_rate != "auto":
-        raise Refused(f"got learning_rate={learning_rate!r}; allowed: 'auto' or a number > 0")
-    if isinstance(learning_rate, int | float) and not (
-        math.isfinite(learning_rate) and learning_rate > 0
-    ):
-        raise Refused(f"got learning_rate={learning_rate}; allowed: finite and > 0")
-    if momentum is not None and name not in MOMENTUM:
-        raise Refused(f"got momentum={momentum} for {name!r}; it has none. Use 'heavy_ball'")
-    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
-        raise Refused(f"got momentum={momentum}; allowed: 0 <= momentum < 1")
+    if auto or learning_rate is None or callable(learning_rate):
+        return learning_rate
+    return check.real("learning_rate", learning_rate, above=0, also="'auto', or a schedule")

@@ -6,8 +6,6 @@ with cross-entropy ℓ, W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^
 arXiv 2105.02375, equation 4). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1).
 """
 
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ufm import blocks, losses
-from ufm.check import Refused
+from ufm import blocks, check, losses
+from ufm.check import MOST, Refused
+
+BOUNDED = "since a negative decay leaves the objective unbounded below"
 
 
 class Params(NamedTuple):
@@ -62,16 +62,16 @@ class Problem:
     bias: bool = True
 
     def __post_init__(self):
-        K = _size("K", self.K, 2, "a classifier needs two classes")
-        d = _size("d", self.d, 1, "features need one dimension")
-        if not isinstance(self.bias, bool | np.bool_):
-            raise Refused(f"got bias={self.bias!r}; allowed: True or False")
+        K = check.integer("K", self.K, 2, MOST, "a classifier needs two classes")
+        d = check.integer("d", self.d, 1, MOST, "features need one dimension")
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "d", d)
         object.__setattr__(self, "n", _class_counts(self.n, K))
-        object.__setattr__(self, "bias", bool(self.bias))
+        object.__setattr__(self, "bias", check.flag("bias", self.bias))
         for name in ("lam_W", "lam_H", "lam_b"):
-            _check_decay(name, getattr(self, name))
+            object.__setattr__(self, name, _decay(name, getattr(self, name)))
+        if self.N > MOST:
+            raise Refused(f"got N={self.N} samples; allowed: at most 2^53, which float64 counts")
 
     @property
     def counts(self) -> np.ndarray:
@@ -120,41 +120,53 @@ class Problem:
         return problem
 
 
-def _size(name: str, value, least: int, why: str) -> int:
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise Refused(f"got {name}={value!r}; allowed: an integer >= {least}") from None
-    if number < least:
-        raise Refused(f"got {name}={number}; allowed: an integer >= {least} ({why})")
-    return number
-
-
 def _class_counts(n, K: int) -> int | tuple[int, ...]:
-    if not isinstance(n, Sequence | np.ndarray) or np.ndim(n) == 0:
-        return _size("n", n, 1, "every class needs a sample")
-    if np.shape(n) != (K,):
+    each = check.several(n)
+    if each is None:
+        if getattr(n, "ndim", 0):
+            raise Refused(f"got n with shape {np.shape(n)}; allowed: an integer, or K={K} counts")
+        return check.integer("n", n, 1, MOST, "every class needs a sample")
+    if len(each) != K:
         raise Refused(
-            f"got n={n!r} with shape {np.shape(n)}; allowed: an integer, or K={K} counts, "
-            "one a class"
+            f"got n={check.shown(n)} with {len(each)} counts; allowed: an integer, or K={K} "
+            "counts, one a class"
         )
-    counts = tuple(_size(f"n[{k}]", m, 1, "no class may be empty") for k, m in enumerate(n))
+    why = "no class may be empty"
+    counts = tuple(check.integer(f"n[{k}]", m, 1, MOST, why) for k, m in enumerate(each))
     return counts[0] if len(set(counts)) == 1 else counts
 
 
-def _check_decay(name: str, value) -> None:
-    if isinstance(value, jax.core.Tracer):
-        return
-    try:
-        number = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise Refused(f"got {name}={value!r}; allowed: a number >= 0") from None
-    if not np.all(np.isfinite(number) & (number >= 0)):
+def _decay(name: str, value: Any) -> Any:
+    """A decay as a Python float; arrays, to be mapped over, and tracers as they are."""
+    if check.traced(value):
+        return value
+    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
+        kinds = jnp.floating, jnp.integer
+        real = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+        if not real or isinstance(value, np.ma.MaskedArray):
+            raise Refused(
+                f"got {name}={check.shown(value)}; allowed: a number >= 0, or an array of real "
+                "numbers for jax.vmap to map over"
+            )
+        bad = np.asarray(value)[~(np.isfinite(value) & (value >= 0))]
+        if bad.size:
+            raise Refused(f"got {name} with the entry {bad[0]}; allowed: finite and >= 0")
+        return value
+    return check.real(name, value, least=0, also=BOUNDED)
+
+
+def check_types(problem: Any, params: Any) -> None:
+    """Refuse what is no problem, or no params, such as the two in the wrong order.
+
+    Raises:
+        Refused: naming the types.
+    """
+    if not isinstance(problem, Problem):
+        raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
+    if not isinstance(params, Params):
         raise Refused(
-            f"got {name}={value!r}; allowed: finite and >= 0 (a negative decay leaves the "
-            "objective unbounded below)"
+            f"got a {type(params).__name__} as params; allowed: ufm.Params(W, H, b), as "
+            "ufm.init_params makes them"
         )
 
 
@@ -165,6 +177,7 @@ def check_params(problem: Problem, params: Params) -> None:
         Refused: a shape differs from W (K, d), H (d, N), b (K,);
             an entry is no array of floats, or dtypes are mixed.
     """
+    check_types(problem, params)
     K, d, N = problem.K, problem.d, problem.N
     dtypes = set()
     for name, value, shape in zip("WHb", params, ((K, d), (d, N), (K,)), strict=True):
@@ -208,21 +221,45 @@ def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) ->
     """Entries of W and H drawn from N(0, scale²), b = 0.
 
     Args:
-        key: a JAX PRNG key.
+        key: a JAX PRNG key, or an integer seed.
         problem: gives the shapes.
         scale: standard deviation, ≥ 0.
         dtype: floating dtype; None takes JAX's default (float64 once x64 is switched on).
 
     Raises:
-        Refused: if scale is negative or not finite.
+        Refused: a scale that is negative or not finite, a key that is none, a dtype that is not
+            floating, sizes beyond the memory there is.
     """
-    if not isinstance(scale, jax.core.Tracer) and not (np.isfinite(scale) and scale >= 0):
-        raise Refused(f"got scale={scale!r}; allowed: a finite number >= 0")
-    dtype = float if dtype is None else dtype
-    key_W, key_H = jax.random.split(key)
+    if not isinstance(problem, Problem):
+        raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
+    if not check.traced(scale):
+        scale = check.real("scale", scale, least=0)
+    dtype = check.floating("dtype", dtype)
+    check_memory(problem, dtype.itemsize)
+    key_W, key_H = jax.random.split(check.key(key))
     W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
     H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
     return Params(W, H, jnp.zeros(problem.K, dtype))
+
+
+def check_memory(problem: Problem, itemsize: int, copies: int = 1) -> None:
+    """Refuse sizes whose params do not fit into memory, before any array is made.
+
+    Args:
+        problem: gives the sizes.
+        itemsize: bytes of a number.
+        copies: how often all of the params are held at a time.
+
+    Raises:
+        Refused: naming the bytes.
+    """
+    K, d, N = problem.K, problem.d, problem.N
+    times = f" {copies} times" if copies > 1 else ""
+    check.fits(
+        f"K={K}, d={d}, N={N}: W (K, d), H (d, N) and b (K,) held{times}",
+        copies * itemsize * (K * d + d * N + K),
+        "Lower n, d or K (a balanced problem's critical points are those of n = 1 with λ_H → nλ_H)",
+    )
 
 
 def matmul(A: Array, B: Array) -> Array:
