@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ufm import check as door
 from ufm import newton, orbits, quotient, sources
 from ufm.check import Refused
 from ufm.orbits import Orbit
-from ufm.problem import Params, Problem
+from ufm.problem import Params, Problem, check_problem
 
 FIRST = (
     sources.random, sources.tied, sources.padded, sources.passages, sources.descended,
@@ -55,8 +56,7 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
         Refused: λ_W or λ_H zero, a quotient too large for matrices, counts below 1;
             array-valued decays.
     """
-    if any(np.ndim(lam) for lam in (problem.lam_W, problem.lam_H, problem.lam_b)):
-        raise Refused("got array-valued decays; allowed: one problem at a time")
+    check_problem(problem)
     for name in ("lam_W", "lam_H"):
         if not float(getattr(problem, name)) > 0:
             raise Refused(
@@ -70,9 +70,8 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
             f"{newton.DENSE_SIZE}. Lower K or d (or make the classes balanced); single critical "
             "points of larger problems are found by ufm.solve"
         )
-    for name, value in (("starts", starts), ("rounds", rounds)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
+    door.integer("starts", starts, 1, 2**31 - 1)
+    door.integer("rounds", rounds, 1)
 
 
 def census(
@@ -110,6 +109,7 @@ def census(
         Refused: see `check`.
     """
     check(problem, starts, rounds)
+    key = door.key(key)
     with jax.enable_x64(True):
         atlas = _Atlas(problem, known, report or (lambda *_: None), accepted or (lambda *_: None))
         for number in range(rounds):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm import curvature, lanczos
+from ufm import check, curvature, lanczos
 from ufm import problem as model
 from ufm.check import Refused
 from ufm.curvature import Linearization, Orbit, apply, flatten, in_float64, unflatten
@@ -216,18 +216,13 @@ def extreme(
             arrays that are not real floating, mixed dtypes, array-valued decays, traced
             values.
     """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, params))):
-        raise Refused("got traced values: extreme runs on the host; call it outside jit and vmap")
-    model.check_params(problem, params)
-    model.check_finite(params)
-    decays = (problem.lam_W, problem.lam_H, problem.lam_b)
-    if any(np.ndim(lam) for lam in decays):
-        raise Refused(f"got decays {decays}; allowed: one number each, a problem at a time")
+    model.check_point(problem, params)
+    key = None if key is None else check.key(key)
+    orbit, exact = check.flag("orbit", orbit), check.flag("exact", exact)
     size, room = problem.size, problem.size
     if orbit:
         room = size - problem.d * (problem.d - 1) // 2 - 1
-    if not 1 <= k <= room:
-        raise Refused(f"got k={k}; this Hessian has {room} eigenpairs to give, allowed: 1 to it")
+    k = check.integer("k", k, 1, room, f"this Hessian has {room} eigenpairs to give")
     if orbit and exact:
         raise Refused("got exact and orbit; inertia counts on all tangents: choose one of them")
     sizes, sign = lanczos.plan(size, k, which), 1 if which == "smallest" else -1

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm import check
 from ufm.check import Refused
 
 
@@ -39,9 +40,10 @@ def orthonormal_frame(key: Array, d: int, r: int, dtype=None) -> Float[Array, "d
     Raises:
         Refused: if r > d, since no such frame exists.
     """
+    d, r = check.integer("d", d, 1), check.integer("r", r, 0)
     if r > d:
         raise Refused(f"got r={r} > d={d}: R^{d} has at most {d} orthonormal vectors; lower r")
-    Q, R = jnp.linalg.qr(jax.random.normal(key, (d, r), float if dtype is None else dtype))
+    Q, R = jnp.linalg.qr(jax.random.normal(check.key(key), (d, r), check.floating("dtype", dtype)))
     return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
 
 
@@ -57,14 +59,14 @@ def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[A
     Raises:
         Refused: if K < 2 or d < K − 1.
     """
-    if K < 2:
-        raise Refused(f"got K={K}: a simplex needs K >= 2 classes")
+    K = check.integer("K", K, 2, why="a simplex needs two classes")
+    d = check.integer("d", d, 1)
     if d < K - 1:
         raise Refused(
             f"got d={d} < K-1={K - 1}: a simplex ETF of K={K} vectors spans K-1 dimensions; "
             f"use d >= {K - 1}"
         )
-    frame = jnp.asarray(np.sqrt(K / (K - 1)) * helmert(K), float if dtype is None else dtype)
+    frame = jnp.asarray(np.sqrt(K / (K - 1)) * helmert(K), check.floating("dtype", dtype))
     if key is None:
         return jnp.pad(frame, ((0, 0), (0, d - K + 1)))
     Q = orthonormal_frame(key, d, K - 1, frame.dtype)
@@ -89,7 +91,8 @@ def etf_classifier(K: int, d: int, key: Array | None = None, dtype=None) -> Floa
     Raises:
         Refused: if K < 2 or d < K − 1.
     """
-    if key is not None or d < K or K < 2:
+    K, d = check.integer("K", K, 2, why="a simplex needs two classes"), check.integer("d", d, 1)
+    if key is not None or d < K:
         return simplex_etf(K, d, key, dtype)
     frame = np.sqrt(K / (K - 1)) * (np.eye(K) - 1 / K)
-    return jnp.pad(jnp.asarray(frame, float if dtype is None else dtype), ((0, 0), (0, d - K)))
+    return jnp.pad(jnp.asarray(frame, check.floating("dtype", dtype)), ((0, 0), (0, d - K)))

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm import check
 from ufm import problem as model
-from ufm.check import Refused
 from ufm.curvature import (
     Linearization,
     apply,
@@ -107,13 +107,12 @@ def density(
         Refused: probes, steps, points or width out of range; wrong shapes, non-finite entries;
             arrays that are not real floating, or mixed dtypes.
     """
-    for name, value in (("probes", probes), ("steps", steps), ("points", points)):
-        if value < 2:
-            raise Refused(f"got {name}={value}; allowed: an integer >= 2")
-    if width is not None and not width > 0:
-        raise Refused(f"got width={width}; allowed: a number > 0, or None")
-    model.check_params(problem, params)
-    model.check_finite(params)
+    counts = (("probes", probes), ("steps", steps), ("points", points))
+    probes, steps, points = (check.integer(name, value, 2, 2**31 - 1) for name, value in counts)
+    if width is not None:
+        width = check.real("width", width, above=0, also="or None")
+    model.check_point(problem, params)
+    key = check.key(key)
     with jax.enable_x64(True):
         at = _linearized(problem, in_float64(params))
         nodes, weights = _quadrature(at, jax.random.split(key, probes), min(steps, problem.size))

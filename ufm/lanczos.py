@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm import check
 from ufm.check import Refused
 from ufm.problem import matmul
 
@@ -88,13 +89,9 @@ def plan(size: int, k: int, which: str, width: int | None = None) -> Plan:
     Raises:
         Refused: k outside 1 … size, width < 1, or an unknown end.
     """
-    if which not in ("smallest", "largest"):
-        raise Refused(f"got which={which!r}; allowed: 'smallest' or 'largest'")
-    if not 1 <= k <= size:
-        raise Refused(f"got k={k}; this operator has {size} eigenpairs, allowed: 1 <= k <= size")
-    width = 4 if width is None else width
-    if width < 1:
-        raise Refused(f"got width={width}; allowed: an integer >= 1")
+    check.choice("which", which, ("smallest", "largest"))
+    k = check.integer("k", k, 1, size, f"this operator has {size} eigenpairs")
+    width = 4 if width is None else check.integer("width", width, 1)
     keep = k + 2 * width
     return Plan(size, k, width, keep, keep + STEPS * width)
 
@@ -335,10 +332,8 @@ def extreme(
         Refused: k, width, tol, max_products or which out of range, or a start of wrong shape.
     """
     sizes, sign = plan(size, k, which, width), 1 if which == "smallest" else -1
-    if not 0 < tol < 1:
-        raise Refused(f"got tol={tol}; allowed: between 0 and 1, relative to the norm")
-    if max_products < 1:
-        raise Refused(f"got max_products={max_products}; allowed: an integer >= 1")
+    tol = check.real("tol", tol, above=0, below=1, also="relative to the norm")
+    max_products = check.integer("max_products", max_products, 1, 2**31 - 1)
     rows = (k + sizes.width, size)
     if start is not None and start.shape != rows:
         raise Refused(f"got a start of shape {start.shape}; allowed: {rows}")

@@ -200,6 +200,32 @@ def check_params(problem: Problem, params: Params) -> None:
         )
 
 
+def check_point(problem: Problem, params: Params) -> None:
+    """Refuse what is no concrete point of one problem: for what runs on the host.
+
+    Raises:
+        Refused: other types, traced values, decays that are arrays, params that do not fit, entries
+            that are not finite.
+    """
+    check_types(problem, params)
+    if check.traced(problem, params):
+        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
+    check.one_problem(problem)
+    check_params(problem, params)
+    check_finite(params)
+
+
+def check_problem(problem: Any) -> None:
+    """Refuse what is no single problem with a number for each decay.
+
+    Raises:
+        Refused: another type, traced decays, decays that are arrays.
+    """
+    if not isinstance(problem, Problem):
+        raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
+    check.one_problem(problem)
+
+
 def check_finite(params: Params) -> None:
     """Refuse NaN and infinities in concrete params; tracers pass.
 

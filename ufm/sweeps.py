@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ufm import batches, leader, processes, record
+from ufm import batches, check, leader, processes, record
 from ufm.batches import Columns, Shape
 from ufm.check import Refused
 from ufm.grid import Cell, Plan
@@ -52,6 +52,12 @@ def sweep(
         Refused: a cell that makes no sense; a budget too small for one cell.
         RecordError: a folder that holds something else.
     """
+    if not isinstance(plan, Plan):
+        raise Refused(
+            f"got a {type(plan).__name__} as plan; allowed: a ufm.Plan, such as "
+            "ufm.Plan(ufm.Grid(lam_W=[1e-3, 1e-2]))"
+        )
+    memory = check.integer("memory", memory, 1)
     cells = plan.cells()
     say = report or (lambda *_: None)
     if out is None:

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ufm import atlas
+from ufm import atlas, check
 from ufm import census as room
 from ufm.commands.shared import LOOK, Model
 
@@ -60,7 +59,7 @@ class Census:
             earlier = 0 if kept is None else len(kept.sessions) - 1
             found = room.census(
                 problem,
-                jax.random.key(earlier if self.seed is None else self.seed),
+                check.key(earlier if self.seed is None else self.seed),
                 starts=self.starts,
                 rounds=self.rounds,
                 known=None if kept is None else kept.census,

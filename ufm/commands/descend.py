@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ufm import descent, record
+from ufm import check, descent, record
 from ufm.certificate import certify
 from ufm.commands.shared import FAILED, Model, show
 from ufm.problem import Params, Problem, init_params
@@ -63,7 +63,7 @@ class Descend:
     def act(self) -> int:
         """Minimise with a progress bar; go on with a run that was cut short."""
         problem = self.model.problem()
-        params_key, batch_key = jax.random.split(jax.random.key(self.seed))
+        params_key, batch_key = jax.random.split(check.key(self.seed))
         dtype = jnp.dtype(self.precision)
         options: dict[str, Any] = {
             name: getattr(self, name)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ufm import atlas, census, record, theory, verification
+from ufm import atlas, census, check, record, theory, verification
 from ufm.commands.shared import FAILED, LOOK
 from ufm.problem import Problem
 from ufm.verification import Cell
@@ -82,7 +82,7 @@ class Verify:
 
                 cell = verification.verify(
                     problem,
-                    jax.random.fold_in(jax.random.key(self.seed), i),
+                    jax.random.fold_in(check.key(self.seed), i),
                     starts=self.starts,
                     rounds=self.rounds,
                     escapes=self.escapes,
