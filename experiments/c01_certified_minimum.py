@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 import ufm
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge, judge_all
+from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Params, Problem, Run, init_params, plots, theory
 
 METHODS = ("gd", "sgd", "adam", "lbfgs")
@@ -183,10 +183,10 @@ def check(config: Config, results: dict) -> list[Verdict]:
     tolerances = dict.fromkeys(METHODS, config.gap_tol) | {"sgd": config.sgd_gap_tol}
     verdicts, certified = [], np.zeros(gap.shape, bool)
     for i, (method, tolerance) in enumerate(tolerances.items()):
-        certified[i] = np.abs(gap[i]) <= tolerance
+        certified[i] = np.abs(gap[i]) < tolerance
         claim = f"{NAMES[method]}: worst certified gap of {gap[i].size} runs, nats"
         ended = certified[i] | (grad_norm[i] <= config.critical)
-        verdicts.append(judge_all(claim, gap[i], ended, tolerance))
+        verdicts.append(judge_all_below(claim, gap[i], ended, tolerance))
     f_star, norm = theory.global_value(problem), theory.norms(problem).W
     loosest = max(tolerances.values())
     for claim, errors, tolerance in (
@@ -198,7 +198,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
             for name in COLLAPSE
         ),
     ):
-        verdicts.append(judge_all(claim, errors, certified, tolerance))
+        verdicts.append(judge_all_below(claim, errors, certified, tolerance))
     rate, predicted = nc1_rate(config, results), predicted_rate(config)
     claim = "GD: decay of log NC1 a step"
     verdicts.append(judge(claim, rate, predicted, config.rate_tol * abs(predicted)))
@@ -212,12 +212,12 @@ def _over(bound: np.ndarray, f_star: float) -> np.ndarray:
 def _check_large(config: Config, results: dict) -> list[Verdict]:
     problem = problem_of(config, config.real_d, config.real_n)
     gap, value = results["real_end_gap"], results["real_end_value"]
-    certified = np.abs(gap) <= config.gap_tol
+    certified = np.abs(gap) < config.gap_tol
     ended = certified | (results["real_end_grad_norm"] <= config.critical)
     name = f"K={config.K}, d={config.real_d}, N={problem.N}: "
     f_star, norm = theory.global_value(problem), theory.norms(problem).W
     return [
-        judge_all(name + "certified gap, nats", gap, ended, config.gap_tol),
+        judge_all_below(name + "certified gap, nats", gap, ended, config.gap_tol),
         judge(name + "f, nats", value, f_star, config.gap_tol, certified),
         judge(
             name + "‖W‖", results["real_end_norm_W"], norm, norm * config.collapse_tol, certified

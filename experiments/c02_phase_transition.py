@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge, judge_all
+from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Problem, init_params, plots, theory
 from ufm.loop import Limits, Method, Status, start, trajectory
 
@@ -165,7 +165,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
             ("worst error of ‖H‖, likewise", H - root_t, config.norm_tol),
             ("worst error of f, nats", excess, config.value_tol),
         ):
-            verdicts.append(judge_all(name + what, errors, ended, tolerance))
+            verdicts.append(judge_all_below(name + what, errors, ended, tolerance))
         alive = np.max(W, axis=0) > VANISHED
         bracket = np.max(x[alive], initial=0), np.min(x[~alive], initial=np.inf)
         sure = ended[:, np.isin(x, bracket)].all()

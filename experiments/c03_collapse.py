@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 import ufm
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Problem, init_params, plots, theory
 from ufm.geometry import simplex_etf
 
@@ -128,16 +128,16 @@ def check(config: Config, results: dict) -> list[Verdict]:
     for K in config.classes:
         gap, size, name = results[f"gap{K}"][-1], radius(config, K), f"K={K}, d={K - 1}: "
         end = scene(config, results, K, -1)
-        certified = abs(gap) <= config.gap_tol
+        certified = abs(gap) < config.gap_tol
         ended = certified or results[f"grad_norm{K}"][-1] <= config.critical
-        verdicts.append(judge(name + "certified gap, nats", gap, 0, config.gap_tol, ended))
+        verdicts.append(judge_below(name + "certified gap, nats", gap, config.gap_tol, ended))
         for what, points in (
             ("feature", end.features - end.vertices[end.labels]),
             ("classifier row", end.rows - end.vertices),
         ):
             claim = name + f"farthest {what} from its corner, in radii"
             away = np.linalg.norm(points, axis=1).max() / size
-            verdicts.append(judge(claim, away, 0, config.corner_tol, certified))
+            verdicts.append(judge_below(claim, away, config.corner_tol, certified))
         lengths = np.linalg.norm(end.means, axis=1)
         gram = (end.means @ end.means.T) / np.outer(lengths, lengths)
         cosine = (gram.sum() - K) / (K * (K - 1))

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 import ufm
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, hessian, init_params, plots, theory
 from ufm.loop import Method, measurements, start, step
 from ufm.spectra import Spectrum, hessian_spectrum, origin_spectrum
@@ -173,7 +173,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
     problem, slow = problem_of(config), passages(config, results["grad_norm"])
     origin, closed = origin_spectrum(problem), hessian_spectrum(problem)
     lowest, rank = origin.eigenvalues[0], config.K - 1
-    ended = bool(results["end_gap"] <= config.gap_tol)
+    ended = bool(results["end_gap"] < config.gap_tol)
     negative, zero = results["end_counts"]
     away = np.max(np.abs(results["index"][slow] - results["saddle_index"]), initial=0)
     error = np.max(np.abs(_all(_measured(results)) - _all(closed))) / closed.eigenvalues[-1]
@@ -187,16 +187,16 @@ def check(config: Config, results: dict) -> list[Verdict]:
             away, 0, 0, bool(len(slow)) and bool(results["saddle_converged"].all()),
         ),
         judge("records at which inertia and dense eigenvalues disagree", disagreements, 0, 0),
-        judge("certified gap at the end, nats", results["end_gap"], 0, config.gap_tol, ended),
+        judge_below("certified gap at the end, nats", results["end_gap"], config.gap_tol, ended),
         judge("index at the end", negative, 0, 0, ended),
         judge("nullity at the end", zero, ufm.theory.orbit_dimension(problem, rank), 0, ended),
         judge(
             "distinct eigenvalues at the end",
             len(results["end_values"]), len(closed.eigenvalues), 0, ended,
         ),
-        judge(
+        judge_below(
             "worst error of an eigenvalue at the end, over the largest",
-            error, 0, config.value_tol, ended,
+            error, config.value_tol, ended,
         ),
     ]  # fmt: skip
 

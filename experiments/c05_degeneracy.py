@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 import ufm
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge_all
+from experiments.verdicts import Verdict, judge_all_below, judge_all_zero
 from ufm import Problem, hessian, init_params, plots
 from ufm.spectra import hessian_spectrum, orbit_dimension
 from ufm.theory import is_collapsed
@@ -158,11 +158,11 @@ def check(config: Config, results: dict) -> list[Verdict]:
         excess = results[f"size_{name}nullity"] - orbits(config)
         for side, bias in enumerate(("λ_b > 0", "λ_b = 0")):
             claim = f"nullity − dimension of the orbit, {bias}, by {where}"
-            verdicts.append(judge_all(claim, excess[:, side], minimum["size_"][:, side], 0))
+            verdicts.append(judge_all_zero(claim, excess[:, side], minimum["size_"][:, side]))
         both = results[f"size_{name}index"], results[f"{name}index"]
         index = np.concatenate([part.ravel() for part in both])
         ended = np.concatenate([minimum["size_"].ravel(), minimum[""].ravel()])
-        verdicts.append(judge_all(f"largest index of all minima, by {where}", index, ended, 0))
+        verdicts.append(judge_all_zero(f"largest index of all minima, by {where}", index, ended))
     for i, shape in enumerate(config.shapes):
         problems = [problem_of(config, shape, float(x), False) for x in results["x"]]
         name = "K={}, d={}, n={}: ".format(*shape)
@@ -170,10 +170,10 @@ def check(config: Config, results: dict) -> list[Verdict]:
         orbit = [orbit_dimension(*pair) for pair in zip(problems, ranks, strict=True)]
         excess = results["nullity"][i] - orbit
         claim = name + "nullity − dimension of the orbit, all x"
-        verdicts.append(judge_all(claim, excess, minimum[""][i], 0))
+        verdicts.append(judge_all_zero(claim, excess, minimum[""][i]))
         error = results["smallest"][i] / [smallest_of(problem) for problem in problems] - 1
         claim = name + "worst relative error of the smallest nonzero eigenvalue"
-        verdicts.append(judge_all(claim, error, minimum[""][i], config.value_tol))
+        verdicts.append(judge_all_below(claim, error, minimum[""][i], config.value_tol))
     return verdicts
 
 

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge, judge_all
+from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Params, Problem, plots, theory
 from ufm.loop import Limits, Method, Status, start, trajectory
 from ufm.spectra import condition_number, gd_rate, optimal_step
@@ -181,7 +181,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
             ("worst relative error of log ρ, ηλ_max > 2", ~stable),
         ):
             part = np.where(ended[i], errors[i], np.nan)[:, side], ended[i][:, side]
-            verdicts.append(judge_all(name + claim, *part, config.rate_tol))
+            verdicts.append(judge_all_below(name + claim, *part, config.rate_tol))
         crossing = crossings(config, found[i])
         worst = crossing[np.argmax(np.abs(crossing - 1))]
         claim = name + "s from which η = η*(1 + s/κ) repels"

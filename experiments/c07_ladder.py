@@ -34,7 +34,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_above, judge_below
 from ufm import Problem, plots, sources, theory
 from ufm.census import Census, census, polish, quotient_of
 from ufm.orbits import Orbit
@@ -275,23 +275,21 @@ def check(config: Config, results: dict) -> list[Verdict]:
             claim = name + f"{those.sum()} points of the other program, farthest from an orbit"
             converged = bool(those.any())
             worst = np.max(distances[those], initial=0.0)
-            verdicts.append(judge(claim, worst, 0, config.value_tol, converged))
+            verdicts.append(judge_below(claim, worst, config.value_tol, converged))
     degenerate = results["nullity"] != results["orbit_dimension"]
     saddles = results["morse_index"] > 0
     below = results["smallest"][saddles] / results["predicted"][saddles] - 1
     verdicts += [
         judge("orbits with zero eigenvalues beyond the symmetry orbit", degenerate.sum(), 0, 0),
-        judge(
-            "worst relative error of the least eigenvalue",
-            np.max(np.abs(below), initial=0),
-            0,
-            1e-8,
+        judge_below(
+            "worst relative error of the least eigenvalue", np.max(np.abs(below), initial=0), 1e-8
         ),
     ]
     if max(config.classes) > 3:
         more = [np.sum(~mine & (results["K"] == K)) for K in config.classes]
-        fewest = int(min(more) > 0)
-        verdicts.append(judge("orbits that no partition explains at every K", fewest, 1, 0))
+        verdicts.append(
+            judge_above("fewest orbits at a K that no partition explains", min(more), 0)
+        )
     return verdicts
 
 

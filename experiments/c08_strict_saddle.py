@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, newton, orbits, plots, theory
 from ufm import problem as model
 from ufm.census import census, quotient_of
@@ -234,18 +234,18 @@ def check(config: Config, results: dict) -> list[Verdict]:
             f"{total:.0f} points: refused by the strict residual",
             summary(results, "refused").sum(), 0, 0,
         ),
-        judge(
+        judge_below(
             f"{minima:.0f} points called global: worst |f − f*|, nats",
-            summary(results, "error").max(), 0, 1e-10,
+            summary(results, "error").max(), 1e-10,
         ),
-        judge(
+        judge_below(
             "points: deepest eigenvalue below λ₋, relative",
-            max(summary(results, "lower").max(), 0), 0, config.conjecture_tol,
+            max(summary(results, "lower").max(), 0), config.conjecture_tol,
         ),
         judge("; ".join([f"{len(saddle)} {claim}", *named]), len(named), 0, 0),
-        judge(
+        judge_below(
             f"{saddle.sum()} saddles at d ≥ K: worst relative error of λ₋ as the least eigenvalue",
-            np.max(worst[saddle], initial=0), 0, config.conjecture_tol,
+            np.max(worst[saddle], initial=0), config.conjecture_tol,
         ),
         judge("of these, of index 0", (results["index"][saddle] == 0).sum(), 0, 0),
         judge(
@@ -256,7 +256,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
     distances = known(config, results)
     if len(distances):
         claim = f"K=10, d=16: {len(distances)} known saddles, farthest from an orbit, nats"
-        verdicts.append(judge(claim, distances.max(), 0, config.value_tol))
+        verdicts.append(judge_below(claim, distances.max(), config.value_tol))
     return verdicts
 
 

@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 
 from experiments import runner
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, census, newton, orbits, plots, quotient, solver, sources, theory
 from ufm.curvature import dense
 
@@ -189,11 +189,11 @@ def check(config: Config, results: dict) -> list[Verdict]:
     if mine.any():
         off = [np.min(np.abs(results["value"][mine] - x)) for x in KNOWN["values"]]
         claim = "K=6, d=2, λ=0.001: distance of the known values from minima found, nats"
-        verdicts.append(judge(claim, max(off), 0, KNOWN["digits"]))
+        verdicts.append(judge_below(claim, max(off), KNOWN["digits"]))
     # Starts that did not arrive neither support nor refute; they leave the search incomplete.
     missed = max(results["missed"])
     claim = "largest share of starts neither at rounding nor in a flat valley"
-    verdicts.append(judge(claim, missed, 0, config.missed, missed <= config.missed))
+    verdicts.append(judge_below(claim, missed, config.missed, missed < config.missed))
     return verdicts
 
 

@@ -1,18 +1,24 @@
 """What stands under a figure: the claim, its source, the verdicts, and how it was made.
 
 Every run of a script writes <figure>.json beside its figures; the contact sheet figures/README.md
-is made of these files alone, so that whatever has been drawn is in it. Both are functions of
-stored results: drawn again, they keep every byte.
+and the tables of verdicts in the README are made of these files alone. Verdicts are stored with all
+the digits they were judged by. They are functions of stored results: drawn again on one machine
+they keep every byte, on another the last digits of a measurement may differ by rounding.
 """
 
 import json
+import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from experiments import tables
+from experiments.tables import cells, counted, escaped
+from ufm import claims
+from ufm.claims import Verdict
 
 KEYS = ("Claim", "Source", "Reproduces", "Shown", "Refuted by")
 PIXELS = 105  # of the sheet, for an inch of a figure
@@ -23,8 +29,9 @@ committed results in under a minute; `make experiments` computes the full forms 
 all on two CPU cores, and goes on where it was cut short. This page is written by both.
 
 Every PDF and PNG carries in its metadata the claim, the hash of the configuration and the commit
-that computed the results; the same stand in the `.json` beside it, with all verdicts. `*_quick` are
-the small forms of `--quick`.
+that computed the results; the same stand in the `.json` beside it, with all verdicts and the
+numbers they were judged by: `= x ± t` asks for |measured − x| ≤ t. `*_quick` are the small forms of
+`--quick`.
 
 """
 
@@ -48,15 +55,14 @@ def told(script: Any, manifest: Mapping[str, Any], verdicts: Iterable) -> dict[s
         "config_sha256": manifest["config_sha256"],
         "seconds": float(f"{manifest['wall_seconds']:.3g}"),
     }
-    # More digits are rounding, which differs from one machine to the next.
-    rows = [x._asdict() | {"measured": float(f"{x.measured:.6g}")} for x in verdicts]
+    rows = [claims.plain(verdict) for verdict in verdicts]
     return about(script) | {"config": manifest["config"], "made": made, "verdicts": rows}
 
 
 def write_verdicts(stem: Path, told: Mapping[str, Any]) -> dict[str, str]:
     """Write them to stem.json; returns the metadata of the figures that belong to them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     stem.with_name(f"{stem.name}.json").write_text(text, encoding="utf-8")
     made = told["made"]
     commit = f"{made['commit']}{' with changes' if made['changed'] else ''}"
@@ -65,6 +71,11 @@ def write_verdicts(stem: Path, told: Mapping[str, Any]) -> dict[str, str]:
         "Subject": " ".join(told.get("claim", "").split()),
         "Keywords": f"config {made['config_sha256']}, commit {commit}",
     }
+
+
+def verdicts_of(told: Mapping[str, Any]) -> list[Verdict]:
+    """The verdicts that a figure's JSON holds."""
+    return [claims.read(row) for row in told["verdicts"]]
 
 
 def listed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -79,8 +90,13 @@ def listed(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_sheet(folder: Path) -> None:
-    """Write figures/README.md from the verdicts that the folder holds."""
+    """Write figures/README.md, and the tables of the README beside the folder if there is one."""
     (folder / "README.md").write_text(sheet(folder), encoding="utf-8")
+    readme = folder.parent / "README.md"
+    if readme.is_file():
+        verdicts = {stem: verdicts_of(told) for stem, told in listed(folder).items()}
+        text = tables.written(readme.read_text(encoding="utf-8"), verdicts)
+        readme.write_text(text, encoding="utf-8")
 
 
 def sheet(folder: Path) -> str:
@@ -91,7 +107,7 @@ def sheet(folder: Path) -> str:
     lines.append("|---|---|---|---|")
     for stem, found in all_told.items():
         row = (f"[{_short(stem)}](#{_short(stem)})", _line(found.get("reproduces", "–")),
-               _counted(found["verdicts"]), _taken(stem, found))  # fmt: skip
+               counted(verdicts_of(found)), _taken(stem, found))  # fmt: skip
         lines.append(f"| {' | '.join(row)} |")
     for stem, found in all_told.items():
         lines += ["", *_entry(folder, stem, found)]
@@ -117,37 +133,33 @@ def _entry(folder: Path, stem: str, found: Mapping[str, Any]) -> list[str]:
             lines += ["", f"**{key.capitalize()}.** {found[key]}"]
     command = made["command"] + (" --quick" if stem.endswith("_quick") else "")
     lines += ["", f"**Command.** `{command}`, {_taken(stem, found)}.", ""]
-    rows = ["| claim | measured | predicted | ± | |", "|---|---|---|---|---|"]
-    for verdict in found["verdicts"]:
-        numbers = (f"{verdict[key]:.4g}" for key in ("measured", "predicted", "tolerance"))
-        claim = verdict["claim"].replace("|", "\\|").replace("*", "\\*")
-        rows.append(f"| {claim} | {' | '.join(numbers)} | {verdict['outcome']} |")
-    summary = f"<summary>{_counted(found['verdicts'])}</summary>"
+    verdicts = verdicts_of(found)
+    rows = ["| claim | measured | predicted | |", "|---|---|---|---|"]
+    rows += [f"| {' | '.join(cells(verdict))} |" for verdict in verdicts]
+    summary = f"<summary>{counted(verdicts)}</summary>"
     return [*lines, '<details markdown="1">', summary, "", *rows, "", "</details>"]
 
 
 def caption(stem: str, found: Mapping[str, Any]) -> str:
-    """What is shown, how many verdicts hold, and which came nearest to its tolerance."""
-    shown = _line(found["shown"]).replace("*", "\\*") + " " if "shown" in found else ""
-    text = f"*Figure {_short(stem)}. {found['title']}.* {shown}{_counted(found['verdicts'])}."
-    nearest = max(
-        (x for x in found["verdicts"] if x["tolerance"] > 0),
-        key=lambda x: abs(x["measured"] - x["predicted"]) / x["tolerance"],
-        default=None,
-    )
-    if nearest is None:
+    """What is shown, how many verdicts hold, and which came nearest to its limit."""
+    words = _line(found["shown"]).replace("*", "\\*") + " " if "shown" in found else ""
+    verdicts = verdicts_of(found)
+    text = f"*Figure {_short(stem)}. {found['title']}.* {words}{counted(verdicts)}."
+    limited = [(error, limit, x.claim) for x in verdicts for error, limit in _used(x)]
+    if not limited:
         return text
-    claim = nearest["claim"].replace("*", "\\*").replace("|", "\\|")
-    off = abs(nearest["measured"] - nearest["predicted"])
-    allowed = nearest["tolerance"]
-    return f"{text} Nearest to its tolerance: {claim}, off by {off:.2g} of {allowed:.2g} allowed."
+    error, limit, claim = max(limited, key=lambda row: row[0] / row[1])
+    return f"{text} Nearest to its limit: {escaped(claim)}, {error:.2g} of {limit:.2g} allowed."
 
 
-def _counted(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    counts = Counter(verdict["outcome"] for verdict in verdicts)
-    if set(counts) == {"holds"}:
-        return f"All {len(verdicts)} verdicts hold" if len(verdicts) > 1 else "Its verdict holds"
-    return ", ".join(f"{outcome}: {count}" for outcome, count in counts.items())
+def _used(verdict: Verdict) -> list[tuple[float, float]]:
+    """[(error, what is allowed of it)] of an equality with a tolerance, an error below a limit."""
+    _, measured, predicted, tolerance, _, relation = verdict
+    if not math.isfinite(measured):
+        return []
+    if relation == "=" and tolerance > 0:
+        return [(abs(measured - predicted), tolerance)]
+    return [(measured, predicted)] if relation == "<" and predicted > 0 else []
 
 
 def _short(stem: str) -> str:

@@ -1,50 +1,64 @@
-"""Claims held against their measurements: verdicts, the table of them, the exit status."""
+"""Verdicts on many runs at once, the table of verdicts, the exit status."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-HOLDS, REFUTED, NOT_CONVERGED = "holds", "refuted", "not converged"
+from ufm.claims import (
+    HOLDS,
+    NOT_CONVERGED,
+    REFUTED,
+    Verdict,
+    judge,
+    judge_above,
+    judge_below,
+    shown,
+)
+
+__all__ = [
+    "HOLDS",
+    "NOT_CONVERGED",
+    "REFUTED",
+    "Verdict",
+    "conclude",
+    "judge",
+    "judge_above",
+    "judge_all_below",
+    "judge_all_zero",
+    "judge_below",
+]
 STYLES = {HOLDS: "green", REFUTED: "bold red", NOT_CONVERGED: "yellow"}
 EXIT = {HOLDS: 0, REFUTED: 1, NOT_CONVERGED: 3}  # 2 is a wrong command line
 
 
-class Verdict(NamedTuple):
-    """A claim held against its measurement: |measured − predicted| ≤ tolerance."""
-
-    claim: str
-    measured: float
-    predicted: float
-    tolerance: float
-    outcome: str
+def judge_all_below(claim: str, errors, ended, limit) -> Verdict:
+    """The worst |error| of many runs, below a limit: one can refute, all must end to support."""
+    return _judged(lambda name, worst: judge_below(name, worst, limit), claim, errors, ended)
 
 
-def judge(claim: str, measured, predicted, tolerance, converged=True) -> Verdict:
-    """The verdict; a measurement that did not converge neither supports nor refutes a claim."""
-    agrees = abs(measured - predicted) <= tolerance  # False for NaN
-    outcome = (HOLDS if agrees else REFUTED) if converged else NOT_CONVERGED
-    return Verdict(claim, float(measured), float(predicted), float(tolerance), outcome)
+def judge_all_zero(claim: str, counts, ended) -> Verdict:
+    """The worst |count| of many runs, 0: one can refute, all must end to support."""
+    return _judged(lambda name, worst: judge(name, worst, 0, 0), claim, counts, ended)
 
 
-def judge_all(claim: str, errors, ended, tolerance) -> Verdict:
-    """The worst of many runs, predicted 0: one that ended can refute, all must end to support."""
+def _judged(judge_one: Callable[[str, float], Verdict], claim: str, errors, ended) -> Verdict:
     errors, ended = np.broadcast_arrays(np.abs(errors), ended)
-    worst = np.max(errors[ended]) if ended.any() else np.nan
-    decided = ended.all() or (ended.any() and not worst <= tolerance)
     if not ended.all():
         claim += f" ({(~ended).sum()} of {ended.size} runs not converged)"
-    return judge(claim, worst, 0, tolerance, decided)
+    verdict = judge_one(claim, np.max(errors[ended]) if ended.any() else np.nan)
+    decided = ended.all() or (ended.any() and verdict.outcome == REFUTED)
+    return verdict if decided else verdict._replace(outcome=NOT_CONVERGED)
 
 
-def conclude(verdicts: dict[str, list[Verdict]], console: Console) -> int:
+def conclude(verdicts: Mapping[str, Sequence[Verdict]], console: Console) -> int:
     """Print the table of verdicts; the exit status of the worst of them."""
-    table = Table("", "claim", "measured", "predicted", "±", "outcome")
+    table = Table("", "claim", "measured", "predicted", "outcome")
     for name, rows in verdicts.items():
-        for claim, measured, predicted, tolerance, outcome in rows:
-            numbers = f"{measured:.6g}", f"{predicted:.6g}", f"{tolerance:.1g}"
-            table.add_row(name[:3], claim, *numbers, outcome, style=STYLES[outcome])
+        for verdict in rows:
+            cells = name[:3], verdict.claim, *shown(verdict), verdict.outcome
+            table.add_row(*cells, style=STYLES[verdict.outcome])
         table.add_section()
     console.print(table)
     outcomes = [verdict.outcome for rows in verdicts.values() for verdict in rows]

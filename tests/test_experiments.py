@@ -16,7 +16,14 @@ from rich.console import Console
 
 from experiments import runner
 from experiments.runner import Options
-from experiments.verdicts import HOLDS, NOT_CONVERGED, REFUTED, judge, judge_all
+from experiments.verdicts import (
+    HOLDS,
+    NOT_CONVERGED,
+    REFUTED,
+    judge,
+    judge_all_below,
+    judge_all_zero,
+)
 from ufm import record
 from ufm.loop import Status
 
@@ -383,16 +390,19 @@ def test_a_verdict_compares_what_converged_with_the_tolerance(measured, converge
 @pytest.mark.parametrize(
     ("errors", "ended", "outcome"),
     [
-        ([0.0, -0.05], [True, True], HOLDS),
+        ([0.0, -0.04], [True, True], HOLDS),
         ([0.0, -0.2], [True, True], REFUTED),
         ([0.0, 0.2], [True, False], NOT_CONVERGED),
         ([0.2, 0.0], [True, False], REFUTED),
         ([np.nan, 0.0], [True, True], REFUTED),
+        ([np.nan, 0.0], [True, False], REFUTED),
         ([0.0, 0.0], [False, False], NOT_CONVERGED),
     ],
 )
 def test_one_ended_run_can_refute_and_all_must_end_to_support(errors, ended, outcome):
-    assert judge_all("claim", errors, np.array(ended), 0.1).outcome == outcome
+    assert judge_all_below("claim", errors, np.array(ended), 0.1).outcome == outcome
+    counts = np.round(10 * np.array(errors))  # what is below the limit becomes zero
+    assert judge_all_zero("claim", counts, np.array(ended)).outcome == outcome
 
 
 # The runner, with a script that costs nothing

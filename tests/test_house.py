@@ -23,9 +23,9 @@ FLOORS = (
         "storage",
         "plots",
         "minres",
-        "report",
+        "claims",
     },
-    {"problem", "lbfgs", "record", "interactive"},
+    {"problem", "lbfgs", "record", "interactive", "report"},
     {
         "minimum",
         "metrics",

@@ -18,8 +18,9 @@ ORBITS = {
     "nullity": [3, 2, 0], "smallest": [0.0, -0.1, -0.2], "K": [3, 3, 3],
 }  # fmt: skip
 VERDICTS = [
-    {"claim": "zero & <one>", "measured": 1e-9, "predicted": 0.0, "tolerance": 1e-6,
-     "outcome": "holds"},
+    {"claim": "zero & <one>", "measured": 1e-9, "predicted": 1e-6, "tolerance": 0.0,
+     "outcome": "holds", "relation": "<"},
+    # As they were written before there were inequalities.
     {"claim": "two", "measured": 3.0, "predicted": 2.0, "tolerance": 0.1, "outcome": "refuted"},
 ]  # fmt: skip
 
@@ -42,7 +43,10 @@ def test_an_experiment_is_found_by_its_folder_its_verdicts_or_the_folder_of_all(
     for path in (experiment, experiment / "x01_test.json", experiment / "data" / "x01_test"):
         (section,) = sections.read(path)
         assert section.title == "x01: Title."
-        assert [x._asdict() for x in section.verdicts] == VERDICTS
+        assert [x._asdict() for x in section.verdicts] == [
+            VERDICTS[0],
+            VERDICTS[1] | {"relation": "="},
+        ]
         assert [x.name for x in section.pictures] == ["x01_test.png", "x01_test_more.png"]
         assert len(section.plots) == 1
         assert section.facts["status"] == "complete"
@@ -64,7 +68,8 @@ def test_a_page_holds_every_verdict_and_figure_and_loads_nothing(experiment):
     own = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert "<title>A &lt;title&gt;</title>" in own
     assert "zero &amp; &lt;one&gt;" in own
-    assert '<td class="n">1e-09</td>' in own
+    assert '<td class="n">1e-09</td><td class="r">&lt; 1e-06</td>' in own
+    assert '<td class="n">3</td><td class="r">= 2 ± 0.1</td>' in own
     assert "&#34;" not in own
     assert "holds: 1" in own
     assert "refuted: 1" in own

@@ -14,18 +14,11 @@ import jinja2
 import plotly.io
 import plotly.offline
 
+from ufm import claims
+from ufm.claims import Verdict
+
 PICTURES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|-?inf")
-
-
-class Verdict(NamedTuple):
-    """A claim held against its measurement, as the experiments judge it."""
-
-    claim: str
-    measured: float
-    predicted: float
-    tolerance: float
-    outcome: str
 
 
 class Table(NamedTuple):
@@ -39,7 +32,7 @@ class Section(NamedTuple):
     """What a page says of one run.
 
     title, text: in words.  facts: name and value of what was run, and where.
-    verdicts, tables: as above.  plots: plotly figures.  pictures: files of figures.
+    verdicts: of its claims.  tables: as above.  plots: plotly figures.  pictures: files of figures.
     """
 
     title: str
@@ -58,6 +51,7 @@ def page(sections: Sequence[Section], title: str) -> str:
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"picture": _picture, "number": number, "isnumber": NUMBER.fullmatch}
+    environment.filters["compared"] = claims.shown
     count = 0
     drawn: list[list[str]] = []
     for section in sections:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ufm import atlas, interactive, record, sweeps, theory
+from ufm import atlas, claims, interactive, record, sweeps, theory
 from ufm.check import Refused
+from ufm.claims import Verdict, judge, judge_below
 from ufm.geometry import simplex_etf
 from ufm.plots import Scene
 from ufm.problem import Problem
-from ufm.report import PICTURES, Section, Table, Verdict, number
+from ufm.report import PICTURES, Section, Table, number
 
 MOST_FEATURES, MOST_ROWS = 3000, 200  # drawn; of a table
 CURVES = {"gap": "certified gap", "grad_norm": "‖∇f‖", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3"}
@@ -113,9 +114,10 @@ def _judged(problem: Problem, arrays: Mapping, manifest: Mapping) -> list[Verdic
     if manifest["status"] != "complete":
         return []
     gap, tolerance = float(results["gap"]), manifest["config"]["gap_tol"]
-    certified = tolerance is not None and gap <= tolerance
-    ended = "holds" if certified else "not converged"
-    verdicts = [Verdict("certified gap, nats", gap, 0.0, tolerance or 0.0, ended)]
+    certified = tolerance is not None and gap < tolerance
+    verdicts = []
+    if tolerance is not None:
+        verdicts.append(judge_below("certified gap, nats", gap, tolerance, certified))
     try:
         value, norms = theory.global_value(problem), theory.norms(problem)
     except Refused:  # outside the theorem
@@ -126,13 +128,7 @@ def _judged(problem: Problem, arrays: Mapping, manifest: Mapping) -> list[Verdic
     for name in ("W", "H"):
         predicted = getattr(norms, name)
         rows.append((f"‖{name}‖", np.linalg.norm(arrays[name]), predicted, 1e-2 * predicted))
-    for claim, measured, predicted, tolerance in rows:
-        agrees = abs(measured - predicted) <= tolerance
-        outcome = ("holds" if agrees else "refuted") if certified else "not converged"
-        verdicts.append(
-            Verdict(claim, float(measured), float(predicted), float(tolerance), outcome)
-        )
-    return verdicts
+    return verdicts + [judge(*row, certified) for row in rows]
 
 
 def _scene(W: np.ndarray, H: np.ndarray, labels: np.ndarray) -> tuple[Scene, str]:
@@ -221,8 +217,7 @@ def _verified(path: Path) -> Section:
         bad = cell["violations"]
         label = ", ".join(f"{name}={x}" for name, x in cell["problem"].items() if name != "bias")
         words = "; ".join(bad) or "violations of the theory"
-        outcome = "refuted" if bad else "holds"
-        verdicts.append(Verdict(f"{label}: {words}", float(len(bad)), 0.0, 0.0, outcome))
+        verdicts.append(judge(f"{label}: {words}", len(bad), 0, 0))
     facts = {"cells": f"{len(rows)} of {told['of']}"} | _facts(told)
     title = f"Theory against computation: {path.name}"
     return Section(title, "", facts, verdicts, [Table(heads, rows)])
@@ -259,7 +254,7 @@ def _experiment(path: Path) -> Section:
     homes = path.parent / "data" / stem, path.parent.parent / "runs" / stem, path.parent / stem
     home = next((x for x in homes if (x / "manifest.json").is_file()), None)
     manifest, arrays = ({}, {}) if home is None else record.load_latest(home)
-    verdicts = [Verdict(**verdict) for verdict in told["verdicts"]]
+    verdicts = [claims.read(verdict) for verdict in told["verdicts"]]
     own = re.compile(rf"{re.escape(stem)}(_(?!quick)\w+)?")
     pictures = [
         x for x in sorted(path.parent.iterdir())

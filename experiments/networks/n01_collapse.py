@@ -34,7 +34,7 @@ from experiments import runner
 from experiments.networks import trainings
 from experiments.networks.trainings import SMALL, Setting
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_below
 from ufm import plots
 from ufm.networks import evaluation
 from ufm.networks.training import Method
@@ -61,7 +61,7 @@ class Config(Setting):
     rates: tuple[float, float] = (0.05, 1e-3)
     hidden: tuple[int, ...] = (1024, 512)  # widths of the MLP
     iterations: int = 2000  # of L-BFGS
-    nc1_fall: float = 0.5  # tolerance on NC1 at the end over NC1 at zero training error
+    nc1_fall: float = 0.5  # limit on NC1 at the end over NC1 at zero training error
     geometry_fall: float = 0.95  # the same for NC2 and NC3
 
     @classmethod
@@ -109,7 +109,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
         start = trainings.zero_from(errors)
         ended = start is not None and start < len(errors) - 1
         verdicts.append(judge(f"{label}: training error at the end", errors[-1], 0, 0))
-        for name, title, tolerance in (
+        for name, title, limit in (
             ("nc1", "NC1", config.nc1_fall),
             ("nc2_means", "NC2 of class means", config.geometry_fall),
             ("nc3", "NC3", config.geometry_fall),
@@ -117,7 +117,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
             values = results[f"{run}_train_{name}"]
             fall = values[-1] / values[start] if ended else np.nan
             claim = f"{label}: {title} at the end / at zero training error"
-            verdicts.append(judge(claim, fall, 0, tolerance, ended))
+            verdicts.append(judge_below(claim, fall, limit, ended))
         claim = f"{label}: NC4 at the end"
         verdicts.append(judge(claim, results[f"{run}_train_nc4"][-1], 0, 0, ended))
     return verdicts

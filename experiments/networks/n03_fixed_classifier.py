@@ -30,7 +30,7 @@ from experiments import runner
 from experiments.networks import trainings
 from experiments.networks.trainings import SMALL, Setting
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_below
 from ufm import plots
 from ufm.networks import evaluation, models, training
 from ufm.networks.training import Method
@@ -122,7 +122,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
         ended = results["train_error"][i, -1] == 0
         difference = results["test_error"][i, -1] - base
         claim = f"{name}: test error − that of the learned classifier"
-        verdicts.append(judge(claim, difference, 0, config.error_tol, bool(ended)))
+        verdicts.append(judge_below(claim, difference, config.error_tol, bool(ended)))
     return verdicts
 
 

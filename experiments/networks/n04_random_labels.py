@@ -29,7 +29,7 @@ from experiments import runner
 from experiments.networks import trainings
 from experiments.networks.trainings import SMALL, Setting
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge, judge_below
 from ufm import plots
 from ufm.networks import data, evaluation
 from ufm.networks.training import Method
@@ -85,10 +85,10 @@ def check(config: Config, results: dict) -> list[Verdict]:
     sizes = np.repeat(config.sizes, config.starts)
     for name, title in (("nc1", "NC1"), ("nc2_means", "NC2 of class means"), ("nc3", "NC3")):
         correlation = spearmanr(sizes, results[name][..., -1].ravel()).statistic
-        claim = f"rank correlation of width and {title} at the end, predicted negative"
-        verdicts.append(judge(claim, correlation, -1, 0.999))
+        claim = f"rank correlation of width and {title} at the end"
+        verdicts.append(judge_below(claim, correlation, 0))
     narrowest, widest = results["nc1"][0, :, -1].mean(), results["nc1"][-1, :, -1].mean()
-    verdicts.append(judge("NC1 of the widest / of the narrowest", widest / narrowest, 0, 0.1))
+    verdicts.append(judge_below("NC1 of the widest / of the narrowest", widest / narrowest, 0.1))
     return verdicts
 
 

@@ -46,7 +46,7 @@ from experiments import runner
 from experiments.networks import trainings
 from experiments.networks.trainings import SMALL, Setting
 from experiments.runner import Report
-from experiments.verdicts import Verdict, judge
+from experiments.verdicts import Verdict, judge_above, judge_below
 from ufm import metrics, plots
 from ufm.networks import data, evaluation, training
 from ufm.networks.data import Images
@@ -201,19 +201,19 @@ def check(config: Config, results: dict) -> list[Verdict]:
     """Signs of the two correlations, and what bonus and projector do to the encoder's NC1."""
     form, encoder = results["form"], len(config.widths) - 1
     verdicts = []
-    for name, title, sign in (
-        ("fpr95", "detection error (FPR95)", 1),
-        ("auroc", "AUROC of detection", -1),
-        ("probe_error", "transfer error", -1),
+    for name, title, judge_side in (
+        ("fpr95", "detection error (FPR95)", judge_above),
+        ("auroc", "AUROC of detection", judge_below),
+        ("probe_error", "transfer error", judge_below),
     ):
-        claim = f"correlation of log NC1 and {title} over layers, predicted sign {sign:+d}"
-        verdicts.append(judge(claim, correlation(results, name), sign, 0.999))
+        claim = f"correlation of log NC1 and {title} over layers"
+        verdicts.append(judge_side(claim, correlation(results, name), 0))
     nc1 = [np.exp(np.log(results["nc1"][form == i, encoder]).mean()) for i in range(len(FORMS))]
     claim = "encoder's NC1, plain / with the entropy bonus (weaker collapse)"
-    verdicts.append(judge(claim, nc1[0] / nc1[1], 0, 0.95))
+    verdicts.append(judge_below(claim, nc1[0] / nc1[1], 0.95))
     projected = np.exp(np.log(results["nc1"][form == 3, encoder + 1]).mean())
     claim = "both: NC1 after the projector / before it"
-    verdicts.append(judge(claim, projected / nc1[3], 0, 0.95))
+    verdicts.append(judge_below(claim, projected / nc1[3], 0.95))
     return verdicts
 
 

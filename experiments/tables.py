@@ -1,0 +1,95 @@
+"""Tables of verdicts in Markdown, and which of them stand in the README.
+
+The README has a table between <!-- verdicts: NAME --> and <!-- end of verdicts -->. Its rows are
+chosen here and written by the gallery, so that they show what is stored.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ufm.claims import HOLDS, Verdict, shown
+
+# (script, part of the claim that no other verdict of the script has).
+CHOSEN = {
+    "model": (
+        ("c01", "SGD, momentum: worst certified gap"),
+        ("c01", "GD: decay of log NC1"),
+        ("c01", "N=50000: f, nats"),
+        ("c01", "N=50000: ‖W‖"),
+        ("c02", "K=20, d=24, n=2: K²nλ_Wλ_H at which W vanishes"),
+        ("c02", "K=20, d=24, n=2: exponent of ‖W‖"),
+        ("c03", "K=4, d=3: farthest feature from its corner"),
+        ("c04", "index at the start"),
+        ("c04", "worst error of an eigenvalue at the end"),
+        ("c05", "K=10, d=12, n=3: worst relative error of the smallest nonzero eigenvalue"),
+        ("c06", "K=2, d=2, n=10: worst relative error of log ρ, ηλ_max < 2"),
+        ("c07", "K=7: partitions"),
+        ("c07", "K=7: orbits of index 0"),
+        ("c08", "share of strict saddles"),
+        ("c08", "deepest eigenvalue below λ₋"),
+        ("c09", "K=4, d=5: worst error of"),
+        ("c09", "K=4, d=5: GD: runs"),
+        ("c10", "d = K−1: spurious local minima"),
+        ("c10", "share of K ≥ 6 with a spurious local minimum"),
+    ),
+    "networks": (
+        ("n01", "SGD: NC1 at the end"),
+        ("n01", "L-BFGS: NC1 at the end"),
+        ("n02", "MLP, L-BFGS: ‖W‖"),
+        ("n02", "MLP, L-BFGS: certified gap"),
+        ("n02", "ResNet, SGD: margin"),
+        ("n03", "fixed, d = K: parameters"),
+        ("n03", "fixed, d=K: test error"),
+        ("n04", "rank correlation of width and NC1"),
+        ("n05", "detection error"),
+        ("n05", "transfer error"),
+    ),
+}
+TABLE = re.compile(r"<!-- verdicts: (\w+) -->\n.*?<!-- end of verdicts -->", re.DOTALL)
+
+
+def cells(verdict: Verdict) -> tuple[str, str, str, str]:
+    """A verdict as cells of a Markdown table: claim, measurement, prediction, outcome."""
+    return escaped(verdict.claim), *shown(verdict), verdict.outcome
+
+
+def escaped(claim: str) -> str:
+    """A claim as Markdown has it in a cell."""
+    return claim.replace("|", "\\|").replace("*", "\\*")
+
+
+def counted(verdicts: Sequence[Verdict]) -> str:
+    """How many verdicts there are of each outcome, in words."""
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    if set(counts) == {HOLDS}:
+        return f"All {len(verdicts)} verdicts hold" if len(verdicts) > 1 else "Its verdict holds"
+    return ", ".join(f"{outcome}: {count}" for outcome, count in counts.items())
+
+
+def written(text: str, verdicts: Mapping[str, Sequence[Verdict]]) -> str:
+    """A page with its tables written anew from the verdicts of every figure, by its stem.
+
+    Raises:
+        LookupError: a chosen row is that of no verdict, or of several.
+    """
+    return TABLE.sub(lambda found: _table(found[1], verdicts), text)
+
+
+def _table(name: str, verdicts: Mapping[str, Sequence[Verdict]]) -> str:
+    scripts = {script for script, _ in CHOSEN[name]}
+    of = {script: _of(script, verdicts) for script in sorted(scripts)}
+    total = counted([verdict for rows in of.values() for verdict in rows])
+    lines = [f"<!-- verdicts: {name} -->", f"{total} (`figures/*.json`); some of them:", ""]
+    lines += ["| | claim | measured | predicted | |", "|---|---|---|---|---|"]
+    for script, part in CHOSEN[name]:
+        found = [verdict for verdict in of[script] if part in verdict.claim]
+        if len(found) != 1:
+            raise LookupError(f"got {len(found)} verdicts of {script} with {part!r}; allowed: one")
+        lines.append(f"| {' | '.join((script, *cells(found[0])))} |")
+    return "\n".join([*lines, "<!-- end of verdicts -->"])
+
+
+def _of(script: str, verdicts: Mapping[str, Sequence[Verdict]]) -> Sequence[Verdict]:
+    """The verdicts of a script, by its number."""
+    return [row for stem, rows in verdicts.items() if stem.startswith(script) for row in rows]
