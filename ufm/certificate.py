@@ -1,4 +1,4 @@
-"""A rigorous lower bound on the global minimum from any point, by duality.
+"""A lower bound on the global minimum from any point, by duality, up to rounding.
 
 Decay on both factors amounts to a nuclear norm, so f is bounded below by a convex problem,
 
@@ -37,7 +37,7 @@ from ufm.problem import (
 
 
 class Certificate(NamedTuple):
-    """What is proved about a point.
+    """What duality says of a point, in floating-point arithmetic: true up to rounding.
 
     value: f at the point, in nats.
     lower_bound: no point of this problem has a smaller objective.
@@ -46,7 +46,8 @@ class Certificate(NamedTuple):
     spectral_ratio: ‖G‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
         where μ = 0 and G ≠ 0). For λ_b = 0 of the G whose mean column is removed, which at a
         critical point is G itself.
-    resolution: size of the rounding errors in gap; a gap below it cannot be told from 0.
+    resolution: an estimate, not a bound by interval arithmetic, of the rounding errors in gap; a gap
+        below it cannot be told from 0.
     """
 
     value: Float[Array, ""] | float

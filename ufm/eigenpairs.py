@@ -39,7 +39,7 @@ class Extreme(NamedTuple):
     converged: (k,), residual ≤ tol · norm and the search has ended.
     signs: (k,) −1, 1, or 0 where |value| ≤ residual + resolution: the sign is undecided.
     resolution: how far rounding of the params to their own precision may move an eigenvalue
-        (first order, rigorous): about 1e-7 relative for float32, 1e-16 for float64.
+        (a bound to first order): about 1e-7 relative for float32, 1e-16 for float64.
     norm: ‖∇²f‖ as estimated, from below.
     products: Hessian products with one vector, all told.
     status: "converged", "iteration_limit" or "not_finite".

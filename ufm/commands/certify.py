@@ -1,4 +1,4 @@
-"""`ufm certify`: a rigorous bound on f − f* at a point."""
+"""`ufm certify`: an upper bound on f − f* at a point."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,11 @@ from ufm.commands.shared import show, stored_point
 
 @dataclass(frozen=True)
 class Certify:
-    """Bound how far a point is from the global minimum, rigorously.
+    """Bound how far the value at a point lies above the global minimum.
 
-    The point is the end of a run or a .npz file, as for ufm probe. Example: ufm certify runs/first
+    The bound is by duality and in float64: it holds up to rounding, of which `resolution` is an
+    estimate. The point is the end of a run or a .npz file, as for ufm probe.
+    Example: ufm certify runs/first
     """
 
     point: tyro.conf.Positional[Path]
