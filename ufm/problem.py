@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Scalar
 
 from ufm import blocks, check, losses
 from ufm.check import MOST, Refused
+from ufm.features import balanced, grouped
 
 BOUNDED = "since a negative decay leaves the objective unbounded below"
 
@@ -72,6 +73,61 @@ class Problem:
             object.__setattr__(self, name, _decay(name, getattr(self, name)))
         if self.N > MOST:
             raise Refused(f"got N={self.N} samples; allowed: at most 2^53, which float64 counts")
+
+    @classmethod
+    def from_features(
+        cls,
+        W,
+        H=None,
+        b=None,
+        labels=None,
+        lam_W=None,
+        *,
+        features=None,
+        lam_H=None,
+        lam_b=0.0,
+        classes=None,
+        ignore=None,
+    ) -> tuple["Problem", Params]:
+        """The problem that a trained network's last layer solves, and its point there.
+
+        Samples are sorted by class, in the given order within a class, and counted. If λ_H is not
+        given, it is the one at which the two decays balance, λ_H = λ_W‖W‖²/‖H‖²: λ_W‖W‖² =
+        λ_H‖H‖² holds at every critical point.
+
+        Args:
+            W: classifier (K, d), one row a class.
+            H: features (d, N), columns are samples; or give `features`.
+            b: bias (K,); None makes a model without a bias.
+            labels: (N,) integers 0 … K−1, which are rows of W, or others with `classes`.
+            lam_W: λ_W ≥ 0, the weight decay of the classifier: with a penalty (λ/2)‖W‖², as in
+                `weight_decay` of PyTorch's SGD, λ itself.
+            features: features (N, d), rows are samples, in place of H.
+            lam_H: λ_H ≥ 0; None takes the balance.
+            lam_b: λ_b ≥ 0.
+            classes: the K labels in the order of the rows of W, where they are not 0 … K−1.
+            ignore: label, or labels, of samples to leave out.
+
+        Returns:
+            (problem, params); params are NumPy arrays in float64, or JAX arrays of one dtype if
+            any are given.
+
+        Raises:
+            Refused: arrays that are not real and finite or do not fit together, labels as in
+                `ufm.labels.samples`, no λ_W, or a balance that names no λ_H > 0.
+        """
+        if check.traced(W, H, b, features):
+            raise Refused("got traced arrays: from_features runs on the host; call it outside jit")
+        given = grouped(W, H, b, labels, features, classes, ignore)
+        params = Params(given.W, given.H, given.W[:, 0] * 0 if given.b is None else given.b)
+        if lam_W is None:
+            raise Refused("got no lam_W; allowed: the weight decay λ_W >= 0 of the classifier")
+        lam_W = check.real("lam_W", lam_W, least=0)
+        if lam_H is None:
+            lam_H = balanced(lam_W, params.W, params.H)
+        K, d = params.W.shape
+        n, bias = tuple(given.counts.tolist()), given.b is not None
+        return cls(K, d, n, lam_W, lam_H, lam_b, bias), params
 
     @property
     def counts(self) -> np.ndarray:
