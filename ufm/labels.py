@@ -31,7 +31,9 @@ class Samples(NamedTuple):
         return H if self.kept is None else H[:, self.kept]
 
 
-def samples(labels, K: int, N: int, classes=None, ignore=None, every: bool = True) -> Samples:
+def samples(
+    labels, K: int, N: int, classes=None, ignore=None, *, every: bool = True, way: str = ""
+) -> Samples:
     """Find the row of W that each sample belongs to.
 
     Args:
@@ -42,6 +44,8 @@ def samples(labels, K: int, N: int, classes=None, ignore=None, every: bool = Tru
         classes: the K labels in the order of the rows; None means 0 … K−1.
         ignore: label, or labels, of samples to leave out.
         every: whether each class must have a sample.
+        way: what a message says of labels that do not fit where the caller takes neither
+            `classes` nor `ignore`.
 
     Raises:
         Refused: labels of another shape or kind; a label that is no row, naming it; a class
@@ -49,13 +53,14 @@ def samples(labels, K: int, N: int, classes=None, ignore=None, every: bool = Tru
     """
     given = _plain(labels, K, N)
     text = given.dtype.kind == "U"
-    rows_of = _rows_of(classes, K, text, given)
+    rows_of = _rows_of(classes, K, text, given, way)
     left_out = set(_labels("ignore", ignore, text)) if ignore is not None else set()
     values, inverse = np.unique(given, return_inverse=True)
     names = values.tolist()
     strange = [x for x in names if x not in rows_of and x not in left_out]
     if strange:
-        raise Refused(_unknown(strange, [x for x in names if x not in left_out], given, K, classes))
+        present = [x for x in names if x not in left_out]
+        raise Refused(_unknown(strange, present, given, K, classes, way))
     # The row of every distinct label, −1 for those that are left out.
     table = [-1 if x in left_out else rows_of[x] for x in names]
     rows, kept = np.array(table, np.intp)[inverse.reshape(N)], None
@@ -65,7 +70,7 @@ def samples(labels, K: int, N: int, classes=None, ignore=None, every: bool = Tru
     found = set(table)
     absent = [x for x, row in rows_of.items() if row not in found] if every else []
     if absent:
-        raise Refused(_without_samples(absent, rows_of, K, classes))
+        raise Refused(_without_samples(absent, rows_of, K, classes, way))
     return Samples(rows, kept)
 
 
@@ -185,15 +190,16 @@ def _labels(name: str, given: Any, text: bool) -> list[Any]:
     return found
 
 
-def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray) -> dict[Any, int]:
+def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray, way: str) -> dict[Any, int]:
     """Row of W of each label."""
     if classes is None:
         if text:
             names = _listed([repr(x) for x in np.unique(given).tolist()])
-            raise Refused(
-                f"got labels that are text ({names}); allowed: text with classes=[…] (--classes), "
-                f"the {K} names in the order of the rows of W"
+            order = (
+                f"text with classes=[…] (--classes), the {K} names in the order of the rows of W"
             )
+            allowed = f"0 … {K - 1}. {way}" if way else order
+            raise Refused(f"got labels that are text ({names}); allowed: {allowed}")
         return {k: k for k in range(K)}
     entries = _labels("classes", classes, text)
     if len(set(entries)) != len(entries) or len(entries) != K:
@@ -205,7 +211,7 @@ def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray) -> dict[Any, i
     return {label: k for k, label in enumerate(entries)}
 
 
-def _unknown(strange: list, names: list, given: np.ndarray, K: int, classes: Any) -> str:
+def _unknown(strange: list, names: list, given: np.ndarray, K: int, classes: Any, way: str) -> str:
     """What to say of labels that are no rows: which they are, and both ways out."""
     where = np.isin(given, np.array(strange, given.dtype))
     which = _listed(map(repr, strange))
@@ -213,12 +219,14 @@ def _unknown(strange: list, names: list, given: np.ndarray, K: int, classes: Any
         f"got label{'s' * (len(strange) > 1)} {which} ({np.sum(where)} of {len(given)} samples, "
         f"the first is sample {int(np.argmax(where))})"
     )
+    if way:
+        return f"{got} for K={K}; allowed: 0 … {K - 1}, the rows of the classifier. {way}"
     ignore = repr(strange[0]) if len(strange) == 1 else f"[{which}]"
-    leave = f"To leave these samples out give ignore={ignore} (--ignore)"
+    leave = "" if where.all() else f" To leave these samples out give ignore={ignore} (--ignore)"
     if classes is not None:
-        return f"{got}, not among classes; allowed: the {K} labels that classes lists. {leave}"
+        return f"{got}, not among classes; allowed: the {K} labels that classes lists.{leave}"
     rows = f"0 … {K - 1}, the rows of W, or other labels with classes=[…] (--classes), one a row"
-    return f"{got} for K={K}; allowed: {rows}.{_suggestion(names, K)} {leave}"
+    return f"{got} for K={K}; allowed: {rows}.{_suggestion(names, K)}{leave}"
 
 
 def _suggestion(names: list, K: int) -> str:
@@ -232,17 +240,19 @@ def _suggestion(names: list, K: int) -> str:
     return ""
 
 
-def _without_samples(absent: list, rows_of: Mapping[Any, int], K: int, classes: Any) -> str:
+def _without_samples(
+    absent: list, rows_of: Mapping[Any, int], K: int, classes: Any, way: str
+) -> str:
     """What to say of classes that no sample belongs to."""
     named = _listed(map(repr, absent))
     subject = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
+    told = f"{subject} no samples; allowed: labels of every one of the K={K} classes"
+    if way:
+        return f"{told}. {way}"
     rows = f"[{_listed(rows_of[x] for x in absent)}]"
     left = f"keep = np.delete(np.arange({K}), {rows}); W[keep], b[keep]"
     names = "keep" if classes is None else "np.asarray(classes)[keep]"
-    return (
-        f"{subject} no samples; allowed: labels of every one of the K={K} classes. Add samples, or "
-        f"look at the other classes alone: {left}, classes={names}"
-    )
+    return f"{told}. Add samples, or look at the other classes alone: {left}, classes={names}"
 
 
 def _listed(values) -> str:

@@ -64,7 +64,7 @@ def is_file(path: Path) -> bool:
     """Whether a path is meant as a file of arrays, and not as the folder of a run."""
     if "\0" in str(path):
         raise Refused(f"got the path {str(path)!r}, which holds a NUL; allowed: a path")
-    return not path.is_dir() and (path.suffix.lower() in FORMATS or path.exists())
+    return not os.path.isdir(path) and (path.suffix.lower() in FORMATS or os.path.exists(path))
 
 
 def arrays_of(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
@@ -108,7 +108,8 @@ def arrays_of(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
 def ways() -> str:
     """How to write a file that is taken."""
     return (
-        'allowed: an .npz or a .safetensors file. Write it with np.savez("features.npz", W=…, b=…, features=…, labels=…), or with '
+        f"allowed: an .npz or a {SAFETENSORS} file. Write it with "
+        'np.savez("features.npz", W=…, b=…, features=…, labels=…), or with '
         "safetensors.numpy.save_file of arrays that went through np.ascontiguousarray"
     )
 

@@ -1,6 +1,7 @@
 """What every command shares: exit statuses, the flags of a model, stored input, printing."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from ufm import record
 from ufm.check import Refused, flag, shown
-from ufm.commands import files
+from ufm.commands.files import arrays_of, is_file
 from ufm.features import columns, numbers
 from ufm.problem import Params, Problem, check_params
 
@@ -70,7 +71,7 @@ def stored_point(
         Refused: no such run or file, a run that is not finished or of another kind, a file in
             which something is missing or does not fit.
     """
-    if files.is_file(path):
+    if is_file(path):
         return _point_of_file(path, classes, ignore)
     if classes or ignore:
         raise Refused(
@@ -99,7 +100,7 @@ def refuse_others(path: Path) -> None:
         Refused: an atlas, or the folder of `ufm verify`, naming what reads it.
     """
     for name, told in OTHERS.items():
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             raise Refused(f"got {path}, which is {told}")
 
 
@@ -107,14 +108,14 @@ def _point_of_file(
     path: Path, classes: Sequence[str], ignore: Sequence[str]
 ) -> tuple[Problem, Params]:
     """The point of a file: its samples sorted by its labels, or grouped by class already."""
-    arrays = files.arrays_of(path, ("lam_W", "lam_H"))
+    arrays = arrays_of(path, ("lam_W", "lam_H"))
     bias = _has_bias(path, arrays)
     decays = {"lam_W": arrays["lam_W"], "lam_H": arrays["lam_H"]}
     decays |= {"lam_b": arrays["lam_b"]} if bias else {}
     for name, x in decays.items():
-        if x.ndim:
+        if x.size != 1:
             raise Refused(f"got {path} with {name} of shape {x.shape}; allowed: one number")
-    decays = {name: x[()] for name, x in decays.items()}
+    decays = {name: _entry(x) for name, x in decays.items()}
     if not bias:
         arrays.pop("b", None)
     if "labels" in arrays:
@@ -128,9 +129,14 @@ def _point_of_file(
     return problem, Params(*(jnp.asarray(x) for x in params))
 
 
+def _entry(x: np.ndarray) -> Any:
+    """The number of an array with a single entry; np.ascontiguousarray makes (1,) of shape ()."""
+    return x.reshape(())[()] if x.size == 1 else x
+
+
 def _has_bias(path: Path, arrays: dict[str, np.ndarray]) -> bool:
     """Whether the point has a bias: whether it says so, or else whether there is one."""
-    bias = flag("bias", arrays["bias"][()]) if "bias" in arrays else "b" in arrays
+    bias = flag("bias", _entry(arrays["bias"])) if "bias" in arrays else "b" in arrays
     if bias and "b" not in arrays:
         raise Refused(f"got {path} with bias=True but no b; allowed: b (K,), or bias=False")
     if not bias and np.any(arrays.get("b", 0)):
@@ -153,7 +159,7 @@ def _labelled(
         arrays["W"], arrays.get("H"), arrays.get("b"), labels, **options
     )
     if "n" in arrays:
-        told = Problem(problem.K, problem.d, arrays["n"][()], 0, 0).n
+        told = Problem(problem.K, problem.d, _entry(arrays["n"]), 0, 0).n
         if told != problem.n:
             raise Refused(
                 f"got {path} with n={shown(told)}, but its labels count n={shown(problem.n)}; "
@@ -176,7 +182,7 @@ def _grouped(
     H = columns(W, arrays.get("H"), arrays.get("features"))
     b = numbers("b", arrays["b"]) if "b" in arrays else np.zeros(len(W))
     K, d = W.shape
-    problem = Problem(K, d, arrays["n"][()], bias="b" in arrays, **decays)
+    problem = Problem(K, d, _entry(arrays["n"]), bias="b" in arrays, **decays)
     params = Params(*(np.asarray(x, np.float64) for x in (W, H, b)))
     check_params(problem, params)
     return problem, params
