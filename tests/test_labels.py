@@ -310,7 +310,7 @@ def test_numbers_of_any_library_and_precision_are_taken(convert, digits):
 
 
 BAD = {
-    "no decay": ({"lam_W": None}, "got no lam_W"),
+    "no decay": ({"lam_W": None}, "got lam_W=None"),
     "a decay of text": ({"lam_W": "1e-3"}, "without quotes"),
     "a negative decay": ({"lam_H": -1.0}, "got lam_H=-1.0"),
     "no features": ({"H": None}, "got no features; allowed: one of"),

@@ -10,20 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.check import Refused
+from ufm.check import Refused, traced
 from ufm.labels import Samples, as_array, samples
 
 
 class Grouped(NamedTuple):
     """A classifier and features whose columns are grouped by class, as `ufm.Problem` has them.
 
-    W (K, d), H (d, M), b (K,) or None for no bias, counts (K,): samples of each class.
+    W (K, d), H (d, M), b (K,), zeros where there is no bias, counts (K,): samples of each class.
     """
 
     W: Any
     H: Any
     b: Any
     counts: np.ndarray
+    bias: bool
 
 
 def grouped(W, H, b, labels, features=None, classes=None, ignore=None) -> Grouped:
@@ -40,8 +41,11 @@ def grouped(W, H, b, labels, features=None, classes=None, ignore=None) -> Groupe
         NumPy arrays in float64; JAX arrays of one dtype, at least float32, if JAX arrays are given.
 
     Raises:
-        Refused: arrays that are not real or do not fit together; labels as in `samples`.
+        Refused: arrays that are not real and finite, traced, or do not fit together; labels as in
+            `samples`.
     """
+    if traced(W, H, b, features):
+        raise Refused("got traced arrays: from_features runs on the host; call it outside jit")
     W, b = numbers("W", W), None if b is None else numbers("b", b)
     H = columns(W, H, features)
     chosen = fit(W, H, b, labels, classes, ignore)
@@ -49,12 +53,13 @@ def grouped(W, H, b, labels, features=None, classes=None, ignore=None) -> Groupe
     order = order if chosen.kept is None else chosen.kept[order]
     if not np.array_equal(order, np.arange(H.shape[1])):
         H = H[:, order]
-    parts = {name: x for name, x in (("W", W), ("H", H), ("b", b)) if x is not None}
-    in_jax = any(isinstance(x, jax.Array) for x in parts.values())
-    dtype = jnp.result_type(*parts.values(), jnp.float32) if in_jax else np.float64
+    counts, bias = np.bincount(chosen.rows, minlength=len(W)), b is not None
+    b = np.zeros(len(W)) if b is None else b
+    in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
+    dtype = jnp.result_type(W, H, jnp.float32) if in_jax else np.float64
     convert = jnp.asarray if in_jax else np.asarray
-    W, H, *rest = (_finite(name, convert(x, dtype)) for name, x in parts.items())
-    return Grouped(W, H, rest[0] if rest else None, np.bincount(chosen.rows, minlength=len(W)))
+    W, H, b = (_finite(name, convert(x, dtype)) for name, x in zip("WHb", (W, H, b), strict=True))
+    return Grouped(W, H, b, counts, bias)
 
 
 def columns(W, H, features=None):

@@ -18,8 +18,6 @@ from ufm import blocks, check, losses
 from ufm.check import MOST, Refused
 from ufm.features import balanced, grouped
 
-BOUNDED = "since a negative decay leaves the objective unbounded below"
-
 
 class Params(NamedTuple):
     """The free variables: W (K, d), H (d, N) with samples as columns, b (K,).
@@ -67,67 +65,40 @@ class Problem:
         d = check.integer("d", self.d, 1, MOST, "features need one dimension")
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "d", d)
-        object.__setattr__(self, "n", _class_counts(self.n, K))
+        object.__setattr__(self, "n", check.class_counts(self.n, K))
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
         for name in ("lam_W", "lam_H", "lam_b"):
-            object.__setattr__(self, name, _decay(name, getattr(self, name)))
+            object.__setattr__(self, name, check.decay(name, getattr(self, name)))
         if self.N > MOST:
             raise Refused(f"got N={self.N} samples; allowed: at most 2^53, which float64 counts")
 
     @classmethod
     def from_features(
-        cls,
-        W,
-        H=None,
-        b=None,
-        labels=None,
-        lam_W=None,
-        *,
-        features=None,
-        lam_H=None,
-        lam_b=0.0,
-        classes=None,
-        ignore=None,
-    ) -> tuple["Problem", Params]:
-        """The problem that a trained network's last layer solves, and its point there.
-
-        Samples are sorted by class, in the given order within a class, and counted. If λ_H is not
-        given, it is the one at which the two decays balance, λ_H = λ_W‖W‖²/‖H‖²: λ_W‖W‖² =
-        λ_H‖H‖² holds at every critical point.
+        cls, W, H=None, b=None, labels=None, lam_W=None, *, features=None, lam_H=None, lam_b=0.0,
+        classes=None, ignore=None,
+    ) -> tuple["Problem", Params]:  # fmt: skip
+        """The problem that a trained network's last layer stands for, and its point there.
 
         Args:
-            W: classifier (K, d), one row a class.
-            H: features (d, N), columns are samples; or give `features`.
-            b: bias (K,); None makes a model without a bias.
-            labels: (N,) integers 0 … K−1, which are rows of W, or others with `classes`.
-            lam_W: λ_W ≥ 0, the weight decay of the classifier: with a penalty (λ/2)‖W‖², as in
-                `weight_decay` of PyTorch's SGD, λ itself.
-            features: features (N, d), rows are samples, in place of H.
-            lam_H: λ_H ≥ 0; None takes the balance.
-            lam_b: λ_b ≥ 0.
-            classes: the K labels in the order of the rows of W, where they are not 0 … K−1.
-            ignore: label, or labels, of samples to leave out.
+            W, b: classifier (K, d), a row a class, and bias (K,), None for a model without one.
+            H, features: the features, as H (d, N) or in its place as features (N, d).
+            labels, classes, ignore: labels (N,), as `ufm.labels.samples` takes them. The samples
+                are sorted by class, in the given order within a class, and counted.
+            lam_W, lam_b: λ_W, λ_b ≥ 0: of (λ/2)‖W‖², as `weight_decay` of PyTorch's SGD.
+            lam_H: λ_H ≥ 0; None takes λ_W‖W‖²/‖H‖², since λ_W‖W‖² = λ_H‖H‖² at critical points.
 
         Returns:
-            (problem, params); params are NumPy arrays in float64, or JAX arrays of one dtype if
-            any are given.
+            (problem, params), params as `ufm.features.grouped` gives arrays.
 
         Raises:
-            Refused: arrays that are not real and finite or do not fit together, labels as in
-                `ufm.labels.samples`, no λ_W, or a balance that names no λ_H > 0.
+            Refused: what `ufm.features.grouped` refuses; no λ_W; no λ_H > 0 in balance.
         """
-        if check.traced(W, H, b, features):
-            raise Refused("got traced arrays: from_features runs on the host; call it outside jit")
         given = grouped(W, H, b, labels, features, classes, ignore)
-        params = Params(given.W, given.H, given.W[:, 0] * 0 if given.b is None else given.b)
-        if lam_W is None:
-            raise Refused("got no lam_W; allowed: the weight decay λ_W >= 0 of the classifier")
         lam_W = check.real("lam_W", lam_W, least=0)
-        if lam_H is None:
-            lam_H = balanced(lam_W, params.W, params.H)
-        K, d = params.W.shape
-        n, bias = tuple(given.counts.tolist()), given.b is not None
-        return cls(K, d, n, lam_W, lam_H, lam_b, bias), params
+        lam_H = balanced(lam_W, given.W, given.H) if lam_H is None else lam_H
+        (K, d), n = given.W.shape, given.counts.tolist()
+        problem = cls(K, d, n, lam_W, lam_H, lam_b, given.bias)
+        return problem, Params(given.W, given.H, given.b)
 
     @property
     def counts(self) -> np.ndarray:
@@ -174,41 +145,6 @@ class Problem:
         for name, value in zip(("lam_W", "lam_H", "lam_b"), leaves, strict=True):
             object.__setattr__(problem, name, value)
         return problem
-
-
-def _class_counts(n, K: int) -> int | tuple[int, ...]:
-    each = check.several(n)
-    if each is None:
-        if getattr(n, "ndim", 0):
-            raise Refused(f"got n with shape {np.shape(n)}; allowed: an integer, or K={K} counts")
-        return check.integer("n", n, 1, MOST, "every class needs a sample")
-    if len(each) != K:
-        raise Refused(
-            f"got n={check.shown(n)} with {len(each)} counts; allowed: an integer, or K={K} "
-            "counts, one a class"
-        )
-    why = "no class may be empty"
-    counts = tuple(check.integer(f"n[{k}]", m, 1, MOST, why) for k, m in enumerate(each))
-    return counts[0] if len(set(counts)) == 1 else counts
-
-
-def _decay(name: str, value: Any) -> Any:
-    """A decay as a Python float; arrays, to be mapped over, and tracers as they are."""
-    if check.traced(value):
-        return value
-    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
-        kinds = jnp.floating, jnp.integer
-        real = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
-        if not real or isinstance(value, np.ma.MaskedArray):
-            raise Refused(
-                f"got {name}={check.shown(value)}; allowed: a number >= 0, or an array of real "
-                "numbers for jax.vmap to map over"
-            )
-        bad = np.asarray(value)[~(np.isfinite(value) & (value >= 0))]
-        if bad.size:
-            raise Refused(f"got {name} with the entry {bad[0]}; allowed: finite and >= 0")
-        return value
-    return check.real(name, value, least=0, also=BOUNDED)
 
 
 def check_types(problem: Any, params: Any) -> None:

@@ -7,9 +7,8 @@ naming the array at fault.
 
 import math
 import os
-import stat
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import deserialize
 
-from ufm.check import Refused
+from ufm.check import Refused, fits, regular_file
 
 SAFETENSORS = ".safetensors"
 FORMATS = (".npz", SAFETENSORS)
+FORM = f"an .npz or a {SAFETENSORS} file"
+FEWER = "Give fewer samples"
 # The arrays of a file, in the words of a message. Features lie in it one way or the other.
 SHAPES = {
     "W": "(K, d)",
@@ -62,8 +63,6 @@ class _Member(NamedTuple):
 
 def is_file(path: Path) -> bool:
     """Whether a path is meant as a file of arrays, and not as the folder of a run."""
-    if "\0" in str(path):
-        raise Refused(f"got the path {str(path)!r}, which holds a NUL; allowed: a path")
     return not os.path.isdir(path) and (path.suffix.lower() in FORMATS or os.path.exists(path))
 
 
@@ -78,7 +77,7 @@ def arrays_of(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
         Refused: no such file or no regular one, another format, an array that is damaged, too
             large or of a type that holds no numbers, a needed one missing, features given twice.
     """
-    _check_regular(path)
+    regular_file(path, FORM)
     try:
         found, names = _safetensors(path) if _is_safetensors(path) else _npz(path)
     except Refused:
@@ -108,27 +107,10 @@ def arrays_of(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
 def ways() -> str:
     """How to write a file that is taken."""
     return (
-        f"allowed: an .npz or a {SAFETENSORS} file. Write it with "
+        f"allowed: {FORM}. Write it with "
         'np.savez("features.npz", W=…, b=…, features=…, labels=…), or with '
         "safetensors.numpy.save_file of arrays that went through np.ascontiguousarray"
     )
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse what is no file of arrays without opening it: a pipe would keep a reader waiting."""
-    if "\0" in str(path):
-        raise Refused(f"got the path {str(path)!r}, which holds a NUL; allowed: a path")
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise Refused(
-            f"got {path}, which does not exist; allowed: an .npz or a {SAFETENSORS} file"
-        ) from None
-    except OSError as error:
-        raise Refused(f"got {path}, which cannot be read ({error.strerror})") from error
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise Refused(f"got {path}, {kind}; allowed: an .npz or a {SAFETENSORS} file")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -152,7 +134,9 @@ def _npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         members = {
             name: _member(archive, path, name, names[name]) for name in SHAPES if name in names
         }
-        _check_memory(path, {name: member.bytes for name, member in members.items()})
+        told = ", ".join(f"{name} of shape {member.shape}" for name, member in members.items())
+        total = sum(member.bytes for member in members.values())
+        fits(f"{path} with {told}", total, FEWER, machine=True)
         arrays = {}
         for name, member in members.items():
             with archive.open(member.info) as file:
@@ -191,17 +175,18 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipIn
         )
     if head + member.bytes != info.file_size:
         raise Refused(
-            f"got {path} with {name} of shape {shape} and dtype {dtype}, which is "
-            f"{size(member.bytes)}; the file holds {size(info.file_size - head)} of it: it is "
-            "damaged. Write it again"
+            f"got {path} with {name} of shape {shape} and dtype {dtype}, which takes "
+            f"{member.bytes} bytes; the file holds {info.file_size - head} of them: it is damaged. "
+            "Write it again"
         )
     return member
 
 
 def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """(arrays that are wanted, names of all) of a .safetensors file."""
+    length = path.stat().st_size
     # Its bytes, and the copy of them that the library gives back.
-    _check_memory(path, {"all arrays": 2 * path.stat().st_size})
+    fits(f"{path} of {length} bytes", 2 * length, FEWER, machine=True)
     entries = dict(deserialize(path.read_bytes()))
     arrays = {}
     for name in entries.keys() & SHAPES.keys():
@@ -210,30 +195,3 @@ def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             raise Refused(f"got {path} with {name} of type {dtype}; allowed: {', '.join(_TYPES)}")
         arrays[name] = np.frombuffer(entries[name]["data"], _TYPES[dtype]).reshape(shape)
     return arrays, list(entries)
-
-
-def _check_memory(path: Path, needs: Mapping[str, int]) -> None:
-    free = memory()
-    if sum(needs.values()) > free:
-        told = ", ".join(f"{name} {size(need)}" for name, need in needs.items() if 10 * need > free)
-        raise Refused(
-            f"got {path}, which takes {size(sum(needs.values()))} of memory ({told}); allowed: "
-            f"the {size(free)} that this machine has free. Give fewer samples"
-        )
-
-
-def memory() -> int:
-    """Bytes of memory that can be had without swapping, where Linux says so, or all there is."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(x.split()[1] for x in lines if x.startswith("MemAvailable:")))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def size(count: int) -> str:
-    """Bytes for people: 8.0 TB."""
-    if count < 1000:
-        return f"{count} bytes"
-    power = min((len(str(count)) - 1) // 3, 6)
-    return f"{count / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}B"
