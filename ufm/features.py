@@ -145,6 +145,8 @@ def numbers(name: str, x):
     Raises:
         Refused: complex numbers, truth values, text, dates, objects, masked or sparse arrays.
     """
+    if x is None:
+        raise Refused(f"got no {name}; allowed: an array of real numbers")
     x = x if isinstance(x, jax.Array) else as_array(name, x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating) or not (
         jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)

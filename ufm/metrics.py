@@ -77,15 +77,14 @@ def collapse(W, H, b=None, labels=None, *, classes=None, ignore=None) -> Collaps
         ignore: label, or labels, of samples to leave out.
 
     Returns:
-        A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input.
+        A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input, of which
+        less than 32 bits count as float32.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit together, K < 2, a label that
             is no row, a class without samples; see `ufm.labels.samples`.
     """
-    W, H, b = (
-        None if x is None else numbers(name, x) for name, x in zip("WHb", (W, H, b), strict=True)
-    )
+    W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
     xp = jnp if in_jax else np
     chosen = fit(W, H, b, labels, classes, ignore)
