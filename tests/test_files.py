@@ -198,7 +198,7 @@ def test_quarter_precision_is_read(capsys, tmp_path, kind, dtype):
     assert json.loads(out)["nc1"] == pytest.approx(expected, rel=1e-9)
     entries["W"] = ("C64", made["W"].astype(np.complex64))
     (tmp_path / "f.safetensors").write_bytes(written(entries))
-    assert "W of type C64; allowed: F64" in refused(capsys, "measure", tmp_path / "f.safetensors")
+    assert "C64" in refused(capsys, "measure", tmp_path / "f.safetensors")
 
 
 def test_the_writer_that_messages_name_keeps_transposed_arrays(tmp_path):
