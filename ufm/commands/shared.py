@@ -27,7 +27,6 @@ OTHERS = {
     "`ufm census --out`",
     "verify.json": "what `ufm verify` found; read it with `ufm report`, or in its verify.md",
 }
-READERS = {"sweep": "read it with `ufm table`", "descend": "read it with `ufm probe`"}
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,12 @@ def stored_point(
     stored = record.load_run(path)
     kind = stored.manifest["kind"]
     if kind != "descend" or not {"W", "H", "b"} <= stored.arrays.keys():
+        reader = "table" if kind == "sweep" else "report"
         hint = "If it was interrupted, give the command that began it again"
         raise Refused(
             f"got {path}, a run of kind {kind!r} with status {stored.manifest['status']!r}; "
             "allowed: a finished run of `ufm descend --out`. "
-            + (hint if kind == "descend" else READERS.get(kind, "Read it with `ufm report`"))
+            + (hint if kind == "descend" else f"Read this one with `ufm {reader}`")
         )
     fields = stored.manifest["config"]["model"]
     model = Model(**fields | {"n": tuple(fields["n"])})
