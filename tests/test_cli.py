@@ -137,7 +137,7 @@ def features(**changes):
         "W": rng.normal(size=(3, 4)),
         "H": rng.normal(size=(4, 12)),
         "b": rng.normal(size=3),
-        "labels": np.repeat([7, -3, 40], 4),
+        "labels": np.tile([2, 0, 1], 4),
     }
     return {name: x for name, x in (arrays | changes).items() if x is not None}
 
@@ -162,9 +162,9 @@ def test_measure_takes_a_missing_bias_for_zero(capsys, tmp_path):
         ({"W": None}, "missing ['W']"),
         ({"H": np.ones((12, 4))}, "transposed"),
         ({"H": np.full((4, 12), np.nan)}, "48 non-finite entries in H"),
-        ({"labels": np.zeros(12, int)}, "1 distinct labels"),
+        ({"labels": np.zeros(12, int)}, "classes 1, 2 have no samples"),
         ({"labels": np.zeros(11, int)}, "(12,)"),
-        ({"labels": np.zeros(12)}, "dtype float64"),
+        ({"labels": np.full(12, 0.5)}, "dtype float64 with 0.5"),
         ({"b": np.zeros(4)}, "(3,)"),
     ],
 )
@@ -249,12 +249,13 @@ def test_certify_reads_the_file_of_a_point(capsys, tmp_path):
     ("changes", "message"),
     [
         ({"W": None}, "missing ['W']"),
-        ({"H": None, "b": None}, "missing ['H', 'b']"),
-        ({"n": None, "lam_H": None}, "missing ['lam_H', 'n']"),
+        ({"H": None}, "missing ['features']"),
+        ({"n": None}, "without labels and without n"),
+        ({"lam_H": None}, "missing ['lam_H']"),
         ({"W": np.zeros(3)}, "with W of shape (3,); allowed: (K, d)"),
         ({"H": np.zeros((4, 14))}, "got H with shape (4, 14)"),
         ({"H": np.full((4, 15), np.nan)}, "60 non-finite entries in H"),
-        ({"b": np.zeros(3, int)}, "got b of int64"),
+        ({"b": np.zeros(3, complex)}, "got b of dtype complex128"),
         ({"n": 5.0}, "got n="),
         ({"n": [5, 5]}, "K=3 counts"),
         ({"lam_W": [1.0, 1.0]}, "lam_W of shape (2,); allowed: one number"),

@@ -12,8 +12,10 @@ import ufm
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
     {"check"},
+    {"labels"},
     {
         "blocks",
+        "features",
         "geometry",
         "losses",
         "threads",
@@ -49,6 +51,7 @@ FLOORS = (
     {"networks.data", "networks.models"},
     {"networks.checkpoints"},
     {"networks.training", "networks.evaluation"},
+    {"commands.files"},
     {"commands.shared"},
     {"commands.table"},
     {

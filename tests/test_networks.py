@@ -424,9 +424,68 @@ def test_a_batch_larger_than_the_data_and_a_loss_that_explodes_are_refused():
     options = {"measure": lambda _: {}, "record_at": ()}
     with pytest.raises(ValueError, match="batch_size=128 for 24 images"):
         training.train(mlp(), blobs(), Method(), **options)
-    nan = Images(blobs().pixels * np.nan, blobs().labels)
+    wild = Method("sgd", 5, batch_size=10, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        training.train(mlp("simplex"), nan, SGD, **options)
+        training.train(mlp("simplex"), blobs(), wild, **options)
+
+
+def relabelled(change) -> Images:
+    images = blobs()
+    return images._replace(labels=change(images.labels))
+
+
+def with_nan() -> Images:
+    pixels = blobs().pixels.copy()
+    pixels[5, 0, :2, 0] = np.nan, np.inf
+    return blobs()._replace(pixels=pixels)
+
+
+BAD_IMAGES = {
+    "from 1": (lambda: relabelled(lambda y: y + 1), r"label 3 \(8 of 24 .*labels - 1 where"),
+    "an ignore label": (lambda: relabelled(lambda y: y - 3 * (y == 2)), r"label -1 \(8 of 24"),
+    "another": (lambda: relabelled(lambda y: np.r_[y[:-1], 255]), r"255 \(1 of 24 .*sample 23"),
+    "an empty class": (lambda: relabelled(lambda y: y // 2), "class 2 has no samples"),
+    "fractions": (lambda: relabelled(lambda y: y + 0.5), "float64 with 0.5"),
+    "one-hot": (lambda: relabelled(lambda y: np.eye(3)[y]), "argmax"),
+    "too few": (lambda: relabelled(lambda y: y[:-1]), r"\(23,\); allowed: \(24,\)"),
+    "pixels": (with_nan, "2 pixels that are NaN or infinite, in 1 of 24 images, .* image 5"),
+    "no images": (lambda: Images(blobs().pixels[:0], blobs().labels[:0]), "N >= 1"),
+    "complex": (lambda: blobs()._replace(pixels=blobs().pixels * 1j), "pixels of dtype complex64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
+def test_images_that_cannot_be_learned_are_refused_before_training(make, message):
+    options = {"measure": lambda _: {}, "record_at": ()}
+    with pytest.raises(ufm.Refused, match=message):
+        training.train(mlp(), make(), SGD, **options)
+    with pytest.raises(ufm.Refused, match=message):
+        training.cost(mlp(), make(), SGD)
+
+
+def test_a_module_without_a_known_classifier_needs_labels_without_a_gap():
+    module = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+    for change, message in ((lambda y: y + 1, "label 3 "), (lambda y: y - 1, "label -1 ")):
+        with pytest.raises(ufm.Refused, match=message):
+            training.train(module, relabelled(change), SGD, measure=lambda _: {}, record_at=())
+
+
+def test_pixels_that_are_no_numbers_are_refused_wherever_images_are_taken():
+    for take in (data.normalise, lambda images: evaluation.evaluate(mlp(), images)):
+        with pytest.raises(ufm.Refused, match="2 pixels that are NaN or infinite"):
+            take(with_nan())
+
+
+def test_labels_that_are_no_rows_have_no_loss_and_no_error():
+    seen = evaluation.evaluate(mlp(), relabelled(lambda y: np.where(y == 2, -1, y)))
+    for name in ("loss", "error"):
+        with pytest.raises(ufm.Refused, match="label -1"):
+            getattr(seen, name)
+    # Images to test on may lack a class.
+    part = evaluation.evaluate(mlp(), relabelled(lambda y: y // 2))
+    assert np.isfinite(part.loss)
+    with pytest.raises(ufm.Refused, match="class 2 has no samples"):
+        evaluation.collapse(part)
 
 
 # Features

@@ -20,6 +20,8 @@ import numpy as np
 
 MOST = 2**53  # the largest count that float64 holds exactly
 
+BOUNDED = "since a negative decay leaves the objective unbounded below"
+
 
 class Refused(ValueError, TypeError):
     """Input that ufm does not take: what was got, what is allowed, how to mend it.
@@ -222,18 +224,19 @@ def key(value: Any) -> jax.Array:
     )
 
 
-def fits(what: str, needed: int, mend: str) -> None:
+def fits(what: str, needed: int, mend: str, machine: bool = False) -> None:
     """Refuse what needs more bytes than the devices of this process have, before allocating it.
 
     Args:
         what: is to be held.
         needed: bytes, a lower bound.
         mend: what to do about it.
+        machine: held by NumPy, in the memory of the machine, and not on devices.
 
     Raises:
         Refused: naming both numbers.
     """
-    there = _memory()
+    there = _machine() if machine else _memory()
     if needed > there:
         raise Refused(
             f"got {what}, which needs at least {needed / 2**30:,.1f} GiB; there are "
@@ -244,8 +247,11 @@ def fits(what: str, needed: int, mend: str) -> None:
 def _memory() -> int:
     """Bytes of memory of all devices: their own where they tell, else those of the machine."""
     own = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return jax.process_count() * (sum(own) if all(own) else machine)
+    return jax.process_count() * (sum(own) if all(own) else _machine())
+
+
+def _machine() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def regular_file(path: Path, allowed: str) -> Path:
@@ -267,3 +273,47 @@ def regular_file(path: Path, allowed: str) -> Path:
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise Refused(f"got {path}, which is {kind}; allowed: {allowed}")
     return path
+
+
+def class_counts(n: Any, K: int) -> int | tuple[int, ...]:
+    """Samples of each class: one integer, or K, which become one where they are equal.
+
+    Raises:
+        Refused: no integers, none of a class, or another number of counts.
+    """
+    each = several(n)
+    if each is None:
+        if getattr(n, "ndim", 0):
+            raise Refused(f"got n with shape {np.shape(n)}; allowed: an integer, or K={K} counts")
+        return integer("n", n, 1, MOST, "every class needs a sample")
+    if len(each) != K:
+        raise Refused(
+            f"got n={shown(n)} with {len(each)} counts; allowed: an integer, or K={K} "
+            "counts, one a class"
+        )
+    why = "no class may be empty"
+    counts = tuple(integer(f"n[{k}]", m, 1, MOST, why) for k, m in enumerate(each))
+    return counts[0] if len(set(counts)) == 1 else counts
+
+
+def decay(name: str, value: Any) -> Any:
+    """A decay as a Python float; arrays, to be mapped over, and tracers as they are.
+
+    Raises:
+        Refused: no finite real numbers >= 0.
+    """
+    if traced(value):
+        return value
+    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
+        kinds = np.floating, np.integer
+        is_real = any(jax.dtypes.issubdtype(value.dtype, kind) for kind in kinds)
+        if not is_real or isinstance(value, np.ma.MaskedArray):
+            raise Refused(
+                f"got {name}={shown(value)}; allowed: a number >= 0, or an array of real "
+                "numbers for jax.vmap to map over"
+            )
+        bad = np.asarray(value)[~(np.isfinite(value) & (value >= 0))]
+        if bad.size:
+            raise Refused(f"got {name} with the entry {bad[0]}; allowed: finite and >= 0")
+        return value
+    return real(name, value, least=0, also=BOUNDED)

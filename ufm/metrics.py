@@ -20,6 +20,7 @@ import numpy as np
 
 from ufm import blocks
 from ufm.check import Refused
+from ufm.features import fit, numbers
 
 
 class Collapse(NamedTuple):
@@ -64,28 +65,31 @@ class Collapse(NamedTuple):
     nc4_mean_logit: Any
 
 
-def collapse(W, H, b, labels) -> Collapse:
+def collapse(W, H, b=None, labels=None, *, classes=None, ignore=None) -> Collapse:
     """Measure NC1–NC4 of a classifier (W, b) on features H, for any network.
 
     Args:
         W: classifier (K, d), one row a class.
         H: features (d, N), columns are samples.
-        b: bias (K,); zeros where there is none.
-        labels: (N,) concrete integers. Their sorted distinct values belong to the rows of W in
-            order, so that {0, …, K−1} means what it says and {−3, 7, 40} is allowed for K = 3.
+        b: bias (K,); None where there is none.
+        labels: (N,) concrete: integers 0 … K−1, which are rows of W, or others with `classes`.
+        classes: the K labels in the order of the rows of W, where they are not 0 … K−1.
+        ignore: label, or labels, of samples to leave out.
 
     Returns:
-        A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input.
+        A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input, of which
+        less than 32 bits count as float32.
 
     Raises:
-        Refused: shapes that do not fit, K < 2, a number of distinct labels other than K (an
-            empty class), entries that are not finite;
-            labels that are no integers, or complex or non-numeric arrays.
+        Refused: arrays that are not real and finite or do not fit together, K < 2, a label that
+            is no row, a class without samples; see `ufm.labels.samples`.
     """
+    W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
     xp = jnp if in_jax else np
-    W, H, b = (_floating(xp, name, x) for name, x in zip("WHb", (W, H, b), strict=True))
-    index = _class_index(W, H, b, labels)
+    chosen = fit(W, H, b, labels, classes, ignore)
+    W, H, index = _floating(xp, "W", W), _floating(xp, "H", chosen.of(H)), chosen.rows
+    b = xp.zeros(len(W), W.dtype) if b is None else _floating(xp, "b", b)
     measured = _measure_compiled(W, H, b, index) if in_jax else measure(np, W, H, b, index)
     return measured if in_jax else Collapse(*(float(x) for x in measured))
 
@@ -103,35 +107,6 @@ def _floating(xp: ModuleType, name: str, x):
             "Drop or repair the samples they come from"
         )
     return x
-
-
-def _class_index(W, H, b, labels) -> np.ndarray:
-    """Row of W for each label, after checking that the four arrays fit together."""
-    if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
-        hint = "; H looks transposed" if H.ndim == 2 and H.shape[-1] == W.shape[-1] else ""
-        raise Refused(
-            f"got W {W.shape} and H {H.shape}; allowed: W (K, d) and H (d, N), samples as "
-            f"columns{hint}"
-        )
-    K, N = W.shape[0], H.shape[1]
-    if K < 2:
-        raise Refused(f"got K={K} rows in W; neural collapse is about K >= 2 classes")
-    if b.shape != (K,):
-        raise Refused(f"got b with shape {b.shape}; allowed: ({K},), one entry a row of W")
-    if isinstance(labels, jax.core.Tracer):
-        raise Refused("got traced labels; allowed: concrete integers (close over them)")
-    labels = np.asarray(labels)
-    if labels.shape != (N,):
-        raise Refused(f"got labels with shape {labels.shape}; allowed: ({N},), one a column of H")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise Refused(f"got labels of dtype {labels.dtype}; allowed: integers")
-    values, index = np.unique(labels, return_inverse=True)
-    if len(values) != K:
-        raise Refused(
-            f"got {len(values)} distinct labels {values[:8].tolist()} for K={K} rows of W; every "
-            "class needs a sample: drop the rows of absent classes, or add their samples"
-        )
-    return index.reshape(N)
 
 
 def measure(xp: ModuleType, W, H, b, index) -> Collapse:

@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, Scalar
 
 from ufm import blocks, check, losses
 from ufm.check import MOST, Refused
-
-BOUNDED = "since a negative decay leaves the objective unbounded below"
+from ufm.features import balanced, grouped
 
 
 class Params(NamedTuple):
@@ -66,12 +65,40 @@ class Problem:
         d = check.integer("d", self.d, 1, MOST, "features need one dimension")
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "d", d)
-        object.__setattr__(self, "n", _class_counts(self.n, K))
+        object.__setattr__(self, "n", check.class_counts(self.n, K))
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
         for name in ("lam_W", "lam_H", "lam_b"):
-            object.__setattr__(self, name, _decay(name, getattr(self, name)))
+            object.__setattr__(self, name, check.decay(name, getattr(self, name)))
         if self.N > MOST:
             raise Refused(f"got N={self.N} samples; allowed: at most 2^53, which float64 counts")
+
+    @classmethod
+    def from_features(
+        cls, W, H=None, b=None, labels=None, lam_W=None, *, features=None, lam_H=None, lam_b=0.0,
+        classes=None, ignore=None,
+    ) -> tuple["Problem", Params]:  # fmt: skip
+        """The problem that a trained network's last layer stands for, and its point there.
+
+        Args:
+            W, b: classifier (K, d), a row a class, and bias (K,), None for a model without one.
+            H, features: the features, as H (d, N) or in its place as features (N, d).
+            labels, classes, ignore: labels (N,), as `ufm.labels.samples` takes them. The samples
+                are sorted by class, in the given order within a class, and counted.
+            lam_W, lam_b: λ_W, λ_b ≥ 0: of (λ/2)‖W‖², as `weight_decay` of PyTorch's SGD.
+            lam_H: λ_H ≥ 0; None takes λ_W‖W‖²/‖H‖², since λ_W‖W‖² = λ_H‖H‖² at critical points.
+
+        Returns:
+            (problem, params), params as `ufm.features.grouped` gives arrays.
+
+        Raises:
+            Refused: what `ufm.features.grouped` refuses; no λ_W; no λ_H > 0 in balance.
+        """
+        given = grouped(W, H, b, labels, features, classes, ignore)
+        lam_W = check.real("lam_W", lam_W, least=0)
+        lam_H = balanced(lam_W, given.W, given.H) if lam_H is None else lam_H
+        (K, d), n = given.W.shape, given.counts.tolist()
+        problem = cls(K, d, n, lam_W, lam_H, lam_b, given.bias)
+        return problem, Params(given.W, given.H, given.b)
 
     @property
     def counts(self) -> np.ndarray:
@@ -118,41 +145,6 @@ class Problem:
         for name, value in zip(("lam_W", "lam_H", "lam_b"), leaves, strict=True):
             object.__setattr__(problem, name, value)
         return problem
-
-
-def _class_counts(n, K: int) -> int | tuple[int, ...]:
-    each = check.several(n)
-    if each is None:
-        if getattr(n, "ndim", 0):
-            raise Refused(f"got n with shape {np.shape(n)}; allowed: an integer, or K={K} counts")
-        return check.integer("n", n, 1, MOST, "every class needs a sample")
-    if len(each) != K:
-        raise Refused(
-            f"got n={check.shown(n)} with {len(each)} counts; allowed: an integer, or K={K} "
-            "counts, one a class"
-        )
-    why = "no class may be empty"
-    counts = tuple(check.integer(f"n[{k}]", m, 1, MOST, why) for k, m in enumerate(each))
-    return counts[0] if len(set(counts)) == 1 else counts
-
-
-def _decay(name: str, value: Any) -> Any:
-    """A decay as a Python float; arrays, to be mapped over, and tracers as they are."""
-    if check.traced(value):
-        return value
-    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
-        kinds = jnp.floating, jnp.integer
-        real = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
-        if not real or isinstance(value, np.ma.MaskedArray):
-            raise Refused(
-                f"got {name}={check.shown(value)}; allowed: a number >= 0, or an array of real "
-                "numbers for jax.vmap to map over"
-            )
-        bad = np.asarray(value)[~(np.isfinite(value) & (value >= 0))]
-        if bad.size:
-            raise Refused(f"got {name} with the entry {bad[0]}; allowed: finite and >= 0")
-        return value
-    return check.real(name, value, least=0, also=BOUNDED)
 
 
 def check_types(problem: Any, params: Any) -> None:

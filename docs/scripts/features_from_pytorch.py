@@ -8,7 +8,7 @@ import ufm
 
 @torch.no_grad()
 def collect(network, head, loader):
-    """(W, H, b, labels) as NumPy arrays: H (d, N) holds what goes into `head`."""
+    """NumPy arrays W, features (N, d), labels, and b if there is a bias: what goes into `head`."""
     features, labels = [], []
     hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu()))
     network.eval()
@@ -16,9 +16,15 @@ def collect(network, head, loader):
         network(x)
         labels.append(y)
     hook.remove()
-    b = np.zeros(head.out_features) if head.bias is None else head.bias.cpu().numpy()
-    H = torch.cat(features).flatten(1).T.numpy()
-    return head.weight.cpu().numpy(), H, b, torch.cat(labels).numpy()
+    arrays = {"W": head.weight, "features": torch.cat(features).flatten(1)}
+    arrays |= {"labels": torch.cat(labels)} | ({} if head.bias is None else {"b": head.bias})
+    return {name: x.cpu().numpy() for name, x in arrays.items()}
+
+
+def measure(arrays):
+    """NC1–NC4 of what `collect` gives."""
+    W, features, labels = (arrays[name] for name in ("W", "features", "labels"))
+    return ufm.metrics.collapse(W, features.T, arrays.get("b"), labels)
 
 
 def example():
@@ -32,15 +38,15 @@ def example():
     loader = [(x, labels)]
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
     optimizer = torch.optim.SGD(network.parameters(), **options)
-    before = ufm.metrics.collapse(*collect(network, head, loader))
+    before = measure(collect(network, head, loader))
     network.train()
     for _ in range(2000):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(x), labels).backward()
         optimizer.step()
-    W, H, b, y = collect(network, head, loader)
-    np.savez("features.npz", W=W, H=H, b=b, labels=y)  # for `ufm measure features.npz`
-    return before, ufm.metrics.collapse(W, H, b, y)
+    arrays = collect(network, head, loader)
+    np.savez("features.npz", **arrays)  # for `ufm measure features.npz`
+    return before, measure(arrays)
 
 
 if __name__ == "__main__":

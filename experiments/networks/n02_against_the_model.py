@@ -69,16 +69,14 @@ def point(seen: Evaluation, decay: float, centred: bool) -> tuple[Problem, Param
     if centred:
         mean = H.mean(axis=1, keepdims=True)
         H, b = H - mean, b + (W @ mean)[:, 0]
-    K, d = W.shape
-    lam_H = decay * float(np.sum(W**2) / np.sum(H**2))
     lam_b = 0.0 if centred else decay
-    return Problem(K, d, H.shape[1] // K, decay, lam_H, lam_b), Params(W, H, b)
+    return Problem.from_features(W, H, b, seen.labels, decay, lam_b=lam_b)
 
 
 def margin(seen: Evaluation) -> float:
     """Mean of z_y − z_j over samples and wrong classes j, the model's t at its minimum."""
     Z = seen.logits
-    own = np.take_along_axis(Z, seen.labels[None], axis=0)[0]
+    own = np.take_along_axis(Z, seen.rows[None], axis=0)[0]
     return float(np.mean(own - Z.mean(axis=0)) * len(Z) / (len(Z) - 1))
 
 

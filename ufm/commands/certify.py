@@ -14,18 +14,22 @@ class Certify:
     """Bound how far the value at a point lies above the global minimum.
 
     The bound is by duality and in float64: it holds up to rounding, of which `resolution` is an
-    estimate. The point is the end of a run or a .npz file, as for ufm probe.
+    estimate. The point is the end of a run or a file, as for ufm probe.
     Example: ufm certify runs/first
     """
 
     point: tyro.conf.Positional[Path]
-    """folder of a run, as `ufm descend --out` leaves it, or the .npz file of a point"""
+    """folder of a run, as `ufm descend --out` leaves it, or an .npz or .safetensors file"""
+    classes: tuple[str, ...] = ()
+    """of a file's labels: the K labels in the order of the rows of W, where they are not 0 … K−1"""
+    ignore: tuple[str, ...] = ()
+    """of a file's labels: those of samples to leave out"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
     def act(self) -> int:
         """Print the certificate of the point."""
-        certificate = certify(*stored_point(self.point))._asdict()
+        certificate = certify(*stored_point(self.point, self.classes, self.ignore))._asdict()
         names = {
             "value f (nats)": "value",
             "lower bound on f*": "lower_bound",

@@ -3,35 +3,41 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from ufm import metrics
-from ufm.commands.shared import arrays_of, show
-
-REQUIRED = {"W": "(K, d)", "H": "(d, N)", "labels": "(N,); and b (K,) if there is a bias"}
+from ufm.commands.files import arrays_of
+from ufm.commands.shared import named, show
+from ufm.features import columns, numbers
 
 
 @dataclass(frozen=True)
 class Measure:
     """Measure NC1-NC4 on features of any network, from an .npz or a .safetensors file.
 
-    The file holds W (K, d), H (d, N) with samples as columns, labels (N,) and, if there is one,
-    b (K,). From PyTorch: np.savez("features.npz", W=fc.weight.detach().numpy(),
-    b=fc.bias.detach().numpy(), H=features.T, labels=labels). Example: ufm measure features.npz
+    The file holds W (K, d), features (N, d) with samples as rows, labels (N,) and, if there is one,
+    b (K,). H (d, N), samples as columns, may stand for features. Labels 0 … K−1 are rows of W;
+    others need --classes. From PyTorch: np.savez("features.npz", W=fc.weight.detach().numpy(),
+    b=fc.bias.detach().numpy(), features=features.numpy(), labels=labels.numpy()).
+    Example: ufm measure features.npz --ignore -100
     """
 
     features: tyro.conf.Positional[Path]
     """the .npz or .safetensors file"""
+    classes: tuple[str, ...] = ()
+    """the K labels in the order of the rows of W, where they are not 0 … K−1"""
+    ignore: tuple[str, ...] = ()
+    """labels of samples to leave out"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
     def act(self) -> int:
         """Print the metrics of the file."""
-        arrays = arrays_of(self.features, REQUIRED)
-        collapse = metrics.collapse(
-            arrays["W"], arrays["H"], arrays.get("b", np.zeros(len(arrays["W"]))), arrays["labels"]
-        )
+        arrays = arrays_of(self.features, ("labels",))
+        W, labels = numbers("W", arrays["W"]), arrays["labels"]
+        H = columns(W, arrays.get("H"), arrays.get("features"))
+        options = named(labels, self.classes, self.ignore)
+        collapse = metrics.collapse(W, H, arrays.get("b"), labels, **options)
         rows = collapse._asdict()
         show(f"Neural collapse of {self.features}", rows, tuple(rows), self.json)
         return 0

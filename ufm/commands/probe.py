@@ -12,6 +12,7 @@ import tyro
 
 import ufm
 from ufm import hessian, reduction
+from ufm.commands.files import FORMATS
 from ufm.commands.shared import show, stored_point
 from ufm.problem import Params, Problem
 from ufm.spectra import orbit_dimension
@@ -39,16 +40,22 @@ LABELS = {
 class Probe:
     """Say what a point is: verdict, gap, index, nullity, extreme eigenpairs of the Hessian.
 
-    The point is the end of a run, or a .npz file with W (K, d), H (d, N) with samples grouped by
-    class, b (K,), n (samples per class: one number, or K), lam_W, lam_H, lam_b and, for a model
-    without a bias, bias=False. From Python: np.savez("point.npz", **params._asdict(), n=problem.n,
-    lam_W=problem.lam_W, lam_H=problem.lam_H, lam_b=problem.lam_b, bias=problem.bias). All is
-    computed in float64. A run that stopped at a tolerance is near a critical point, not at one:
-    --polish goes there first. Example: ufm probe runs/first --polish --density
+    The point is the end of a run, or an .npz or .safetensors file with W (K, d), features (N, d) or
+    H (d, N), b (K,) if there is a bias, lam_W, lam_H, lam_b, and labels (N,), which are rows of W
+    or need --classes; without labels, n (samples per class: one number, or K) and samples grouped
+    by class. From Python, for any features: problem, params = ufm.Problem.from_features(W, H, b,
+    labels, lam_W); np.savez("point.npz", **params._asdict(), n=problem.n, lam_W=problem.lam_W,
+    lam_H=problem.lam_H, lam_b=problem.lam_b, bias=problem.bias). All is computed in float64. A run
+    that stopped at a tolerance is near a critical point, not at one: --polish goes there first.
+    Example: ufm probe runs/first --polish --density
     """
 
     point: tyro.conf.Positional[Path]
-    """folder of a run, as `ufm descend --out` leaves it, or the .npz file of a point"""
+    """folder of a run, as `ufm descend --out` leaves it, or an .npz or .safetensors file"""
+    classes: tuple[str, ...] = ()
+    """of a file's labels: the K labels in the order of the rows of W, where they are not 0 … K−1"""
+    ignore: tuple[str, ...] = ()
+    """of a file's labels: those of samples to leave out"""
     polish: bool = False
     """first go to the critical point that Newton's method finds from there, of any index"""
     k: int = 3
@@ -62,7 +69,7 @@ class Probe:
 
     def act(self) -> int:
         """Print the evidence; draw if asked."""
-        problem, params = stored_point(self.point)
+        problem, params = stored_point(self.point, self.classes, self.ignore)
         polished: dict[str, Any] = {}
         if self.polish:
             found = ufm.solve(problem, params, descend=False)
@@ -84,7 +91,8 @@ class Probe:
         # matplotlib takes most of a second to import; no other command needs it.
         from ufm import plots
 
-        beside = self.point.with_name(f"{self.point.name.removesuffix('.npz')}_density")
+        name = self.point.stem if self.point.suffix in FORMATS else self.point.name
+        beside = self.point.with_name(f"{name}_density")
         measured = hessian.density(problem, params, jax.random.key(0))
         with plots.style():
             canvas, axes = plots.figure("icml", 2.2)

@@ -1,7 +1,7 @@
 """What every command shares: exit statuses, the flags of a model, stored input, printing."""
 
 import json
-import zipfile
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,35 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from ufm import record
-from ufm.check import Refused
+from ufm.check import Refused, flag, shown
+from ufm.commands.files import arrays_of, is_file
+from ufm.features import columns, numbers
 from ufm.problem import Params, Problem, check_params
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-SAFETENSORS = ".safetensors"
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    EOFError,
-    zipfile.BadZipFile,
-    SafetensorError,
-)
 # Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
 LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
-# What the .npz file of a point holds; `bias` may be left out.
-POINT = {
-    "W": "(K, d)",
-    "H": "(d, N)",
-    "b": "(K,)",
-    "n": "one number or (K,)",
-    "lam_W": "one number",
-    "lam_H": "one number",
-    "lam_b": "one number",
+# What other commands leave in a folder, and what reads it.
+OTHERS = {
+    "atlas.json": "an atlas of `ufm census`; read it with `ufm report`, or let it grow with "
+    "`ufm census --out`",
+    "verify.json": "what `ufm verify` found; read it with `ufm report`, or in its verify.md",
 }
 
 
@@ -68,81 +54,157 @@ class Model:
         return Problem(self.K, self.d, n, self.lam_W, self.lam_H, self.lam_b, self.bias)
 
 
-def stored_point(path: Path) -> tuple[Problem, Params]:
-    """The problem and the last point of a finished run, or those of a .npz file.
+def stored_point(
+    path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> tuple[Problem, Params]:
+    """The problem and the last point of a finished run, or those of a file.
+
+    A file holds W (K, d), features (N, d) or H (d, N), b (K,) if there is a bias, lam_W, lam_H,
+    lam_b, and either labels (N,) or n with samples grouped by class.
+
+    Args:
+        path: folder of a run, or an .npz or a .safetensors file.
+        classes, ignore: as given on the command line, for the labels of a file.
 
     Raises:
         Refused: no such run or file, a run that is not finished or of another kind, a file in
-            which something is missing or does not fit;
-            sizes or decays that are not numbers.
+            which something is missing or does not fit.
     """
-    if path.suffix == ".npz" and not path.is_dir():
-        return _point_of_file(path)
-    stored = record.load_run(path)
-    if stored.manifest["kind"] != "descend" or not {"W", "H", "b"} <= stored.arrays.keys():
+    if is_file(path):
+        return _point_of_file(path, classes, ignore)
+    if classes or ignore:
         raise Refused(
-            f"got {path}, a run of kind {stored.manifest['kind']!r} with status "
-            f"{stored.manifest['status']!r}; allowed: a finished run of `ufm descend --out`. "
-            "If it was interrupted, give the command that began it again"
+            f"got --classes or --ignore for the run {path}; allowed: for a file with labels. The "
+            "samples of a run are grouped by class"
+        )
+    refuse_others(path)
+    stored = record.load_run(path)
+    kind = stored.manifest["kind"]
+    if kind != "descend" or not {"W", "H", "b"} <= stored.arrays.keys():
+        reader = "table" if kind == "sweep" else "report"
+        hint = "If it was interrupted, give the command that began it again"
+        raise Refused(
+            f"got {path}, a run of kind {kind!r} with status {stored.manifest['status']!r}; "
+            "allowed: a finished run of `ufm descend --out`. "
+            + (hint if kind == "descend" else f"Read this one with `ufm {reader}`")
         )
     fields = stored.manifest["config"]["model"]
     model = Model(**fields | {"n": tuple(fields["n"])})
     return model.problem(), Params(*(jnp.asarray(stored.arrays[name]) for name in "WHb"))
 
 
-def _point_of_file(path: Path) -> tuple[Problem, Params]:
-    arrays = arrays_of(path, POINT)
-    for name, axes in (("W", 2), ("lam_W", 0), ("lam_H", 0), ("lam_b", 0), ("bias", 0)):
-        if name in arrays and arrays[name].ndim != axes:
-            allowed = POINT.get(name, "one number")
-            raise Refused(
-                f"got {path} with {name} of shape {arrays[name].shape}; allowed: {allowed}"
-            )
-    K, d = arrays["W"].shape
-    numbers = {name: arrays[name][()] for name in ("n", "lam_W", "lam_H", "lam_b")}
-    bias: Any = arrays["bias"][()] if "bias" in arrays else True
-    problem = Problem(K, d, **numbers, bias=bias)
-    check_params(problem, Params(*(arrays[name] for name in "WHb")))
-    return problem, Params(*(jnp.asarray(arrays[name]) for name in "WHb"))
-
-
-def arrays_of(path: Path, required: dict[str, str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, or of a .safetensors file.
-
-    Args:
-        path: of the file.
-        required: name and shape, in words, of every array that must be there.
+def refuse_others(path: Path) -> None:
+    """Refuse the folder of another command.
 
     Raises:
-        Refused: no such file, no file of plain arrays, or a required array missing.
+        Refused: an atlas, or the folder of `ufm verify`, naming what reads it.
     """
-    write = "np.savez" if path.suffix != SAFETENSORS else "safetensors.numpy.save_file"
-    try:
-        arrays = load_file(path) if path.suffix == SAFETENSORS else _npz(path)
-    except FileNotFoundError:
+    for name, told in OTHERS.items():
+        if os.path.isfile(path / name):
+            raise Refused(f"got {path}, which is {told}")
+
+
+def _point_of_file(
+    path: Path, classes: Sequence[str], ignore: Sequence[str]
+) -> tuple[Problem, Params]:
+    """The point of a file: its samples sorted by its labels, or grouped by class already."""
+    arrays = arrays_of(path, ("lam_W", "lam_H"))
+    bias = _has_bias(path, arrays)
+    decays = {"lam_W": arrays["lam_W"], "lam_H": arrays["lam_H"]}
+    decays |= {"lam_b": arrays["lam_b"]} if bias else {}
+    for name, x in decays.items():
+        if x.size != 1:
+            raise Refused(f"got {path} with {name} of shape {x.shape}; allowed: one number")
+    decays = {name: _entry(x) for name, x in decays.items()}
+    if not bias:
+        arrays.pop("b", None)
+    if "labels" in arrays:
+        problem, params = _labelled(path, arrays, decays, classes, ignore)
+    elif classes or ignore:
         raise Refused(
-            f"got {path}, which does not exist; allowed: an .npz or a {SAFETENSORS} file"
-        ) from None
-    except UNREADABLE as error:
-        keywords = ", ".join(f"{name}=…" for name in required)
-        raise Refused(
-            f"got {path}, which is no {path.suffix or '.npz'} file of plain arrays ({error}); "
-            f"write it with {write}, with {keywords}"
-        ) from None
-    missing = required.keys() - arrays.keys()
-    if missing:
-        shapes = ", ".join(f"{name} {shape}" for name, shape in required.items())
-        raise Refused(
-            f"got {path} with arrays {sorted(arrays)}; missing {sorted(missing)}. Needed: {shapes}"
+            f"got --classes or --ignore, but {path} holds no labels; allowed: with labels"
         )
-    return arrays
+    else:
+        problem, params = _grouped(path, arrays, decays)
+    return problem, Params(*(jnp.asarray(x) for x in params))
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise Refused("it is no zip archive")  # NumPy would speak of pickles
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+def _entry(x: np.ndarray) -> Any:
+    """The number of an array with a single entry; np.ascontiguousarray makes (1,) of shape ()."""
+    return x.reshape(())[()] if x.size == 1 else x
+
+
+def _has_bias(path: Path, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the point has a bias: whether it says so, or else whether there is one."""
+    bias = flag("bias", _entry(arrays["bias"])) if "bias" in arrays else "b" in arrays
+    if bias and "b" not in arrays:
+        raise Refused(f"got {path} with bias=True but no b; allowed: b (K,), or bias=False")
+    if not bias and np.any(arrays.get("b", 0)):
+        raise Refused(f"got {path} with bias=False but a b that is not 0; allowed: no b, or zeros")
+    if bias and "lam_b" not in arrays:
+        raise Refused(f"got {path} with b but missing ['lam_b']; allowed: one number, λ_b >= 0")
+    return bias
+
+
+def _labelled(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    decays: dict[str, Any],
+    classes: Sequence[str],
+    ignore: Sequence[str],
+) -> tuple[Problem, Params]:
+    labels = arrays["labels"]
+    options = decays | {"features": arrays.get("features")} | named(labels, classes, ignore)
+    problem, params = Problem.from_features(
+        arrays["W"], arrays.get("H"), arrays.get("b"), labels, **options
+    )
+    if "n" in arrays:
+        told = Problem(problem.K, problem.d, _entry(arrays["n"]), 0, 0).n
+        if told != problem.n:
+            raise Refused(
+                f"got {path} with n={shown(told)}, but its labels count n={shown(problem.n)}; "
+                "allowed: the same, or no n"
+            )
+    return problem, params
+
+
+def _grouped(
+    path: Path, arrays: dict[str, np.ndarray], decays: dict[str, Any]
+) -> tuple[Problem, Params]:
+    if "n" not in arrays:
+        raise Refused(
+            f"got {path} without labels and without n; allowed: labels (N,), or else n, the "
+            "samples of each class (one number, or K), with the samples grouped by class"
+        )
+    W = numbers("W", arrays["W"])
+    if W.ndim != 2:
+        raise Refused(f"got {path} with W of shape {W.shape}; allowed: (K, d)")
+    H = columns(W, arrays.get("H"), arrays.get("features"))
+    b = numbers("b", arrays["b"]) if "b" in arrays else np.zeros(len(W))
+    K, d = W.shape
+    problem = Problem(K, d, _entry(arrays["n"]), bias="b" in arrays, **decays)
+    params = Params(*(np.asarray(x, np.float64) for x in (W, H, b)))
+    check_params(problem, params)
+    return problem, params
+
+
+def named(labels: np.ndarray, classes: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
+    """The options `classes` and `ignore` of a command, as the labels of a file are: text or not.
+
+    Raises:
+        Refused: text where the labels are numbers.
+    """
+    options: dict[str, Any] = {}
+    for name, words in (("classes", classes), ("ignore", ignore)):
+        if not words:
+            continue
+        try:
+            options[name] = list(words) if labels.dtype.kind == "U" else [int(x) for x in words]
+        except ValueError:
+            raise Refused(
+                f"got --{name} {' '.join(words)}; allowed: integers, as the labels are"
+            ) from None
+    return options
 
 
 def show(title: str, rows: dict[str, Any], names: Sequence[str], as_json: bool) -> None:

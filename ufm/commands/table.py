@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 
 from ufm import storage, sweeps
 from ufm.check import Refused
-from ufm.commands.shared import LOOK
+from ufm.commands.shared import LOOK, refuse_others
 
 # Columns that differ within a sweep are shown beside these.
 _RESULTS = ("status", "steps", "value", "gap", "nc1")
@@ -49,6 +49,7 @@ class Table:
 
     def act(self) -> int:
         """Read, sort, choose, print."""
+        refuse_others(self.run)
         columns, manifest = sweeps.load(self.run)
         if not columns:
             print("no cell is finished yet")

@@ -19,6 +19,8 @@ import numpy as np
 import pooch
 
 from ufm.check import Refused
+from ufm.features import numbers
+from ufm.labels import as_array, samples
 
 FASHION_MNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 # MD5 of the gzipped files as their authors publish them. Debian's copies hold the same bytes
@@ -31,6 +33,10 @@ MD5 = {
 }
 VARIABLE = "UFM_DATA"
 SHARED = Path("share/datasets/fashion-mnist")
+RENUMBER = (
+    "Renumber the labels in the order of the rows (labels - 1 where they begin at 1), and leave "
+    "other images out; data.select(images, count, classes) does both"
+)
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_TEST, CIFAR_RECORD = "test_batch.bin", 1 + 3 * 32 * 32
 
@@ -245,7 +251,12 @@ def normalise(*parts: Images, padding: int = 0) -> tuple[Images, ...]:
     Args:
         parts: training images first; the others are moved and scaled alike.
         padding: black pixels added on every side (2 makes 28 × 28 into 32 × 32).
+
+    Raises:
+        Refused: pixels as `check_pixels` refuses them.
     """
+    for part in parts:
+        check_pixels(part)
     size = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = [np.pad(part.pixels, size).astype(np.float32) / 255 for part in parts]
     mean = padded[0].mean(axis=(0, 1, 2), dtype=np.float64)
@@ -262,3 +273,38 @@ def random_labels(images: Images, seed: int = 0) -> Images:
     labels = np.random.default_rng(seed).permutation(images.labels)
     order = np.argsort(labels, kind="stable")
     return Images(images.pixels[order], labels[order])
+
+
+def rows(images: Images, K: int | None = None) -> np.ndarray:
+    """The row of the classifier that each image belongs to (N,), once images and labels are sound.
+
+    Args:
+        images: at least one of each class.
+        K: number of classes, whose labels are 0 … K−1; None takes as many as there are labels.
+
+    Raises:
+        Refused: a label that is none of these, naming it; a class without images, naming it;
+            pixels as `check_pixels` refuses them.
+    """
+    check_pixels(images)
+    K = K or len(set(as_array("labels", images.labels).ravel().tolist()))
+    return samples(images.labels, K, len(images.pixels), way=RENUMBER).rows.astype(np.int32)
+
+
+def check_pixels(images: Images) -> None:
+    """Refuse pixels that are no real, finite numbers.
+
+    Raises:
+        Refused: naming how many are not, and the first image that holds one.
+    """
+    pixels = numbers("pixels", images.pixels)
+    if pixels.ndim < 1 or not len(pixels):
+        raise Refused(f"got pixels of shape {pixels.shape}; allowed: (N, …), N >= 1 images")
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        whole = finite.reshape(len(pixels), -1).all(axis=1)
+        raise Refused(
+            f"got {np.sum(~finite)} pixels that are NaN or infinite, in {np.sum(~whole)} of "
+            f"{len(whole)} images, the first is image {int(np.argmin(whole))}; allowed: finite "
+            "numbers. Leave these images out, or repair them"
+        )

@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from safetensors.numpy import save_file
 
 from ufm import metrics
+from ufm.labels import samples
 from ufm.networks import models
-from ufm.networks.data import Images
+from ufm.networks.data import RENUMBER, Images, check_pixels
 
 BATCH = 1000
 
@@ -44,16 +45,22 @@ class Evaluation(NamedTuple):
         return self.W @ self.H + self.b[:, None]
 
     @property
+    def rows(self) -> Int[np.ndarray, " N"]:
+        """The row of W that each label names; refuses labels that name none."""
+        K, N = len(self.W), self.H.shape[1]
+        return samples(self.labels, K, N, every=False, way=RENUMBER).rows
+
+    @property
     def loss(self) -> float:
         """Mean cross-entropy, in nats."""
         Z = self.logits - self.logits.max(axis=0)
-        own = np.take_along_axis(Z, self.labels[None], axis=0)[0]
+        own = np.take_along_axis(Z, self.rows[None], axis=0)[0]
         return float(np.mean(np.log(np.exp(Z).sum(axis=0)) - own))
 
     @property
     def error(self) -> float:
         """Share of wrong predictions."""
-        return float(np.mean(self.logits.argmax(axis=0) != self.labels))
+        return float(np.mean(self.logits.argmax(axis=0) != self.rows))
 
 
 def evaluate(model: Any, images: Images, batch: int = BATCH) -> Evaluation:
@@ -63,7 +70,11 @@ def evaluate(model: Any, images: Images, batch: int = BATCH) -> Evaluation:
         model: of `ufm.networks.models`; it is not changed.
         images: at least one.
         batch: bounds the memory that is needed.
+
+    Raises:
+        Refused: pixels that are no finite numbers.
     """
+    check_pixels(images)
     model = nnx.clone(model)
     model.eval()
     W, b = models.classifier(model)

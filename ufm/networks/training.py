@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ufm.check import Refused
-from ufm.networks import checkpoints
+from ufm.networks import checkpoints, data, models
 from ufm.networks.data import Images
 
 OPTIMIZERS = ("sgd", "adam", "lbfgs")
@@ -116,7 +116,7 @@ def train(
 
     Args:
         model: a network of `ufm.networks.models`, or any flax nnx module that objective accepts.
-        images: pixels (N, …) float32 and labels (N,).
+        images: pixels (N, …) float32 and labels (N,) 0 … K−1, at least one of each class.
         method: optimiser and schedule.
         seed: of the order of the images.
         measure: called with the model in evaluation mode; gives numbers or lists of numbers.
@@ -129,16 +129,18 @@ def train(
         A `Trained`; its history has a row of every record, and `epoch` among its names.
 
     Raises:
-        Refused: a batch larger than the data; a folder that holds another training.
+        Refused: labels that are no rows of the classifier, a class without images, pixels that
+            are NaN or infinite; a batch larger than the data; a folder that holds another training.
         FloatingPointError: a loss that is no longer finite.
     """
-    N = len(images.labels)
+    classes = _rows(model, images)
+    N = len(classes)
     batch = method.batch_size or N
     if batch > N:
         raise Refused(f"got batch_size={batch} for {N} images; allowed: 0 (all) to {N}")
     with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
         graph, state = _start(model, method, N // batch)
-        pixels, labels = jnp.asarray(images.pixels), jnp.asarray(images.labels)
+        pixels, labels = jnp.asarray(images.pixels), jnp.asarray(classes)
         key = jax.random.key(seed)
     store = (
         None
@@ -189,22 +191,29 @@ class Cost(NamedTuple):
 
 def cost(model: Any, images: Images, method: Method, epochs: int = 5) -> Cost:
     """Measure a step of a training by running some epochs of it; the model is not changed."""
-    batch = method.batch_size or len(images.labels)
-    steps = len(images.labels) // batch
+    classes = _rows(model, images)
+    batch = method.batch_size or len(classes)
+    steps = len(classes) // batch
     with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
         graph, state = _start(model, method, steps)
-        data = jnp.asarray(images.pixels), jnp.asarray(images.labels), jax.random.key(0)
+        inputs = jnp.asarray(images.pixels), jnp.asarray(classes), jax.random.key(0)
         fixed = graph, method, batch, cross_entropy
-        compiled = _epoch.lower(*fixed, method.decay, state, *data).compile()
+        compiled = _epoch.lower(*fixed, method.decay, state, *inputs).compile()
         memory = compiled.memory_analysis()
         assert memory is not None, "XLA tells the memory of a compiled program on CPU, GPU and TPU"
         allotted = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         seconds = []
         for _ in range(epochs):
             begun = time.perf_counter()
-            state, _ = jax.block_until_ready(compiled(method.decay, state, *data))
+            state, _ = jax.block_until_ready(compiled(method.decay, state, *inputs))
             seconds.append((time.perf_counter() - begun) / steps)
     return Cost(min(seconds), allotted + memory.temp_size_in_bytes)
+
+
+def _rows(model: Any, images: Images) -> np.ndarray:
+    """The labels (N,), checked against the rows of the classifier where the model has one."""
+    known = isinstance(model, models.ResNet | models.MLP)
+    return data.rows(images, len(models.classifier(model)[1]) if known else None)
 
 
 def _start(model: Any, method: Method, steps: int) -> tuple[Any, State]:
