@@ -11,7 +11,6 @@ import html
 import io
 import os
 import re
-import textwrap
 import typing
 import zlib
 from pathlib import Path
@@ -128,12 +127,5 @@ def _help() -> str:
         told = io.StringIO()
         with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
             cli.main([name, "--help"])
-        lines = [_wrapped(line) for line in told.getvalue().strip().splitlines()]
-        parts.append(f"## ufm {name}\n\n```text\n{NEWLINE.join(lines)}\n```\n")
+        parts.append(f"## ufm {name}\n\n```text\n{told.getvalue().strip()}\n```\n")
     return NEWLINE.join(parts)
-
-
-def _wrapped(line: str) -> str:
-    """A line of help in the width of a page."""
-    indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.fill(line.rstrip(), WIDTH, subsequent_indent=indent) if line.strip() else ""

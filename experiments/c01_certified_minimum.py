@@ -10,7 +10,8 @@ Source. Zhu et al. 2021 (arXiv 2105.02375): theorems 3.1 and 3.2, and section 5 
 (K = 10, all decays 5e-4, the three optimisers; N = 50,000 and d = 512 for its images).
 
 Reproduces. Theorem 3.2 of Zhu et al. in its own setting (section 5: three optimisers, one minimum),
-there on networks, here in the model. Extends it by a certificate of every end, and by the rate of NC1.
+there on networks, here in the model. Extends it by a certificate of every end, and by the rate of
+NC1.
 
 Shown. (a) f, (b) certified gap with the tolerances in grey (the upper one for SGD), (c) to (f) NC1
 to NC4 against the step, three starts a method at the largest width; dashed, closed forms. Second

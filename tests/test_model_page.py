@@ -239,7 +239,7 @@ GROUPS = {
 @pytest.mark.parametrize("ratio", [1.0, 16.0])
 @pytest.mark.parametrize("off", [-0.3, -0.01, 0.01, 0.3])
 def test_classes_of_equal_count_merge_at_the_threshold_of_the_page(counts, options, ratio, off):
-    """Minority collapse at √m = Nμ (Hong and Ling 2023); the point is certified, whatever led there.
+    """Minority collapse at √m = Nμ (Hong and Ling 2023), at points that are certified.
 
     Nμ is √m(1 + off), m the smallest count, so the margin in probability is max(−off, 0) there.
     """

@@ -46,8 +46,8 @@ class Certificate(NamedTuple):
     spectral_ratio: ‖G‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
         where μ = 0 and G ≠ 0). For λ_b = 0 of the G whose mean column is removed, which at a
         critical point is G itself.
-    resolution: an estimate, not a bound by interval arithmetic, of the rounding errors in gap; a gap
-        below it cannot be told from 0.
+    resolution: an estimate of the rounding errors in gap, not a bound by interval arithmetic; a
+        gap below it cannot be told from 0.
     """
 
     value: Float[Array, ""] | float

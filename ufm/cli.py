@@ -1,9 +1,12 @@
 """The command `ufm`: what it offers, and what becomes of bad input."""
 
+import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -35,6 +38,31 @@ Command = (
 )
 
 
+class _Wrapped:
+    """A stream that breaks lines of prose between words, at the width of the terminal.
+
+    The options of a help text come broken already, in boxes; its prose, whose lines begin with a
+    letter, does not.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        width = shutil.get_terminal_size().columns
+        broken = (
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+            if line[:1].isalpha() and len(line) > width
+            else line
+            for line in text.split("\n")
+        )
+        self._stream.write("\n".join(broken))
+        return len(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
@@ -48,13 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    command = tyro.cli(
-        Command,
-        prog="ufm",
-        description="Simulator for the landscape of the unconstrained feature model of neural "
-        "collapse. Start with: ufm theory, ufm descend, ufm verify.",
-        args=arguments,
-    )
+    words = sys.argv[1:] if arguments is None else arguments
+    asks = not {"-h", "--help"}.isdisjoint(words)
+    wrapped: Any = _Wrapped(sys.stdout)
+    with contextlib.redirect_stdout(wrapped) if asks else contextlib.nullcontext():
+        command = tyro.cli(
+            Command,
+            prog="ufm",
+            description="Simulator for the landscape of the unconstrained feature model of neural "
+            "collapse. Start with: ufm theory, ufm descend, ufm verify.",
+            args=arguments,
+        )
     jax.config.update("jax_enable_x64", True)
     try:
         return command.act()

@@ -24,6 +24,7 @@ class Census:
     exact Morse index and nullity, a certified gap and a verdict. With --out the census is kept as
     an atlas that grows: the same command again draws other starts and adds what they find.
     A census finds what its starts lead to; it does not prove that there is no more.
+
     Example: ufm census --K 4 --d 6 --out runs/atlas
     """
 

@@ -15,6 +15,7 @@ class Certify:
 
     The bound is by duality and in float64: it holds up to rounding, of which `resolution` is an
     estimate. The point is the end of a run or a file, as for ufm probe.
+
     Example: ufm certify runs/first
     """
 

@@ -27,7 +27,9 @@ class Descend:
 
     With --out the run is kept on disk; killed or interrupted, the same command goes on where it
     stopped and ends with the same bits. Exit status: 0 done, 1 diverged, 2 refused, 130
-    interrupted. Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
+    interrupted.
+
+    Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
     """
 
     model: Annotated[Model, tyro.conf.OmitArgPrefixes] = field(default_factory=Model)

@@ -19,6 +19,7 @@ class Measure:
     b (K,). H (d, N), samples as columns, may stand for features. Labels 0 … K−1 are rows of W;
     others need --classes. From PyTorch: np.savez("features.npz", W=fc.weight.detach().numpy(),
     b=fc.bias.detach().numpy(), features=features.numpy(), labels=labels.numpy()).
+
     Example: ufm measure features.npz --ignore -100
     """
 

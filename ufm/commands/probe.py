@@ -47,6 +47,7 @@ class Probe:
     labels, lam_W); np.savez("point.npz", **params._asdict(), n=problem.n, lam_W=problem.lam_W,
     lam_H=problem.lam_H, lam_b=problem.lam_b, bias=problem.bias). All is computed in float64. A run
     that stopped at a tolerance is near a critical point, not at one: --polish goes there first.
+
     Example: ufm probe runs/first --polish --density
     """
 

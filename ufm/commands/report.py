@@ -17,6 +17,7 @@ class Report:
     RUN is the folder of a run of descend, census, verify or sweep, or of an experiment; the .json
     file of an experiment's verdicts; or a folder that holds some of these, like figures/ or runs/.
     The page loads nothing from elsewhere. Needs pip install "ufm[report]".
+
     Example: ufm report runs/first runs/atlas --out report.html
     """
 

@@ -21,6 +21,7 @@ class Sweep:
     scale and precision hold for all; each table [[grid]] adds a grid of its own. With --out the
     table is kept, batch by batch: killed or interrupted, the same command goes on with the cells
     that are missing. A diverged cell is a row with its status.
+
     Example: ufm sweep grid.toml --out runs/sweep
     """
 

@@ -31,6 +31,7 @@ class Table:
     """Print the table of a sweep, finished or not, or write it as CSV.
 
     Python reads it at once: pandas.DataFrame(dict(numpy.load("RUN/arrays.npz"))), likewise polars.
+
     Example: ufm table runs/sweep --sort gap --limit 20
     """
 

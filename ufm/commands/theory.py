@@ -14,6 +14,7 @@ class Theory:
     """Print the global minimum (Zhu et al. 2021, theorem 3.1) and its curvature in closed form.
 
     Needs balanced classes, d >= K-1 and positive decays.
+
     Example: ufm theory --K 10 --d 512 --n 5000 --lam-W 5e-4 --lam-H 1e-7
     """
 

@@ -30,6 +30,7 @@ class Verify:
     For each cell: the closed-form minimiser and its certificate, its spectrum by two routes, a
     census of the critical points, each with a verdict, and escapes from saddles by gradient
     descent. A cell is quick for K <= 5 (seconds once compiled) and grows fast with K.
+
     Example: ufm verify --K 3 4 --d 4 6 --n 5 --lam 1e-3 1e-2 --out verified
     """
 
