@@ -99,7 +99,9 @@ def test_bound_equals_the_reference(problem, scale):
     G = reference.scaled_residuals(*arguments[:4])
     ratio = np.linalg.norm(G, 2) / np.sqrt(problem.lam_W * problem.lam_H)
     np.testing.assert_allclose(certificate.spectral_ratio, ratio, rtol=1e-13)
-    assert certificate.gap == certificate.value - certificate.lower_bound
+    # The gap of the loops differs by rounding, which the certificate's own estimate has to cover.
+    gap = reference.objective(*arguments) - expected
+    assert abs(certificate.gap - gap) <= certificate.resolution
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,8 @@ def test_without_decay_the_bound_is_the_trivial_zero():
         problem = dataclasses.replace(laws.PROBLEMS["d-is-K"], **change)
         certificate = certify(problem, laws.random_params(problem))
         assert certificate.lower_bound == 0
-        assert certificate.gap == certificate.value
+        value = reference.objective(*laws.reference_arguments(problem, laws.random_params(problem)))
+        np.testing.assert_allclose(certificate.gap, value, rtol=1e-13)
         assert certificate.spectral_ratio == np.inf
 
 

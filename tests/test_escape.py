@@ -59,7 +59,9 @@ def test_the_least_eigenvalue_and_its_multiplicity_are_those_of_theory(name, esc
 def test_descent_leaves_when_the_linearisation_says_and_ends_at_the_global_minimum(name, escapes):
     found = escapes[name]
     # One step for counting whole ones; the terms left out are of relative size δ/|λ|.
-    assert np.all(np.abs(found.left - found.predicted) <= 1 + DELTA / abs(found.smallest))
+    # Whole steps: the prediction rounded up, but for what the terms of order δ may add or take.
+    late, slack = found.left - found.predicted, DELTA / abs(found.smallest)
+    assert np.all((late >= -slack) & (late <= 1 + slack))
     assert set(found.status) == {"certified"}
     assert np.all(np.abs(found.gap) <= escape.GAP_TOL)
     values = [laws.value(PROBLEM, jax.tree.map(lambda x, i=i: x[i], found.params)) for i in (0, -1)]

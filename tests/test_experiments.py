@@ -375,6 +375,35 @@ def test_points_that_the_theorem_does_not_allow_are_refuted(column, change, clai
 
 
 @pytest.mark.parametrize(
+    ("changes", "claim", "outcome"),
+    [
+        ({"gd_left": lambda x: x + 1}, "escape times beyond rounding up", REFUTED),
+        ({"gd_left": lambda x: x - 1}, "escape times beyond rounding up", REFUTED),
+        ({"gd_left": lambda x: 0 * x - 1}, "escape times beyond rounding up", NOT_CONVERGED),
+        ({"predicted": lambda x: 1.1 * x}, "escape times beyond rounding up", REFUTED),
+        # A run whose gradient vanishes elsewhere has been trapped; one cut short says nothing.
+        ({"gd_gap": lambda x: x + 1, "gd_slope": lambda x: 0 * x}, "GD: runs", REFUTED),
+        (
+            {"gd_gap": lambda x: x + 1, "gd_slope": lambda x: 0 * x + 1,
+             "gd_certified": np.zeros_like},
+            "GD: runs", NOT_CONVERGED,
+        ),
+    ],
+)  # fmt: skip
+def test_escapes_of_another_time_or_to_another_end_are_refuted(changes, claim, outcome):
+    script = script_of("c09_escape")
+    folder = runner.Path(runner.__file__).parent.parent / "figures" / "data" / "c09_escape"
+    arrays = record.load_run(folder).arrays
+    changed = {name: change(arrays[name]) for name, change in changes.items()}
+    before, after = (
+        [x.outcome for x in script.check(script.Config(), found) if claim in x.claim]
+        for found in (arrays, arrays | changed)
+    )
+    assert set(before) == {HOLDS}
+    assert outcome in after
+
+
+@pytest.mark.parametrize(
     ("measured", "converged", "outcome"),
     [
         (1.05, True, HOLDS),
