@@ -100,6 +100,7 @@ def check_tangent(problem: Problem, params: Params, tangent: Params) -> None:
             a dtype other than that of the params; params that do not fit themselves.
     """
     model.check_params(problem, params)
+    model.check_types(problem, tangent)
     leading = set()
     for name, point, arrow in zip("WHb", params, tangent, strict=True):
         shape = jnp.shape(arrow)
@@ -148,6 +149,7 @@ def gauss_newton_product(problem: Problem, params: Params, tangent: Params) -> P
 
 def flatten(problem: Problem, tangent: Params) -> Float[Array, "... size"]:
     """W row-major, H row-major, b (left out without a bias), behind any leading axes."""
+    model.check_types(problem, tangent)
     batch = tangent.b.shape[:-1]
     parts = [tangent.W.reshape(*batch, -1), tangent.H.reshape(*batch, -1)]
     return jnp.concatenate(parts + ([tangent.b] if problem.bias else []), axis=-1)
@@ -159,11 +161,12 @@ def unflatten(problem: Problem, vector: Float[Array, "... size"]) -> Params:
     Raises:
         Refused: if the last axis is not `problem.size` long.
     """
+    model.require(problem)
     K, d, N = problem.K, problem.d, problem.N
-    if vector.shape[-1] != problem.size:
-        raise Refused(
-            f"got a vector of length {vector.shape[-1]}; this problem has {problem.size} variables"
-        )
+    shape = getattr(vector, "shape", ())
+    if not shape or shape[-1] != problem.size:
+        got = f"length {shape[-1]}" if shape else f"type {type(vector).__name__}"
+        raise Refused(f"got a vector of {got}; this problem has {problem.size} variables")
     batch = vector.shape[:-1]
     W = vector[..., : K * d].reshape(*batch, K, d)
     H = vector[..., K * d : K * d + d * N].reshape(*batch, d, N)

@@ -106,6 +106,11 @@ def descend(
             "ufm.descent.pack gave them, or None"
         )
     value = resume.state.start if isinstance(resume, Run) else _objective(problem, params)
+    if not math.isfinite(float(value)):
+        raise Refused(
+            f"got params at which f is {float(value)} in {params.W.dtype}; allowed: a start where "
+            "it is finite. Lower its scale"
+        )
     method, hyper = prepare(problem, value, *asked.settings)
     _check_step(problem, params, hyper)
     if isinstance(resume, Run):
@@ -290,6 +295,8 @@ def _run_segment(
 
 def pack(run: Run) -> dict[str, np.ndarray]:
     """A run as plain arrays, "state/…" and "history/…", for a file; `unpack` is the inverse."""
+    if not isinstance(run, Run):
+        raise Refused(f"got a {type(run).__name__} as run; allowed: a ufm.Run")
     arrays = {f"state/{i}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(run.state))}
     return arrays | {f"history/{name}": x for name, x in run.history.items()}
 

@@ -23,6 +23,7 @@ def helmert(K: int) -> Float[np.ndarray, "K K-1"]:
     Column j is (1, …, 1, −(j+1), 0, …, 0)/√((j+1)(j+2)) with j+1 leading ones (Helmert's
     contrasts), in float64.
     """
+    K = check.integer("K", K, 1)
     basis = np.zeros((K, K - 1))
     for j in range(K - 1):
         basis[: j + 1, j] = 1.0

@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ufm import check
 from ufm import problem as model
 from ufm.blocks import AXIS
 from ufm.check import Refused
@@ -32,7 +33,10 @@ def over_samples(devices: Sequence[jax.Device] | None = None) -> Mesh:
     Args:
         devices: JAX devices; by default `jax.devices()`, those of every process.
     """
-    return Mesh(np.array(jax.devices() if devices is None else list(devices)), (AXIS,))
+    chosen = jax.devices() if devices is None else check.several(devices)
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise Refused(f"got devices={check.shown(devices)}; allowed: JAX devices, one or more")
+    return Mesh(np.array(chosen), (AXIS,))
 
 
 def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
@@ -46,6 +50,12 @@ def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
     Raises:
         Refused: N, or with `classes` K, is no multiple of the number of devices.
     """
+    model.require(problem)
+    if not isinstance(mesh, Mesh) or AXIS not in mesh.shape:
+        raise Refused(
+            f"got {check.shown(mesh)} as mesh; allowed: one with an axis {AXIS!r}, as "
+            "ufm.mesh.over_samples() makes it"
+        )
     devices = mesh.shape[AXIS]
     for name, size in (("N", problem.N), *((("K", problem.K),) if classes else ())):
         if size % devices:
@@ -90,4 +100,4 @@ def init_params(
         Refused: sizes that do not divide, or a scale that is negative or not finite.
     """
     build = partial(model.init_params, problem=problem, scale=scale, dtype=dtype)
-    return jax.jit(build, out_shardings=shardings(problem, mesh, classes))(key)
+    return jax.jit(build, out_shardings=shardings(problem, mesh, classes))(check.key(key))

@@ -29,13 +29,14 @@ the first exit cannot happen.) `auto_step` returns half of the limit, η = (1−
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from ufm import check
 from ufm.check import Refused
 from ufm.lbfgs import lbfgs
-from ufm.problem import Problem
+from ufm.problem import Problem, require
 
 LearningRate = float | str | Callable[[int], float] | None
 
@@ -52,6 +53,9 @@ def curvature_bound(problem: Problem, value):
         problem: λ_W and λ_H must be positive for a finite bound.
         value: F, for example f at the start of a run.
     """
+    require(problem)
+    if not isinstance(value, jax.Array):
+        value = check.real("value", value, least=0)
     lam_b = problem.lam_b if problem.bias else 0.0
     smallest = jnp.minimum(problem.lam_W, problem.lam_H)
     largest = jnp.maximum(jnp.maximum(problem.lam_W, problem.lam_H), lam_b)

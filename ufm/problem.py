@@ -147,14 +147,23 @@ class Problem:
         return problem
 
 
+def require(problem: Any) -> None:
+    """Refuse what is no problem.
+
+    Raises:
+        Refused: naming its type.
+    """
+    if not isinstance(problem, Problem):
+        raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
+
+
 def check_types(problem: Any, params: Any) -> None:
     """Refuse what is no problem, or no params, such as the two in the wrong order.
 
     Raises:
         Refused: naming the types.
     """
-    if not isinstance(problem, Problem):
-        raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
+    require(problem)
     if not isinstance(params, Params):
         raise Refused(
             f"got a {type(params).__name__} as params; allowed: ufm.Params(W, H, b), as "
@@ -213,8 +222,7 @@ def check_problem(problem: Any) -> None:
     Raises:
         Refused: another type, traced decays, decays that are arrays.
     """
-    if not isinstance(problem, Problem):
-        raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
+    require(problem)
     check.one_problem(problem)
 
 
@@ -248,8 +256,7 @@ def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) ->
         Refused: a scale that is negative or not finite, a key that is none, a dtype that is not
             floating, sizes beyond the memory there is.
     """
-    if not isinstance(problem, Problem):
-        raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
+    require(problem)
     if not check.traced(scale):
         scale = check.real("scale", scale, least=0)
     dtype = check.floating("dtype", dtype)

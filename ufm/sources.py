@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm import newton, solver
+from ufm import check, newton, solver
 from ufm import problem as model
 from ufm.curvature import dense, flatten, unflatten
 from ufm.problem import Params, Problem, gradient
@@ -40,7 +40,7 @@ def units(problem: Problem) -> tuple[Array, Array]:
 
 def partitions(K: int, largest: int | None = None) -> Iterator[tuple[int, ...]]:
     """The partitions of K classes into groups, by the sizes of the groups, largest first."""
-    if K == 0:
+    if check.integer("K", K, 0) == 0:
         yield ()
         return
     for size in range(min(K, largest or K), 0, -1):
