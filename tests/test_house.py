@@ -11,7 +11,7 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
-    {"check"},
+    {"check", "interrupts"},
     {"labels"},
     {
         "blocks",
@@ -23,12 +23,12 @@ FLOORS = (
         "processes",
         "programs",
         "storage",
-        "plots",
         "minres",
         "claims",
     },
-    {"problem", "lbfgs", "record", "interactive", "report"},
+    {"problem", "lbfgs", "record", "plots", "report"},
     {
+        "interactive",
         "minimum",
         "metrics",
         "certificate",
@@ -47,6 +47,7 @@ FLOORS = (
     {"hessian", "orbits", "sources"},
     {"census", "escape"},
     {"atlas", "verification"},
+    {"stored"},
     {"critical", "sections"},
     {"networks.data", "networks.models"},
     {"networks.checkpoints"},
@@ -68,6 +69,7 @@ FLOORS = (
             "report",
         )
     },
+    {"commands.menu"},
     {"cli"},
 )
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}

@@ -57,6 +57,9 @@ def test_the_command_writes_a_row_a_cell_and_fails_on_a_violation(tmp_path, caps
     assert "No violation." in (tmp_path / "v" / "verify.md").read_text()
     true = theory.global_value
     monkeypatch.setattr(theory, "global_value", lambda problem: true(problem) + 1e-6)
+    assert main([*line, "--json"]) == 0  # kept, not computed again
+    assert json.loads(capsys.readouterr().out) == stored["cells"]
+    line[line.index("--out") + 1] = str(tmp_path / "w")
     assert main([*line, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["violations"]
 

@@ -5,7 +5,9 @@ A run is a folder:
     manifest.json                what was run, with what, for how long, and every hash
     arrays.npz                   the arrays of a closed run
     checkpoint-<number>-<hash>.npz   the state of an open run; the manifest names the valid one
-    .lock, .partial              a claim and a half-written file; both absent from a closed run
+    .lock, .partial-<random>     a claim and a half-written file; both absent from a closed run
+
+Nothing else in the folder is touched: files with other names, links and folders stay.
 
 The manifest decides: a file that it does not name does not count. Every file is written whole or
 not at all (`ufm.storage`), and an old one goes only after the manifest has let go of it. So a
@@ -45,6 +47,23 @@ VERSION = 1
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays.npz"
 _CHECKPOINT = re.compile(r"checkpoint-\d{8,}-[0-9a-f]{16}\.npz")
+_ENTRY = storage.entry_form(re.compile(re.escape(_ARRAYS)))
+# What every manifest holds, with the types of what is read from it.
+_FORM: dict[str, Any] = {
+    "kind": str,
+    "seed": object,
+    "precision": str,
+    "config": Mapping,
+    "config_sha256": str,
+    "status": re.compile("running|complete|interrupted|failed"),
+    "resumed": list,
+    "wall_seconds": (int, float),
+    "compile_seconds": (int, float),
+    "checkpoint": object,
+    "arrays": object,
+    "results": Mapping,
+}
+_CHECKPOINT_FORM = storage.entry_form(_CHECKPOINT) | {"number": int, "state": Mapping}
 _PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax")
 
 
@@ -262,6 +281,41 @@ def load_latest(path: str | os.PathLike[str]) -> StoredRun:
     raise AssertionError
 
 
+def remove_run(path: str | os.PathLike[str], kind: str) -> None:
+    """Remove a run of a kind with its folder, if there is one; nothing that is not of the run.
+
+    Raises RecordError, and removes nothing, if the folder holds a run of another kind, a damaged
+    one, other files besides, or if another process has it open.
+    """
+
+    def removed() -> None:
+        folder = Path(path).absolute()
+        if not os.path.lexists(folder / _MANIFEST):
+            return
+        lock = storage.acquire(folder)
+        try:
+            manifest = _read_manifest(folder)
+            if manifest["kind"] != kind:
+                raise RecordError(
+                    f"{folder} holds a run of kind {manifest['kind']!r}, not {kind!r}, and is not "
+                    "replaced: remove it yourself, or move it"
+                )
+            entries = manifest["checkpoint"], manifest["arrays"]
+            ours = {entry["file"] for entry in entries if entry} | _strays(folder, manifest)
+            if foreign := sorted(storage.listing(folder) - ours - {_MANIFEST}):
+                raise RecordError(
+                    f"{folder} holds other files ({', '.join(foreign[:3])}) beside a run that is "
+                    "to be replaced: move them elsewhere"
+                )
+            # The manifest last: a process that dies here leaves a run that can be removed.
+            storage.discard(folder, (ours & storage.regular(folder)) - {storage.LOCK})
+            storage.discard(folder, [_MANIFEST])
+        finally:
+            storage.release(folder, lock)
+
+    leader.told(removed)
+
+
 # The life of a manifest
 
 
@@ -303,7 +357,9 @@ def _find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the manifest if the folder holds this run; None if a run can start there."""
     names = storage.listing(folder)
     if _MANIFEST not in names:
-        if foreign := sorted(names - {storage.LOCK, storage.PARTIAL}):
+        own = storage.regular(folder)
+        ours = {name for name in own if storage.PARTIAL.fullmatch(name)} | {storage.LOCK}
+        if foreign := sorted(names - ours):
             raise RecordError(
                 f"{folder} holds other files ({', '.join(foreign[:3])}) and no {_MANIFEST}: "
                 "choose an empty or a new folder"
@@ -322,6 +378,10 @@ def _find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / _MANIFEST
     manifest = storage.read_sealed(file, FORMAT, VERSION)
+    storage.expect(manifest, _FORM, f"{file}")
+    for name, form in (("arrays", _ENTRY), ("checkpoint", _CHECKPOINT_FORM)):
+        if manifest[name] is not None:
+            storage.expect(manifest[name], form, f"{file}: {name}")
     if manifest["config_sha256"] != storage.digest(manifest["config"]):
         raise RecordError(f"{file} was edited or damaged (its hash differs): {storage.MEND}")
     return manifest
@@ -343,9 +403,12 @@ def _sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _strays(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
     """List those of our own files that the manifest does not name."""
     named = {entry["file"] for entry in (manifest["checkpoint"], manifest["arrays"]) if entry}
-    ours = {_ARRAYS, storage.PARTIAL, storage.LOCK}
-    names = storage.listing(folder) - named
-    return {name for name in names if name in ours or _CHECKPOINT.fullmatch(name)}
+    patterns = storage.PARTIAL, _CHECKPOINT
+    return {
+        name
+        for name in storage.regular(folder) - named
+        if name in (_ARRAYS, storage.LOCK) or any(form.fullmatch(name) for form in patterns)
+    }
 
 
 # The record of a session

@@ -14,6 +14,8 @@ import io
 import json
 import os
 import re
+import secrets
+import stat
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +28,9 @@ from jax.typing import ArrayLike
 from ufm.check import Refused
 
 LOCK = ".lock"  # present while a process holds the folder
-PARTIAL = ".partial"  # a file being written; left behind only by a process that died at it
+# A file being written, with a name of its own; left behind only by a process that died at it.
+PARTIAL = re.compile(r"\.partial(-[0-9a-f]{16})?")
+DEEPEST = 100  # of nested values
 MEND = "restore it from a copy, or remove the folder and run again"
 
 _ARRAY_NAME = re.compile(r"[\w./-]+")
@@ -39,20 +43,25 @@ class RecordError(Refused):
 # Values
 
 
-def plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str, depth: int = 0) -> Any:
     """Turn a value into JSON's types; raise RecordError, naming its place, if it has none.
 
-    Tuples become lists and 0-d arrays numbers; NaN and infinities are kept.
+    Tuples become lists and 0-d arrays numbers; NaN and infinities are kept. A value that holds
+    itself, or is nested deeper than `DEEPEST`, is refused.
     """
+    if depth > DEEPEST:
+        raise RecordError(
+            f"{where[:60]}… is nested more than {DEEPEST} deep, or holds itself: use flat values"
+        )
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise RecordError(f"{where} has the key {key!r}: keys must be strings")
-        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     if getattr(value, "shape", None) == () and isinstance(value.item(), (bool, int, float, str)):
         return value.item()
     raise RecordError(
@@ -78,6 +87,41 @@ def differences(got: Any, kept: Any) -> list[str]:
         for name in sorted(new | old)
         if new.get(name) != old.get(name)
     ]
+
+
+def expect(value: Any, form: Any, where: str) -> None:
+    """Hold a JSON value that was read against a form; raise RecordError naming what differs.
+
+    Args:
+        value: what was read.
+        form: a type, or a tuple of types with None for null; a compiled pattern for text;
+            {key: form} for an object that has at least these keys; [form] for a list.
+        where: the file and the place in it, for the message.
+    """
+    if isinstance(form, dict):
+        expect(value, Mapping, where)
+        for key, inner in form.items():
+            if key not in value:
+                raise RecordError(f"{where} lacks the field {key!r}: {MEND}")
+            expect(value[key], inner, f"{where}: {key}")
+    elif isinstance(form, list):
+        expect(value, list, where)
+        for i, item in enumerate(value):
+            expect(item, form[0], f"{where}[{i}]")
+    elif isinstance(form, re.Pattern):
+        if not isinstance(value, str) or not form.fullmatch(value):
+            raise RecordError(f"{where}: got {json.dumps(value)[:60]}: {MEND}")
+    else:
+        kinds = form if isinstance(form, tuple) else (form,)
+        kinds = tuple(type(None) if kind is None else kind for kind in kinds)
+        # A boolean is an int to Python.
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise RecordError(f"{where}: got {json.dumps(value)[:60]}: {MEND}")
+
+
+def entry_form(name: re.Pattern[str]) -> dict[str, Any]:
+    """The form of what `pack` says of a file, with the names that the file may have."""
+    return {"file": name, "sha256": str, "arrays": Mapping}
 
 
 def _canonical(value: Any) -> bytes:
@@ -164,13 +208,16 @@ def _storable(name: str, value: ArrayLike) -> np.ndarray:
 def write(folder: Path, name: str, data: bytes) -> None:
     """Put a file into the folder, whole or not at all, and durable once this returns.
 
-    A former file of that name stays until the new one takes its place; a process that dies here
-    leaves at most the file PARTIAL besides. Raises RecordError if the disk refuses.
+    A former file of that name stays until the new one takes its place, and a link of that name is
+    replaced, not followed; a process that dies here leaves at most a file named as PARTIAL besides.
+    Raises RecordError if the disk refuses.
     """
-    partial = folder / PARTIAL
+    partial = folder / f".partial-{secrets.token_hex(8)}"
     with _explained(f"write {folder / name}"):
+        # O_EXCL: what is there already, a link as well, is somebody else's.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            with open(partial, "wb") as file:
+            with open(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -180,6 +227,25 @@ def write(folder: Path, name: str, data: bytes) -> None:
             # On a full disk the half-written file would stand in the way of the next attempt.
             partial.unlink(missing_ok=True)
             raise
+
+
+def check_replaceable(path: Path, mark: bytes, what: str) -> None:
+    """Refuse a place for a file unless it is free or holds one that carries the mark.
+
+    Args:
+        path: where a file is to be written.
+        mark: bytes that such files, and hardly any others, have.
+        what: such a file in words, for the message.
+
+    Raises:
+        RecordError: a link, a folder, or a file without the mark.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file() or mark not in _read(path):
+        raise RecordError(
+            f"got {path}, which exists and is not {what}; allowed: a new file, or one that is"
+        )
 
 
 def write_sealed(folder: Path, name: str, value: Mapping[str, Any]) -> None:
@@ -221,6 +287,13 @@ def listing(folder: Path) -> set[str]:
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
+def regular(folder: Path) -> set[str]:
+    """Names of those of the folder's files that are no links, folders or devices."""
+    with _explained(f"look into {folder}"):
+        entries = os.scandir(folder) if folder.is_dir() else ()
+        return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+
+
 def discard(folder: Path, names: Iterable[str]) -> None:
     """Remove files of the folder; raise RecordError if the disk refuses."""
     with _explained(f"tidy {folder}"):
@@ -232,15 +305,17 @@ def discard(folder: Path, names: Iterable[str]) -> None:
 def _explained(action: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise RecordError(
-            f"could not {action}: {error.strerror or error}; "
+            f"could not {action}: {getattr(error, 'strerror', None) or error}; "
             "choose a folder that can be created and written, on a disk with space"
         ) from error
 
 
 def _read(file: Path) -> bytes:
     try:
+        if file.exists() and not file.is_file():
+            raise RecordError(f"{file} is no regular file: {MEND}")
         return file.read_bytes()
     except OSError as error:
         raise RecordError(f"{file} cannot be read ({error.strerror}): {MEND}") from error
@@ -284,7 +359,7 @@ def _claim(folder: Path) -> TextIO:
     # A child that a killed process had just forked holds the lock until it starts its own program.
     patience = time.monotonic() + 1.0
     while True:
-        lock = open(path, "a+")  # noqa: SIM115
+        lock = _opened(path)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The former holder may have removed the file between our opening and locking it.
@@ -309,3 +384,28 @@ def _claim(folder: Path) -> TextIO:
             lock.close()
             raise
         lock.close()
+
+
+def _opened(path: Path) -> TextIO:
+    """The file of a lock, made if absent; RecordError if something else lies there."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    foreign = RecordError(
+        f"{path} is no lock that ufm made (a link, or a file with other contents): "
+        "remove it, or choose another folder"
+    )
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError:
+        if path.is_symlink():
+            raise foreign from None
+        raise
+    info = os.fstat(descriptor)
+    # The former holder may have removed it just now: then it has no name left.
+    if (
+        not stat.S_ISREG(info.st_mode)
+        or info.st_nlink > 1
+        or not re.fullmatch(rb"\d{0,20}\n?", os.pread(descriptor, 32, 0))
+    ):
+        os.close(descriptor)
+        raise foreign
+    return open(descriptor, "a+")
