@@ -79,35 +79,35 @@ def _act(arguments: Sequence[str] | None) -> int:
     from ufm.check import Refused
     from ufm.commands.menu import KEEPERS, Command
 
-    interrupts.goes_on("")
     try:
         os.getcwd()
     except FileNotFoundError:
         raise Refused("the working folder is gone; allowed: one that exists (cd there)") from None
     command: Any = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="ufm",
         description="Simulator for the landscape of the unconstrained feature model of neural "
         "collapse. Start with: ufm theory, ufm descend, ufm verify.",
         args=arguments,
     )
-    if isinstance(command, KEEPERS) and command.out is not None:
-        interrupts.goes_on(f"; the same command goes on with {command.out}")
+    out = command.out if isinstance(command, KEEPERS) else None
+    interrupts.unwind("" if out is None else f"; the same command goes on with {out}")
+    settings = jax.config.values
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_rank_promotion", "allow")  # ufm broadcasts
     try:
-        if jax.config.jax_platforms:
+        if settings["jax_platforms"]:
             jax.devices()
     except (RuntimeError, AssertionError) as error:
         told = f" ({error})" if str(error) else ""
         raise Refused(
-            f"got JAX_PLATFORMS={jax.config.jax_platforms}, where JAX finds no device{told}; "
+            f"got JAX_PLATFORMS={settings['jax_platforms']}, where JAX finds no device{told}; "
             "allowed: cpu, or another platform of this machine; unset, JAX chooses"
         ) from None
     try:
         return command.act()
     except FloatingPointError as error:
-        if not (jax.config.jax_debug_nans or jax.config.jax_debug_infs):
+        if not (settings["jax_debug_nans"] or settings["jax_debug_infs"]):
             raise
         raise Refused(
             "got JAX_DEBUG_NANS or JAX_DEBUG_INFS, with which JAX stops at numbers that ufm "

@@ -28,7 +28,7 @@ class _Guard:
     """What is known of the interrupts of this process."""
 
     struck = False  # whether a SIGINT has arrived
-    raised = False  # whether the main thread has been interrupted
+    raised = True  # whether an exception has been, or may not be, raised in the main thread
     told = False  # whether the user has read of it
     more = ""  # what follows the word "interrupted"
     leaving = threading.Lock()  # held by the thread that ends the process
@@ -60,9 +60,16 @@ def settle() -> None:
         leave()
 
 
-def goes_on(more: str) -> None:
-    """Say how the work goes on after an interrupt, for the line that an interrupt prints."""
-    _Guard.more = more
+def unwind(more: str) -> None:
+    """From now on the first SIGINT raises KeyboardInterrupt; before, it ends the process at once.
+
+    While modules are imported there is nothing to close, and an exception may pass through C++ code
+    that aborts at it.
+
+    Args:
+        more: how the work goes on, for the line that an interrupt prints.
+    """
+    _Guard.more, _Guard.raised, _Guard.told = more, False, False
 
 
 def tell() -> None:

@@ -100,7 +100,7 @@ def cells(told: Mapping[str, Any], where: str) -> list[Cell]:
         Cell(
             problem=atlas.problem_of(cell["problem"], f"{where}: cells[{i}]: problem"),
             violations=tuple(cell["violations"]),
-            **{name: np.nan if cell[name] is None else cell[name] for name in _CELL},
+            **{name: np.nan if cell[name] is None else cell[name] for name in _CELL},  # type: ignore
         )
         for i, cell in enumerate(told["cells"])
     ]
