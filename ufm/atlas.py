@@ -31,13 +31,13 @@ PROBLEM = {"K": int, "d": int, "n": (int, list), **PROBLEM, "bias": bool}
 _TYPES: dict[Any, Any] = {int: int, float: _NUMBER, str: str}
 _ORBIT = {name: _TYPES[kind] for name, kind in get_type_hints(Orbit).items() if kind in _TYPES} | {
     "groups": [int],
-    "hits": Mapping,
+    "hits": {str: int},
 }
 _FORM = {
     "problem": PROBLEM,
     "sessions": [Mapping],
-    "tried": Mapping,
-    "refused": Mapping,
+    "tried": {str: int},
+    "refused": {str: int},
     "orbits": [_ORBIT],
     "arrays": storage.entry_form(_ORBITS),
 }

@@ -95,12 +95,14 @@ def expect(value: Any, form: Any, where: str) -> None:
     Args:
         value: what was read.
         form: a type, or a tuple of types with None for null; a compiled pattern for text;
-            {key: form} for an object that has at least these keys; [form] for a list.
+            {key: form} for an object that has at least these keys, {str: form} for one of any
+            keys; [form] for a list.
         where: the file and the place in it, for the message.
     """
     if isinstance(form, dict):
         expect(value, Mapping, where)
-        for key, inner in form.items():
+        fields = dict.fromkeys(value, form[str]) if str in form else form
+        for key, inner in fields.items():
             if key not in value:
                 raise RecordError(f"{where} lacks the field {key!r}: {MEND}")
             expect(value[key], inner, f"{where}: {key}")
@@ -305,6 +307,8 @@ def discard(folder: Path, names: Iterable[str]) -> None:
 def _explained(action: str) -> Iterator[None]:
     try:
         yield
+    except RecordError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise RecordError(
             f"could not {action}: {getattr(error, 'strerror', None) or error}; "
@@ -388,7 +392,7 @@ def _claim(folder: Path) -> TextIO:
 
 def _opened(path: Path) -> TextIO:
     """The file of a lock, made if absent; RecordError if something else lies there."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     foreign = RecordError(
         f"{path} is no lock that ufm made (a link, or a file with other contents): "
         "remove it, or choose another folder"
