@@ -136,12 +136,19 @@ def test_a_forged_file_is_read_or_refused_by_its_name_whatever_was_changed(make,
         for forged in (changed(whole, place, *x) for x in others):
             file.write_text(sealed(forged) if name != "x01.json" else json.dumps(forged))
             for read in readers:
-                try:
-                    read(tmp_path / "run")
-                except ufm.Refused as error:
-                    refused += 1
-                    assert str(tmp_path) in str(error) or "got" in str(error), place
+                said = refusal(read, tmp_path / "run")
+                assert said is None or str(tmp_path) in said or "got" in said, place
+                refused += said is not None
     assert refused > 0
+
+
+def refusal(read, path: Path) -> str | None:
+    """How a reader refuses; None if it does not."""
+    try:
+        read(path)
+    except ufm.Refused as error:
+        return str(error)
+    return None
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -190,8 +197,6 @@ def test_links_under_names_of_ufm_are_neither_followed_nor_removed(tmp_path):
             (run / name).symlink_to(precious)
         record.save_checkpoint(handle, {"x": np.ones(2)}, {})
         record.close_run(handle, {}, {})
-    for name in ("orbits-0123456789abcdef.npz", "orbits-notes.txt"):
-        (tmp_path / "atlas").mkdir(exist_ok=True)
     an_atlas(tmp_path / "atlas")
     for name in ("orbits-0123456789abcdef.npz", ".partial"):
         (tmp_path / "atlas" / name).symlink_to(precious)
