@@ -12,7 +12,7 @@ import ufm
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
     {"check", "interrupts"},
-    {"labels"},
+    {"labels", "values"},
     {
         "blocks",
         "features",
@@ -22,6 +22,7 @@ FLOORS = (
         "leader",
         "processes",
         "programs",
+        "sessions",
         "storage",
         "minres",
         "claims",

@@ -16,11 +16,12 @@ from typing import Any, get_type_hints
 import jax
 import numpy as np
 
-from ufm import record, storage
+from ufm import storage, values
 from ufm.census import Census
 from ufm.orbits import Orbit
 from ufm.problem import Params, Problem
-from ufm.storage import RecordError
+from ufm.sessions import session
+from ufm.values import RecordError
 
 FORMAT, VERSION, _MANIFEST = "ufm-atlas", 1, "atlas.json"
 _ORBITS = re.compile(r"orbits-[0-9a-f]{16}\.npz")
@@ -66,7 +67,7 @@ class Atlas:
             "orbits": [table_row(orbit) for orbit in census.orbits],
             "arrays": entry,
         }
-        storage.write_sealed(self.folder, _MANIFEST, storage.plain(manifest, "atlas"))
+        storage.write_sealed(self.folder, _MANIFEST, values.plain(manifest, "atlas"))
         storage.discard(self.folder, _ours(self.folder) - {entry["file"]})
 
 
@@ -87,7 +88,7 @@ def problem_of(fields: Any, where: str) -> Problem:
     Raises:
         Refused: a field is missing, of a wrong type, or makes no sense.
     """
-    storage.expect(fields, PROBLEM, where)
+    values.expect(fields, PROBLEM, where)
     n = fields["n"] if isinstance(fields["n"], int) else tuple(fields["n"])
     return Problem(**{name: fields[name] for name in PROBLEM} | {"n": n})
 
@@ -113,7 +114,7 @@ def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
     """
     file = folder / _MANIFEST
     manifest = storage.read_sealed(file, FORMAT, VERSION)
-    storage.expect(manifest, _FORM, f"{file}")
+    values.expect(manifest, _FORM, f"{file}")
     arrays = storage.unpack(folder, manifest["arrays"])
     problem = problem_of(manifest["problem"], f"{file}: problem")
     m, K = len(manifest["orbits"]), problem.K
@@ -122,7 +123,7 @@ def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
     if {name: x.shape for name, x in arrays.items()} != shapes or not m:
         raise RecordError(f"{file} lists other orbits than {manifest['arrays']['file']} holds")
     if not manifest["sessions"]:
-        raise RecordError(f"{file} lists no session: {storage.MEND}")
+        raise RecordError(f"{file} lists no session: {values.MEND}")
     found = tuple(
         Orbit(
             params=Params(*(arrays[name][i] for name in "WHb")),
@@ -154,7 +155,7 @@ def opened(folder: Path, problem: Problem, options: dict[str, Any]) -> Iterator[
         if _MANIFEST in names:
             census, sessions = load(folder)
             if describe(census.problem) != describe(problem):
-                fields = storage.differences(describe(problem), describe(census.problem))
+                fields = values.differences(describe(problem), describe(census.problem))
                 raise RecordError(
                     f"{folder} holds the atlas of another problem ({'; '.join(fields)}): choose "
                     "another folder, or the same problem"
@@ -164,6 +165,6 @@ def opened(folder: Path, problem: Problem, options: dict[str, Any]) -> Iterator[
                 f"{folder} holds files that are no atlas ({', '.join(foreign[:4])}): "
                 "choose an empty or a new folder"
             )
-        yield Atlas(folder, census, [*sessions, record.session() | {"options": options}])
+        yield Atlas(folder, census, [*sessions, session() | {"options": options}])
     finally:
         storage.release(folder, lock)

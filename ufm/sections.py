@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ufm import atlas, interactive, record, storage, stored, sweeps, theory
+from ufm import atlas, interactive, record, stored, sweeps, theory, values
 from ufm.check import Refused
 from ufm.claims import Verdict, judge, judge_below
 from ufm.geometry import simplex_etf
@@ -118,7 +118,7 @@ def _judged(problem: Problem, arrays: Mapping, manifest: Mapping, where: str) ->
     if manifest["status"] != "complete":
         return []
     results, config = stored.results(manifest, where), manifest["config"]
-    storage.expect(config, {"gap_tol": (int, float, None)}, f"{where}: config")
+    values.expect(config, {"gap_tol": (int, float, None)}, f"{where}: config")
     gap, tolerance = float(results["gap"]), config["gap_tol"]
     certified = tolerance is not None and gap < tolerance
     verdicts = []

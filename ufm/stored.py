@@ -9,10 +9,10 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from ufm import atlas, claims, storage
+from ufm import atlas, claims, values
 from ufm.claims import Verdict
 from ufm.problem import Params, Problem, check_params
-from ufm.storage import RecordError
+from ufm.values import RecordError
 from ufm.verification import Cell
 
 _NUMBER = (int, float, None)  # null is NaN
@@ -39,7 +39,7 @@ def problem(manifest: Mapping[str, Any], where: str) -> Problem:
     Raises:
         Refused: a field is missing, of a wrong type, or makes no sense.
     """
-    storage.expect(manifest["config"], _MODEL, f"{where}: config")
+    values.expect(manifest["config"], _MODEL, f"{where}: config")
     fields = manifest["config"]["model"]
     n = fields["n"][0] if len(fields["n"]) == 1 else fields["n"]
     return atlas.problem_of({**fields, "n": n}, f"{where}: config: model")
@@ -51,7 +51,7 @@ def results(manifest: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         RecordError: a field is missing or of a wrong type.
     """
-    storage.expect(manifest["results"], _RESULTS, f"{where}: results")
+    values.expect(manifest["results"], _RESULTS, f"{where}: results")
     return {name: np.nan if x is None else x for name, x in manifest["results"].items()}
 
 
@@ -73,7 +73,7 @@ def array(arrays: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray
         RecordError: there is none.
     """
     if name not in arrays:
-        raise RecordError(f"{where} lists no array {name!r}: {storage.MEND}")
+        raise RecordError(f"{where} lists no array {name!r}: {values.MEND}")
     return arrays[name]
 
 
@@ -86,7 +86,7 @@ def columns(arrays: Mapping[str, np.ndarray], names: Sequence[str], where: str) 
     for name in names:
         array(arrays, name, where)
     if len({x.shape for x in arrays.values()}) > 1 or arrays[names[0]].ndim != 1:
-        raise RecordError(f"{where} lists columns of different lengths: {storage.MEND}")
+        raise RecordError(f"{where} lists columns of different lengths: {values.MEND}")
 
 
 def cells(told: Mapping[str, Any], where: str) -> list[Cell]:
@@ -95,7 +95,7 @@ def cells(told: Mapping[str, Any], where: str) -> list[Cell]:
     Raises:
         Refused: a field is missing, of a wrong type, or makes no sense.
     """
-    storage.expect(told, _CELLS, where)
+    values.expect(told, _CELLS, where)
     return [
         Cell(
             problem=atlas.problem_of(cell["problem"], f"{where}: cells[{i}]: problem"),
@@ -125,7 +125,7 @@ def verdicts(told: Any, where: str) -> list[Verdict]:
     Raises:
         RecordError: a field is missing, of a wrong type, or no verdict has it so.
     """
-    storage.expect(told, {"verdicts": [_VERDICT]}, where)
+    values.expect(told, {"verdicts": [_VERDICT]}, where)
     found = []
     for i, row in enumerate(told["verdicts"]):
         fields = {name: row[name] for name in Verdict._fields if name in row}
@@ -133,5 +133,5 @@ def verdicts(told: Any, where: str) -> list[Verdict]:
             found.append(claims.read(fields))
             claims.shown(found[-1])
         except ValueError as error:
-            raise RecordError(f"{where}: verdicts[{i}] is none ({error}): {storage.MEND}") from None
+            raise RecordError(f"{where}: verdicts[{i}] is none ({error}): {values.MEND}") from None
     return found
