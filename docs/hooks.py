@@ -119,10 +119,11 @@ def _rest() -> str:
 
 def _help() -> str:
     from ufm import cli
+    from ufm.commands import menu
 
     os.environ |= {"COLUMNS": f"{WIDTH}", "NO_COLOR": "1"}
     parts = []
-    for annotated in typing.get_args(cli.Command):
+    for annotated in typing.get_args(menu.Command):
         name = typing.get_args(annotated)[1].name
         told = io.StringIO()
         with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):

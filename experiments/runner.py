@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,7 +103,7 @@ def results(name: str, config: Any, options: Options, console: Console) -> recor
     options.prepare()
     console.print(f"{name}: computing into {shown}")
     if status != "running":  # an open run is left to record, which knows whether it is alive
-        shutil.rmtree(folder, ignore_errors=True)
+        record.remove_run(folder, name)
     script = module(name)
     with (
         record.open_run(folder, name, _plain(config), seed=config.seed) as handle,
@@ -126,7 +125,7 @@ def run(name: str, config: Any, options: Options, console: Console) -> list[Verd
     try:
         _, stem = place(name, config, options.mark())
         manifest, arrays = results(name, config, options, console)
-    except MissingError as error:
+    except (MissingError, record.RecordError) as error:
         _refuse(f"{name}: {error}")
     verdicts = script.check(config, arrays)
     about = gallery.write_verdicts(stem, gallery.told(script, manifest, verdicts))

@@ -46,6 +46,84 @@ def test_a_reader_that_has_seen_enough_ends_the_command_in_silence():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def process(*arguments, redirect="", **environment):
+    """Exit status, standard output and standard error of the command as a process of its own."""
+    words = [sys.executable, "-m", "ufm.cli", *map(str, arguments)]
+    line = f"exec {' '.join(words)} {redirect}"
+    done = subprocess.run(
+        line, shell=True, capture_output=True, text=True, errors="replace",
+        env=os.environ | environment, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirect", "status", "said"),
+    [
+        (">&-", 0, ""),
+        ("<&- 2>&-", 0, ""),
+        (">/dev/full", 1, "ufm: could not write the output: No space left on device\n"),
+    ],
+)
+def test_a_terminal_that_is_closed_or_full_is_no_fault_of_the_program(redirect, status, said):
+    assert process("theory", *SMALL, redirect=redirect)[::2] == (status, said)
+
+
+@pytest.mark.parametrize("letters", ["ascii", "latin-1"])
+def test_a_terminal_without_greek_letters_shows_their_codes(letters):
+    status, out, err = process("theory", *SMALL, PYTHONIOENCODING=letters)
+    assert (status, err) == (0, "")
+    assert "\\u03bb_W" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JAX_PLATFORMS", "nonsense"),
+        ("JAX_PLATFORMS", "cuda"),
+        ("JAX_ENABLE_X64", "perhaps"),
+        ("JAX_DEBUG_NANS", "1"),
+    ],
+)
+def test_settings_with_which_jax_does_not_work_are_refused_in_a_line(name, value):
+    if value == "cuda" and jax.default_backend() != "cpu":
+        value = "nonsense"
+    diverging = ("--optimizer", "gd", "--learning-rate", "1e5", "--steps", "500")
+    status, _, err = process("descend", *SMALL, *diverging, **{name: value})
+    last = err.splitlines()[-1]
+    assert status == 2
+    assert "Traceback" not in err
+    assert last.startswith(f"ufm: got {name}")
+    assert "allowed: " in last
+
+
+@pytest.mark.slow
+def test_a_setting_of_jax_that_is_the_commands_own_affair_is_overruled():
+    line = ("descend", *SMALL, "--steps", "20", "--json")
+    assert process(*line, JAX_NUMPY_RANK_PROMOTION="raise")[0] == 0
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    line = f"cd {gone}; rmdir {gone}; exec {sys.executable} -m ufm.cli theory"
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        line, shell=True, capture_output=True, check=False, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert (done.returncode, b"working folder is gone" in done.stderr) == (2, True)
+
+
+def test_a_run_that_diverges_at_its_start_is_reported_as_diverged(capsys, tmp_path):
+    line = ("descend", *SMALL, "--scale", "1e200", "--out", tmp_path / "run")
+    for _ in range(2):  # computed, then read
+        status, out, _ = run(capsys, *line)
+        assert status == 1
+        assert "diverged" in out
+    results = record.load_run(tmp_path / "run").manifest["results"]
+    assert (results["status"], results["value"]) == ("diverged", None)
+
+
 def test_descend_keeps_a_run_that_certify_reads(capsys, tmp_path):
     folder = tmp_path / "run"
     status, out, _ = run(capsys, "descend", *SMALL, "--out", folder, "--json")
@@ -102,6 +180,14 @@ def test_a_diverged_run_is_kept_and_has_its_own_exit_status(capsys, tmp_path):
         (("descend", "--n", 0), "got n=0"),
         (("descend", "--optimizer", "sgd"), "without batch_size"),
         (("descend", "--steps", 0), "got steps=0"),
+        (("descend", "--checkpoint-seconds", "nan"), "got checkpoint_seconds=nan"),
+        (("descend", "--checkpoint-seconds", -1), "got checkpoint_seconds=-1.0"),
+        (("sweep", "absent.toml", "--memory", "inf"), "got memory=inf"),
+        (("sweep", "absent.toml", "--memory", 0), "got memory=0"),
+        (("table", "absent", "--limit", -1), "got limit=-1"),
+        (("verify", "--K"), "got --K without a value"),
+        (("verify", "--escapes", -1), "got escapes=-1"),
+        (("verify", "--starts", 0), "got starts=0"),
         (("theory", "--d", 3), "got d=3 < K-1=9"),
         (("theory", "--lam-H", 0), "got lam_H=0.0"),
         (("certify", "absent"), "holds no run"),

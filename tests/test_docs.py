@@ -16,6 +16,7 @@ import pytest
 import tyro
 
 from ufm import cli, grid
+from ufm.commands import menu
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,7 +47,7 @@ def test_the_pages_show_commands():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_on_a_page_is_one_that_the_command_line_takes(command):
-    told = tyro.cli(cli.Command, args=shlex.split(command)[1:])
+    told = tyro.cli(menu.Command, args=shlex.split(command)[1:])
     assert hasattr(told, "act")
 
 

@@ -538,14 +538,44 @@ def test_a_failed_computation_is_tried_again(fake, monkeypatch, tmp_path):
     assert runner.main_all([]) == 0
 
 
-def test_a_run_that_another_process_has_open_is_left_alone(fake, tmp_path):
+def refused(capsys, args=()) -> str:
+    """What the runner prints as it refuses."""
+    with pytest.raises(SystemExit) as stop:
+        runner.main_all([*args])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_that_another_process_has_open_is_left_alone(fake, tmp_path, capsys):
     folder = tmp_path / "figures" / "data" / "c99_fake"
-    with (
-        record.open_run(folder, "c99_fake", dataclasses.asdict(FakeConfig()), seed=0),
-        pytest.raises(record.RecordError, match="open in another process"),
-    ):
-        runner.main_all(["--force"])
+    with record.open_run(folder, "c99_fake", dataclasses.asdict(FakeConfig()), seed=0):
+        assert "open in another process" in refused(capsys, ["--force"])
     assert fake.calls == []
+
+
+def test_what_the_runner_did_not_write_is_neither_deleted_nor_replaced(fake, tmp_path, capsys):
+    folder = tmp_path / "figures" / "data" / "c99_fake"
+    folder.mkdir(parents=True)
+    notes = folder / "my_notes.txt"
+    notes.write_text("mine")
+    assert "my_notes.txt" in refused(capsys)
+    notes.unlink()
+    runner.main_all([])
+    notes.write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "my_notes.txt" in refused(capsys, ["--force"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    notes.unlink()
+    (folder / "manifest.json").write_text("{}")
+    assert "damaged" in refused(capsys)
+    assert "damaged" in refused(capsys, ["--force"])
+    (folder / "manifest.json").unlink()
+    (folder / "arrays.npz").unlink()
+    with record.open_run(folder, "descend", {}, seed=0) as handle:
+        record.close_run(handle, {}, {})
+    assert "of kind 'descend'" in refused(capsys)
+    assert record.load_run(folder).manifest["kind"] == "descend"
+    assert fake.calls == [5]
 
 
 def test_redraw_never_computes(fake, capsys):

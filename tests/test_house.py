@@ -11,8 +11,8 @@ import ufm
 
 PACKAGE = Path(ufm.__file__).parent
 FLOORS = (
-    {"check"},
-    {"labels"},
+    {"check", "interrupts"},
+    {"labels", "values"},
     {
         "blocks",
         "features",
@@ -22,13 +22,14 @@ FLOORS = (
         "leader",
         "processes",
         "programs",
+        "sessions",
         "storage",
-        "plots",
         "minres",
         "claims",
     },
-    {"problem", "lbfgs", "record", "interactive", "report"},
+    {"problem", "lbfgs", "record", "plots", "report"},
     {
+        "interactive",
         "minimum",
         "metrics",
         "certificate",
@@ -47,6 +48,7 @@ FLOORS = (
     {"hessian", "orbits", "sources"},
     {"census", "escape"},
     {"atlas", "verification"},
+    {"stored"},
     {"critical", "sections"},
     {"networks.data", "networks.models"},
     {"networks.checkpoints"},
@@ -68,6 +70,7 @@ FLOORS = (
             "report",
         )
     },
+    {"commands.menu"},
     {"cli"},
 )
 FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}

@@ -32,13 +32,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ufm import record, storage
+from ufm import record, sessions, storage, values
 from ufm.record import RecordError, close_run, load_checkpoint, load_run, open_run, save_checkpoint
 
 CONFIG = {"K": 4, "decay": {"W": 1e-3, "H": 0.1}, "steps": [1, 2]}
 KILLED = 9
 SLOW = pytest.mark.slow
-SOURCES = (record.__file__, storage.__file__)
+SOURCES = (record.__file__, storage.__file__, values.__file__)
 DTYPES = [
     "?", "i1", "u1", "<i2", ">i4", "u8", "<i8", "f2", "<f4", ">f8", "f8", "c8", "c16", "S5", "<U3",
 ]  # fmt: skip
@@ -167,7 +167,7 @@ def test_a_module_run_with_dash_m_is_recorded_by_its_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/experiments/__main__.py", "--quick"])
     spec = SimpleNamespace(name="experiments.__main__")
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
-    assert record._command() == "python -m experiments --quick"
+    assert sessions._command() == "python -m experiments --quick"
 
 
 def test_seconds_add_up_over_sessions_and_each_session_is_listed(tmp_path, monkeypatch):
@@ -483,11 +483,11 @@ def test_arrays_of_an_interrupted_run_can_be_read_until_it_is_resumed(tmp_path):
 
 
 def test_commit_and_dirty_flag_follow_the_checkout_and_never_raise(tmp_path, monkeypatch):
-    source = record._source.__wrapped__
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "ufm" / "record.py"))
+    source = sessions._source.__wrapped__
+    monkeypatch.setattr(sessions, "__file__", str(tmp_path / "ufm" / "sessions.py"))
     assert source() == {"commit": None, "dirty": None}
     (tmp_path / "ufm").mkdir()
-    (tmp_path / "ufm" / "record.py").write_text("1")
+    (tmp_path / "ufm" / "sessions.py").write_text("1")
 
     def git(*arguments):
         name = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from ufm import theory, verification
+from ufm import record, sections, theory, verification
 from ufm.cli import main
 from ufm.problem import Problem
 
@@ -57,8 +57,45 @@ def test_the_command_writes_a_row_a_cell_and_fails_on_a_violation(tmp_path, caps
     assert "No violation." in (tmp_path / "v" / "verify.md").read_text()
     true = theory.global_value
     monkeypatch.setattr(theory, "global_value", lambda problem: true(problem) + 1e-6)
+    assert main([*line, "--json"]) == 0  # kept, not computed again
+    assert json.loads(capsys.readouterr().out) == stored["cells"]
+    line[line.index("--out") + 1] = str(tmp_path / "w")
     assert main([*line, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["violations"]
+
+
+def test_a_verification_that_was_cut_off_goes_on_with_the_missing_cells(
+    tmp_path, capsys, monkeypatch
+):
+    """Each cell is told by its number; the second session must make those that the first lacks."""
+    out, computed = tmp_path / "v", []
+
+    def verify(problem, key, **_):
+        if problem.lam_W == 3e-2 and len(computed) == 2:
+            raise KeyboardInterrupt
+        computed.append(float(problem.lam_W))
+        draw = float(jax.random.uniform(key))
+        nan = float("nan")
+        return verification.Cell(problem, False, draw, 0.0, 0.0, 1, 0, 1, 1, 0, 0, nan, 0, 0, ())
+
+    monkeypatch.setattr(verification, "verify", verify)
+    line = ["verify", "--K", "3", "--d", "4", "--n", "2", "--lam", "1e-2", "2e-2", "3e-2", "4e-2"]
+    assert main([*line, "--json"]) == 130
+    computed.clear()
+    assert main([*line, "--out", str(out)]) == 130
+    assert f"interrupted; the same command goes on with {out}" in capsys.readouterr().err
+    assert record.load_run(out).manifest["status"] == "interrupted"
+    (section,) = sections.read(out)
+    assert section.facts["cells"] == "2 of 4"
+    computed.append(0.0)
+    assert main([*line, "--out", str(out), "--json"]) == 0
+    assert computed == [1e-2, 2e-2, 0.0, 3e-2, 4e-2]
+    cut = json.loads(capsys.readouterr().out)
+    assert main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == cut
+    assert json.loads((out / "verify.json").read_text()) == {"cells": cut, "of": 4}
+    assert main([*line[:-1], "--out", str(out)]) == 2
+    assert "config.lam" in capsys.readouterr().err
 
 
 def test_cells_outside_the_theorem_are_refused_before_anything_is_computed(capsys):

@@ -7,27 +7,31 @@ rounding, `hessian` says what it is; `theory` holds the closed forms to compare 
 measures NC1–NC4 on any features; `sweep` runs whole grids of problems.
 """
 
-from ufm import (
-    certificate,
-    critical,
-    descent,
-    geometry,
-    hessian,
-    losses,
-    mesh,
-    metrics,
-    optimizers,
-    solver,
-    sweeps,
-    theory,
-)
-from ufm.certificate import Certificate, certify
-from ufm.check import Refused
-from ufm.descent import Run, descend
-from ufm.grid import Grid, Plan
-from ufm.problem import Params, Problem, gradient, init_params, objective
-from ufm.solver import Solution, solve
-from ufm.sweeps import sweep
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ufm import (
+        certificate,
+        critical,
+        descent,
+        geometry,
+        hessian,
+        losses,
+        mesh,
+        metrics,
+        optimizers,
+        solver,
+        sweeps,
+        theory,
+    )
+    from ufm.certificate import Certificate, certify
+    from ufm.check import Refused
+    from ufm.descent import Run, descend
+    from ufm.grid import Grid, Plan
+    from ufm.problem import Params, Problem, gradient, init_params, objective
+    from ufm.solver import Solution, solve
+    from ufm.sweeps import sweep
 
 __all__ = [
     "Certificate",
@@ -58,3 +62,43 @@ __all__ = [
     "sweeps",
     "theory",
 ]
+
+# Where the names live that are no modules. All are imported at first use: JAX takes a second, in
+# which the command `ufm` has to answer Ctrl-C already.
+_HOMES = {
+    "Certificate": "certificate",
+    "Grid": "grid",
+    "Params": "problem",
+    "Plan": "grid",
+    "Problem": "problem",
+    "Refused": "check",
+    "Run": "descent",
+    "Solution": "solver",
+    "certify": "certificate",
+    "descend": "descent",
+    "gradient": "problem",
+    "init_params": "problem",
+    "objective": "problem",
+    "solve": "solver",
+    "sweep": "sweeps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"ufm.{_HOMES[name]}"), name)
+    elif name.startswith("_"):
+        raise AttributeError(f"module 'ufm' has no attribute {name!r}")
+    else:
+        try:
+            value = importlib.import_module(f"ufm.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"ufm.{name}":
+                raise
+            raise AttributeError(f"module 'ufm' has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__"]

@@ -7,21 +7,41 @@ Both are written whole or not at all, the arrays first and the manifest that nam
 (`ufm.storage`), so a killed session leaves the atlas of its last finished round.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import numpy as np
 
-from ufm import record, storage
+from ufm import storage, values
 from ufm.census import Census
 from ufm.orbits import Orbit
 from ufm.problem import Params, Problem
-from ufm.storage import RecordError
+from ufm.sessions import session
+from ufm.values import RecordError
 
 FORMAT, VERSION, _MANIFEST = "ufm-atlas", 1, "atlas.json"
+_ORBITS = re.compile(r"orbits-[0-9a-f]{16}\.npz")
+_NUMBER = (int, float)
+# What is read from a manifest, with its types.
+PROBLEM: dict[str, Any] = dict.fromkeys(("lam_W", "lam_H", "lam_b"), _NUMBER)
+PROBLEM = {"K": int, "d": int, "n": (int, list), **PROBLEM, "bias": bool}
+_TYPES: dict[Any, Any] = {int: int, float: _NUMBER, str: str}
+_ORBIT = {name: _TYPES[kind] for name, kind in get_type_hints(Orbit).items() if kind in _TYPES} | {
+    "groups": [int],
+    "hits": {str: int},
+}
+_FORM = {
+    "problem": PROBLEM,
+    "sessions": [Mapping],
+    "tried": {str: int},
+    "refused": {str: int},
+    "orbits": [_ORBIT],
+    "arrays": storage.entry_form(_ORBITS),
+}
 
 
 class Atlas:
@@ -47,9 +67,8 @@ class Atlas:
             "orbits": [table_row(orbit) for orbit in census.orbits],
             "arrays": entry,
         }
-        storage.write_sealed(self.folder, _MANIFEST, storage.plain(manifest, "atlas"))
-        old = {name for name in storage.listing(self.folder) if name.startswith("orbits-")}
-        storage.discard(self.folder, old - {entry["file"]})
+        storage.write_sealed(self.folder, _MANIFEST, values.plain(manifest, "atlas"))
+        storage.discard(self.folder, _ours(self.folder) - {entry["file"]})
 
 
 def describe(problem: Problem) -> dict[str, Any]:
@@ -57,6 +76,27 @@ def describe(problem: Problem) -> dict[str, Any]:
     n = problem.n if isinstance(problem.n, int) else list(problem.n)
     decays = {name: float(getattr(problem, name)) for name in ("lam_W", "lam_H", "lam_b")}
     return {"K": problem.K, "d": problem.d, "n": n, **decays, "bias": problem.bias}
+
+
+def problem_of(fields: Any, where: str) -> Problem:
+    """The problem that `describe` described.
+
+    Args:
+        fields: JSON as it was read.
+        where: the file and the place in it, for the message.
+
+    Raises:
+        Refused: a field is missing, of a wrong type, or makes no sense.
+    """
+    values.expect(fields, PROBLEM, where)
+    n = fields["n"] if isinstance(fields["n"], int) else tuple(fields["n"])
+    return Problem(**{name: fields[name] for name in PROBLEM} | {"n": n})
+
+
+def _ours(folder: Path) -> set[str]:
+    """Names of files that only an atlas gives, and of half-written ones."""
+    patterns = _ORBITS, storage.PARTIAL
+    return {x for x in storage.regular(folder) if any(form.fullmatch(x) for form in patterns)}
 
 
 def table_row(orbit: Orbit) -> dict[str, Any]:
@@ -72,18 +112,25 @@ def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
     Raises:
         RecordError: no atlas there, or a file that was damaged or edited.
     """
-    manifest = storage.read_sealed(folder / _MANIFEST, FORMAT, VERSION)
+    file = folder / _MANIFEST
+    manifest = storage.read_sealed(file, FORMAT, VERSION)
+    values.expect(manifest, _FORM, f"{file}")
     arrays = storage.unpack(folder, manifest["arrays"])
-    fields = manifest["problem"]
-    n = fields["n"] if isinstance(fields["n"], int) else tuple(fields["n"])
+    problem = problem_of(manifest["problem"], f"{file}: problem")
+    m, K = len(manifest["orbits"]), problem.K
+    rank = arrays["W"].shape[-1] if "W" in arrays and arrays["W"].ndim == 3 else 0
+    shapes = {"W": (m, K, rank), "H": (m, rank, K), "b": (m, K)}
+    if {name: x.shape for name, x in arrays.items()} != shapes or not m:
+        raise RecordError(f"{file} lists other orbits than {manifest['arrays']['file']} holds")
+    if not manifest["sessions"]:
+        raise RecordError(f"{file} lists no session: {values.MEND}")
     found = tuple(
         Orbit(
             params=Params(*(arrays[name][i] for name in "WHb")),
-            **row | {"groups": tuple(row["groups"])},
+            **{name: row[name] for name in _ORBIT} | {"groups": tuple(row["groups"])},
         )
         for i, row in enumerate(manifest["orbits"])
     )
-    problem = Problem(**fields | {"n": n})
     return Census(problem, found, manifest["tried"], manifest["refused"]), manifest["sessions"]
 
 
@@ -102,22 +149,22 @@ def opened(folder: Path, problem: Problem, options: dict[str, Any]) -> Iterator[
     """
     lock = storage.acquire(folder)
     try:
-        names = storage.listing(folder) - {storage.LOCK, storage.PARTIAL}
+        names = storage.listing(folder)
         census: Census | None = None
         sessions: list[dict[str, Any]] = []
         if _MANIFEST in names:
             census, sessions = load(folder)
             if describe(census.problem) != describe(problem):
-                fields = storage.differences(describe(problem), describe(census.problem))
+                fields = values.differences(describe(problem), describe(census.problem))
                 raise RecordError(
                     f"{folder} holds the atlas of another problem ({'; '.join(fields)}): choose "
                     "another folder, or the same problem"
                 )
-        elif names - {name for name in names if name.startswith("orbits-")}:
+        elif foreign := sorted(names - _ours(folder) - {storage.LOCK}):
             raise RecordError(
-                f"{folder} holds files that are no atlas ({', '.join(sorted(names)[:4])}): "
+                f"{folder} holds files that are no atlas ({', '.join(foreign[:4])}): "
                 "choose an empty or a new folder"
             )
-        yield Atlas(folder, census, [*sessions, record.session() | {"options": options}])
+        yield Atlas(folder, census, [*sessions, session() | {"options": options}])
     finally:
         storage.release(folder, lock)

@@ -1,106 +1,131 @@
-"""The command `ufm`: what it offers, and what becomes of bad input."""
+"""The command `ufm`: how it starts and ends, and what becomes of bad input.
 
-import contextlib
+What takes time to import is imported by `main`, when Ctrl-C is answered already.
+"""
+
+import errno
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import NoReturn
 
-import jax
-import tyro
+from ufm import interrupts
 
-from ufm.check import Refused
-from ufm.commands.census import Census
-from ufm.commands.certify import Certify
-from ufm.commands.descend import Descend
-from ufm.commands.measure import Measure
-from ufm.commands.probe import Probe
-from ufm.commands.report import Report
-from ufm.commands.shared import FAILED, INTERRUPTED, REFUSED
-from ufm.commands.sweep import Sweep
-from ufm.commands.table import Table
-from ufm.commands.theory import Theory
-from ufm.commands.verify import Verify
-
-Command = (
-    Annotated[Descend, tyro.conf.subcommand("descend")]
-    | Annotated[Theory, tyro.conf.subcommand("theory")]
-    | Annotated[Certify, tyro.conf.subcommand("certify")]
-    | Annotated[Probe, tyro.conf.subcommand("probe")]
-    | Annotated[Measure, tyro.conf.subcommand("measure")]
-    | Annotated[Census, tyro.conf.subcommand("census")]
-    | Annotated[Verify, tyro.conf.subcommand("verify")]
-    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-    | Annotated[Table, tyro.conf.subcommand("table")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-)
+FAILED, REFUSED = 1, 2
+# What printing raises, which names no file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
-class _Wrapped:
-    """A stream that breaks lines of prose between words, at the width of the terminal.
-
-    The options of a help text come broken already, in boxes; its prose, whose lines begin with a
-    letter, does not.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        width = shutil.get_terminal_size().columns
-        broken = (
-            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-            if line[:1].isalpha() and len(line) > width
-            else line
-            for line in text.split("\n")
-        )
-        self._stream.write("\n".join(broken))
-        return len(text)
+def run() -> NoReturn:
+    """Be the process of the command: run it and exit with its status."""
+    _mend_streams()
+    interrupts.guard()
+    try:
+        status = main()
+    except BaseException:
+        interrupts.settle()
+        raise
+    interrupts.settle()
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        status = _run(arguments)
+        status = _answered(arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read the output has seen enough: `ufm … | head`. Python would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough: `ufm … | head`.
+        _drop_output()
         return FAILED  # as rich does
+    except OSError as error:
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        _drop_output()
+        print(f"ufm: could not write the output: {error.strerror}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        interrupts.tell()
+        return interrupts.INTERRUPTED
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    asks = not {"-h", "--help"}.isdisjoint(words)
-    wrapped: Any = _Wrapped(sys.stdout)
-    with contextlib.redirect_stdout(wrapped) if asks else contextlib.nullcontext():
-        command = tyro.cli(
-            Command,
-            prog="ufm",
-            description="Simulator for the landscape of the unconstrained feature model of neural "
-            "collapse. Start with: ufm theory, ufm descend, ufm verify.",
-            args=arguments,
-        )
-    jax.config.update("jax_enable_x64", True)
+def _answered(arguments: Sequence[str] | None) -> int:
+    """What the command answers; a refusal is printed."""
+    settings = [f"{name}={x}" for name, x in os.environ.items() if name.startswith("JAX_")]
     try:
-        return command.act()
-    except BrokenPipeError:
-        raise
+        from ufm.check import Refused
+    except ValueError as error:  # JAX reads its settings when it is imported
+        if not settings:
+            raise
+        print(
+            f"ufm: got {', '.join(settings)}, with which JAX does not start ({error}); "
+            "allowed: values that JAX documents, or the variables unset",
+            file=sys.stderr,
+        )
+        return REFUSED
+    try:
+        return _act(arguments)
     except Refused as error:
         print(f"ufm: {error}", file=sys.stderr)
         return REFUSED
-    except KeyboardInterrupt:
-        kept = command.out if isinstance(command, Descend | Census | Sweep) else None
-        more = "" if kept is None else f"; the same command goes on with {kept}"
-        print(f"ufm: interrupted{more}", file=sys.stderr)
-        return INTERRUPTED
+
+
+def _act(arguments: Sequence[str] | None) -> int:
+    """Parse and act; what is wrong with the place and the settings is refused."""
+    import jax
+
+    from ufm.check import Refused
+    from ufm.commands import menu
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise Refused("the working folder is gone; allowed: one that exists (cd there)") from None
+    command = menu.parsed(arguments)
+    out = command.out if isinstance(command, menu.KEEPERS) else None
+    interrupts.unwind("" if out is None else f"; the same command goes on with {out}")
+    settings = jax.config.values
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_rank_promotion", "allow")  # ufm broadcasts
+    try:
+        if settings["jax_platforms"]:
+            jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        told = f" ({error})" if str(error) else ""
+        raise Refused(
+            f"got JAX_PLATFORMS={settings['jax_platforms']}, where JAX finds no device{told}; "
+            "allowed: cpu, or another platform of this machine; unset, JAX chooses"
+        ) from None
+    try:
+        return command.act()
+    except FloatingPointError as error:
+        if not (settings["jax_debug_nans"] or settings["jax_debug_infs"]):
+            raise
+        raise Refused(
+            "got JAX_DEBUG_NANS or JAX_DEBUG_INFS, with which JAX stops at numbers that ufm "
+            f"tests for by itself ({error}); allowed: both unset"
+        ) from None
+
+
+def _mend_streams() -> None:
+    """Give closed streams a place to go, and letters that the terminal lacks a spelling."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The number must not be given to a file of a run, to which libraries would print.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _drop_output() -> None:
+    """Let go of what standard output does not take; Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

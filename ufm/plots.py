@@ -1,6 +1,6 @@
 """Style of the figures, and Axes-level functions that draw what they are given.
 
-Nothing is computed here and no other module of `ufm` is imported: arrays go in, artists come out.
+Nothing is computed here, and nothing here knows the model: arrays go in, artists come out.
 Predictions are dashed and black, measurements coloured; series differ by colour (Okabe and Ito's
 palette, safe for colour-blind readers) and by line style or marker.
 """
@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
+from ufm import storage
 from ufm.check import Refused
 
 # Widths in inches of a column, or of the text where a venue has one column.
@@ -270,11 +271,23 @@ def save(canvas: Figure, stem: Path, about: Mapping[str, str] | None = None) -> 
         canvas: the figure.
         stem: path without suffix.
         about: metadata of both files: Title, Author, Subject or Keywords.
+
+    Raises:
+        RecordError: the disk refuses. Former files of these names are replaced.
     """
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path, dated in zip(paths, ("CreationDate", "Software"), strict=True):
-        canvas.savefig(path, metadata={**(about or {}), dated: None})
-    return paths
+    written = []
+    for kind, dated in (("pdf", "CreationDate"), ("png", "Software")):
+        buffer = io.BytesIO()
+        canvas.savefig(buffer, format=kind, metadata={**(about or {}), dated: None})
+        written.append(_written(stem, kind, buffer))
+    return written
+
+
+def _written(stem: Path, kind: str, buffer: io.BytesIO) -> Path:
+    """The file of a figure, whole or absent."""
+    path = stem.with_name(f"{stem.name}.{kind}")
+    storage.write(path.absolute().parent, path.name, buffer.getvalue())
+    return path
 
 
 class Animation(NamedTuple):
@@ -315,10 +328,11 @@ def save_animation(
     entries[entries.min(axis=1) > 247] = 255
     palette.putpalette(entries.ravel().tolist())
     images = [x.quantize(palette=palette, dither=Image.Dither.NONE) for x in images]
-    path = stem.with_name(f"{stem.name}.gif")
     durations = list(animation.durations)
     comment = "\n".join(f"{key}: {text}" for key, text in (about or {}).items()).encode()
+    buffer = io.BytesIO()
     images[0].save(
-        path, save_all=True, append_images=images[1:], duration=durations, loop=0, comment=comment
-    )
-    return [path]
+        buffer, format="gif", save_all=True, append_images=images[1:], duration=durations, loop=0,
+        comment=comment,
+    )  # fmt: skip
+    return [_written(stem, "gif", buffer)]

@@ -6,6 +6,7 @@ in float32 run at a time in one process.
 
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import jax
 from loky import ProcessPoolExecutor
 
 PATIENCE = 4.0  # seconds; a process needs as long to import and compile
+WATCH = 0.5  # seconds between two looks for the process that collects
 
 
 def run(
@@ -48,14 +50,14 @@ def run(
         if others is None and late and waiting and processes > 1:
             settings = {name: getattr(jax.config, name, x) for name, x in jax.config.values.items()}
             others = ProcessPoolExecutor(
-                processes - 1, timeout=60, initializer=_begin, initargs=(settings,)
+                processes - 1, timeout=60, initializer=_begin, initargs=(settings, os.getpid())
             )
         # A second job in hand spares a process the wait for this one; the last jobs go to whoever
         # is free.
         ahead = 2 if len(waiting) > processes else 1
         while others and waiting and len(running) < ahead * (processes - 1):
             i = waiting.popleft()
-            running[others.submit(_apart, f, jobs[i], os.getpid())] = i
+            running[others.submit(_apart, f, jobs[i])] = i
         for future in wait(running, patience, FIRST_COMPLETED).done:
             keep(running.pop(future), future.result())
 
@@ -75,16 +77,21 @@ def run(
             others.shutdown(kill_workers=True)
 
 
-def _begin(settings: dict[str, Any]) -> None:
+def _begin(settings: dict[str, Any], parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that collects
+    # A thread, since compiling takes long and returns to Python only at its end.
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     for name, value in (settings | {"jax_platforms": "cpu"}).items():
         if jax.config.values.get(name) != value:
             jax.config.update(name, value)
 
 
-def _apart(f: Callable[..., Any], job: tuple, parent: int) -> Any:
-    def share(_: float) -> None:
-        if os.getppid() != parent:
-            os._exit(1)  # killed: nobody is left to take the result
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone: nobody is left to take the result."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
 
-    return f(*job, share)
+
+def _apart(f: Callable[..., Any], job: tuple) -> Any:
+    return f(*job, lambda _: None)

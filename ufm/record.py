@@ -5,8 +5,9 @@ A run is a folder:
     manifest.json                what was run, with what, for how long, and every hash
     arrays.npz                   the arrays of a closed run
     checkpoint-<number>-<hash>.npz   the state of an open run; the manifest names the valid one
-    .lock, .partial              a claim and a half-written file; both absent from a closed run
+    .lock, .partial-<random>     a claim and a half-written file; both absent from a closed run
 
+Nothing else in the folder is touched: files with other names, links and folders stay.
 The manifest decides: a file that it does not name does not count. Every file is written whole or
 not at all (`ufm.storage`), and an old one goes only after the manifest has let go of it. So a
 process may die at any instruction and leaves its last whole checkpoint.
@@ -18,18 +19,11 @@ This module knows nothing of the model. `open_run` before computing, `save_check
 `close_run` after, `load_run` to read.
 """
 
-import functools
-import importlib.metadata
 import os
-import platform
 import re
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -37,15 +31,32 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from ufm import leader, storage
-from ufm.storage import RecordError
+from ufm import leader, storage, values
+from ufm.sessions import now, session
+from ufm.values import RecordError
 
 FORMAT = "ufm-run"
 VERSION = 1
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays.npz"
 _CHECKPOINT = re.compile(r"checkpoint-\d{8,}-[0-9a-f]{16}\.npz")
-_PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax")
+_ENTRY = storage.entry_form(re.compile(re.escape(_ARRAYS)))
+# What every manifest holds, with the types of what is read from it.
+_FORM: dict[str, Any] = {
+    "kind": str,
+    "seed": object,
+    "precision": str,
+    "config": Mapping,
+    "config_sha256": str,
+    "status": re.compile("running|complete|interrupted|failed"),
+    "resumed": list,
+    "wall_seconds": (int, float),
+    "compile_seconds": (int, float),
+    "checkpoint": object,
+    "arrays": object,
+    "results": Mapping,
+}
+_CHECKPOINT_FORM = storage.entry_form(_CHECKPOINT) | {"number": int, "state": Mapping}
 
 
 @dataclass(frozen=True)
@@ -111,9 +122,9 @@ def open_run(
         nonlocal handle
         identity = {
             "kind": kind,
-            "seed": storage.plain(seed, "seed"),
+            "seed": values.plain(seed, "seed"),
             "precision": precision or jax.numpy.result_type(float).name,
-            "config": storage.plain(config, "config"),
+            "config": values.plain(config, "config"),
         }
         handle = _opened(Path(path).absolute(), identity)
         return handle.path, handle.status
@@ -171,7 +182,7 @@ def _save(
     compile_seconds: float | None,
 ) -> None:
     manifest = _open_manifest(handle)
-    plain_state = storage.plain(state, "state")
+    plain_state = values.plain(state, "state")
     data, entry = storage.pack(arrays)
     number = manifest["checkpoint"]["number"] + 1 if manifest["checkpoint"] else 1
     name = f"checkpoint-{number:08d}-{entry['sha256'][:16]}.npz"
@@ -222,10 +233,10 @@ def _close(
     manifest = _open_manifest(handle)
     if status not in ("complete", "interrupted", "failed"):
         raise RecordError(f"status {status!r}: use 'complete', 'interrupted' or 'failed'")
-    manifest["results"] = storage.plain(results, "results")
+    manifest["results"] = values.plain(results, "results")
     data, entry = storage.pack(arrays)
     storage.write(handle.path, _ARRAYS, data)
-    manifest |= {"status": status, "finished": _now(), "arrays": {"file": _ARRAYS, **entry}}
+    manifest |= {"status": status, "finished": now(), "arrays": {"file": _ARRAYS, **entry}}
     if status == "complete":
         manifest["checkpoint"] = None
     _commit(handle, manifest, compile_seconds)
@@ -262,6 +273,40 @@ def load_latest(path: str | os.PathLike[str]) -> StoredRun:
     raise AssertionError
 
 
+def remove_run(path: str | os.PathLike[str], kind: str) -> None:
+    """Remove a run of a kind with its folder, if there is one; nothing that is not of the run.
+
+    Raises RecordError, and removes nothing, if the folder holds a run of another kind, a damaged
+    one, other files besides, or if another process has it open.
+    """
+
+    def removed() -> None:
+        folder = Path(path).absolute()
+        if not os.path.lexists(folder / _MANIFEST):
+            return
+        lock = storage.acquire(folder)
+        try:
+            manifest = _read_manifest(folder)
+            if manifest["kind"] != kind:
+                raise RecordError(
+                    f"{folder} holds a run of kind {manifest['kind']!r}, not {kind!r}, and is not "
+                    "replaced: remove it yourself, or move it"
+                )
+            ours = _named(manifest) | _strays(folder, manifest)
+            if foreign := sorted(storage.listing(folder) - ours - {_MANIFEST}):
+                raise RecordError(
+                    f"{folder} holds other files ({', '.join(foreign[:3])}) beside a run that is "
+                    "to be replaced: move them elsewhere"
+                )
+            # The manifest last: a process that dies here leaves a run that can be removed.
+            own = (ours & storage.regular(folder)) - {storage.LOCK}
+            storage.discard(folder, [*own, _MANIFEST])
+        finally:
+            storage.release(folder, lock)
+
+    leader.told(removed)
+
+
 # The life of a manifest
 
 
@@ -270,7 +315,7 @@ def _fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         **identity,
-        "config_sha256": storage.digest(identity["config"]),
+        "config_sha256": values.digest(identity["config"]),
         "status": "running",
         **session(),
         "resumed": [],
@@ -303,14 +348,15 @@ def _find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the manifest if the folder holds this run; None if a run can start there."""
     names = storage.listing(folder)
     if _MANIFEST not in names:
-        if foreign := sorted(names - {storage.LOCK, storage.PARTIAL}):
+        partial = {x for x in storage.regular(folder) if storage.PARTIAL.fullmatch(x)}
+        if foreign := sorted(names - partial - {storage.LOCK}):
             raise RecordError(
                 f"{folder} holds other files ({', '.join(foreign[:3])}) and no {_MANIFEST}: "
                 "choose an empty or a new folder"
             )
         return None
     manifest = _read_manifest(folder)
-    if differing := storage.differences(identity, {name: manifest[name] for name in identity}):
+    if differing := values.differences(identity, {name: manifest[name] for name in identity}):
         raise RecordError(
             f"{folder} holds another run; these fields differ:\n  "
             + "\n  ".join(differing)
@@ -322,8 +368,12 @@ def _find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / _MANIFEST
     manifest = storage.read_sealed(file, FORMAT, VERSION)
-    if manifest["config_sha256"] != storage.digest(manifest["config"]):
-        raise RecordError(f"{file} was edited or damaged (its hash differs): {storage.MEND}")
+    values.expect(manifest, _FORM, f"{file}")
+    for name, form in (("arrays", _ENTRY), ("checkpoint", _CHECKPOINT_FORM)):
+        if manifest[name] is not None:
+            values.expect(manifest[name], form, f"{file}: {name}")
+    if manifest["config_sha256"] != values.digest(manifest["config"]):
+        raise RecordError(f"{file} was edited or damaged (its hash differs): {values.MEND}")
     return manifest
 
 
@@ -342,67 +392,13 @@ def _sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def _strays(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
     """List those of our own files that the manifest does not name."""
-    named = {entry["file"] for entry in (manifest["checkpoint"], manifest["arrays"]) if entry}
-    ours = {_ARRAYS, storage.PARTIAL, storage.LOCK}
-    names = storage.listing(folder) - named
-    return {name for name in names if name in ours or _CHECKPOINT.fullmatch(name)}
-
-
-# The record of a session
-
-
-def session() -> dict[str, Any]:
-    """Who computes here and now: time, command, versions, commit, device."""
-    device = jax.devices()[0]
+    patterns = storage.PARTIAL, _CHECKPOINT
     return {
-        "started": _now(),
-        "command": _command(),
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
-        "git": _source(),
-        "platform": device.platform,
-        "device": device.device_kind,
+        name
+        for name in storage.regular(folder) - _named(manifest)
+        if name in (_ARRAYS, storage.LOCK) or any(form.fullmatch(name) for form in patterns)
     }
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _command() -> str:
-    """Give the command as typed, without the absolute path that Python puts first."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if spec is not None:
-        head = ["python", "-m", spec.name.removesuffix(".__main__")]
-    else:
-        head = [os.path.basename(a) if os.path.isabs(a) else a for a in sys.argv[:1]]
-    return shlex.join(head + sys.argv[1:])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-# Once a process: the code that runs is the code that was imported.
-@functools.cache
-def _source() -> dict[str, Any]:
-    """Find the commit of this file's checkout; dirty if any Python file there differs."""
-    root = Path(__file__).resolve().parent.parent
-    # An installed copy may lie inside somebody else's checkout: only its own counts.
-    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
-    changes = None if commit is None else _git(root, "status", "--porcelain", "--", "*.py")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    # Inside a git hook GIT_DIR points elsewhere; a query must not touch the index.
-    clean = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
-    environment = clean | {"GIT_OPTIONAL_LOCKS": "0"}
-    command = ["git", *arguments]
-    try:
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=2)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
+def _named(manifest: Mapping[str, Any]) -> set[str]:
+    return {entry["file"] for entry in (manifest["checkpoint"], manifest["arrays"]) if entry}

@@ -18,6 +18,7 @@ from ufm import claims
 from ufm.claims import Verdict
 
 PICTURES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
+MARK = b'<meta name="generator" content="ufm report">'  # by which a page is known as one
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|-?inf")
 
 

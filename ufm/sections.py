@@ -6,22 +6,24 @@ run that holds its arrays. What there is to hover over or to turn is known by th
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ufm import atlas, claims, interactive, record, sweeps, theory
+from ufm import atlas, interactive, record, stored, sweeps, theory, values
 from ufm.check import Refused
 from ufm.claims import Verdict, judge, judge_below
 from ufm.geometry import simplex_etf
 from ufm.plots import Scene
 from ufm.problem import Problem
 from ufm.report import PICTURES, Section, Table, number
+from ufm.verification import Cell
 
 MOST_FEATURES, MOST_ROWS = 3000, 200  # drawn; of a table
 CURVES = {"gap": "certified gap", "grad_norm": "‖∇f‖", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3"}
+WORDS = ("claim", "source", "reproduces", "shown")  # of an experiment, in this order
 LADDER = ("value", "morse_index", "rank", "nullity", "smallest")  # columns of a table of orbits
 HOVER = ("K", *LADDER, "orbit_dimension", "groups", "hits", "gap", "kind")
 
@@ -34,7 +36,7 @@ def read(path: Path) -> list[Section]:
     """
     if path.suffix == ".json" and path.is_file():
         return [_experiment(path)]
-    kinds = {"atlas.json": _census, "verify.json": _verified, "manifest.json": _run}
+    kinds = {"atlas.json": _census, "manifest.json": _run, "verify.json": _verified_alone}
     for name, reader in kinds.items():
         if (path / name).is_file():
             return [reader(path)]
@@ -55,9 +57,10 @@ def read(path: Path) -> list[Section]:
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Where a run comes from."""
-    git = manifest.get("git") or {}
-    commit = (git.get("commit") or "unknown")[:12] + (", changed" if git.get("dirty") else "")
-    versions = manifest.get("versions") or {}
+    git, versions = (
+        x if isinstance(x, Mapping) else {} for x in (manifest.get("git"), manifest.get("versions"))
+    )
+    commit = f"{git.get('commit') or 'unknown'}"[:12] + (", changed" if git.get("dirty") else "")
     facts = {
         "command": manifest.get("command"),
         "status": manifest.get("status"),
@@ -66,7 +69,7 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {x}" for name, x in versions.items()),
         "commit": commit,
     }
-    if "wall_seconds" in manifest:
+    if isinstance(manifest.get("wall_seconds"), int | float):
         facts["wall time"] = f"{manifest['wall_seconds']:.1f} s"
     return {name: x for name, x in facts.items() if x}
 
@@ -76,19 +79,19 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(path: Path) -> Section:
     kind = record.load_latest(path).manifest["kind"]
-    reader = {"descend": _descend, "sweep": _sweep}.get(kind, _experiment_of_run)
+    readers = {"descend": _descend, "sweep": _sweep, "verify": _verified}
+    reader = readers.get(kind, _experiment_of_run)
     return reader(path)
 
 
 def _descend(path: Path) -> Section:
     manifest, arrays = record.load_latest(path)
-    fields = manifest["config"]["model"]
-    n = fields["n"][0] if len(fields["n"]) == 1 else tuple(fields["n"])
-    problem = Problem(**fields | {"n": n})
+    where = f"{path / 'manifest.json'}"
+    problem = stored.problem(manifest, where)
     options = {
         name: x for name, x in manifest["config"].items() if name != "model" and x is not None
     }
-    model = ", ".join(f"{name} = {x}" for name, x in (fields | {"n": n}).items())
+    model = ", ".join(f"{name} = {x}" for name, x in atlas.describe(problem).items())
     curves = {
         CURVES[name.removeprefix("history/")]: arrays[name]
         for name in (f"history/{key}" for key in CURVES)
@@ -96,24 +99,27 @@ def _descend(path: Path) -> Section:
     }
     plots, note = [], ""
     if curves:
-        plots.append(interactive.history(arrays["history/step"], curves, "The way down"))
+        steps = stored.array(arrays, "history/step", where)
+        plots.append(interactive.history(steps, curves, "The way down"))
     if manifest["status"] == "complete":
-        scene, note = _scene(arrays["W"], arrays["H"], problem.labels)
+        W, H, _ = stored.point(manifest, arrays, where)
+        scene, note = _scene(W, H, problem.labels)
         plots.append(interactive.collapse([scene], title="Where it ends"))
     else:
         note = "The run is not finished."
     facts = {"model": model, "method": ", ".join(f"{k} = {x}" for k, x in options.items())}
     facts |= manifest["results"] | _facts(manifest)
-    verdicts = _judged(problem, arrays, manifest)
+    verdicts = _judged(problem, arrays, manifest, where)
     return Section(f"Descent: {path.name}", note, facts, verdicts, plots=plots)
 
 
-def _judged(problem: Problem, arrays: Mapping, manifest: Mapping) -> list[Verdict]:
+def _judged(problem: Problem, arrays: Mapping, manifest: Mapping, where: str) -> list[Verdict]:
     """The end of a descent against the closed form, where there is one."""
-    results = manifest["results"]
     if manifest["status"] != "complete":
         return []
-    gap, tolerance = float(results["gap"]), manifest["config"]["gap_tol"]
+    results, config = stored.results(manifest, where), manifest["config"]
+    values.expect(config, {"gap_tol": (int, float, None)}, f"{where}: config")
+    gap, tolerance = float(results["gap"]), config["gap_tol"]
     certified = tolerance is not None and gap < tolerance
     verdicts = []
     if tolerance is not None:
@@ -171,6 +177,9 @@ def _scenes(W: np.ndarray, H: np.ndarray, labels: np.ndarray) -> list[Scene]:
 
 def _sweep(path: Path) -> Section:
     columns, manifest = sweeps.load(path)
+    where = f"{path / 'manifest.json'}"
+    if columns:
+        stored.columns(columns, ("cell", "steps", "gap", "optimizer", "status"), where)
     count = len(columns.get("cell", ()))
     if not count:
         return Section(f"Sweep: {path.name}", "No cell is finished yet.", _facts(manifest))
@@ -207,19 +216,33 @@ def _census(path: Path) -> Section:
 
 
 def _verified(path: Path) -> Section:
-    told = json.loads((path / "verify.json").read_text(encoding="utf-8"))
-    names = [name for name in told["cells"][0] if name not in ("problem", "violations")]
-    heads = [*told["cells"][0]["problem"], *names]
-    rows, verdicts = [], []
-    for cell in told["cells"]:
-        values = [*cell["problem"].values(), *(cell[name] for name in names)]
-        rows.append([number(x) for x in values])
-        bad = cell["violations"]
-        label = ", ".join(f"{name}={x}" for name, x in cell["problem"].items() if name != "bias")
-        words = "; ".join(bad) or "violations of the theory"
-        verdicts.append(judge(f"{label}: {words}", len(bad), 0, 0))
-    facts = {"cells": f"{len(rows)} of {told['of']}"} | _facts(told)
+    manifest = record.load_latest(path).manifest
+    cells, total = stored.verified(manifest, f"{path / 'manifest.json'}")
+    return _cells(path, cells, total, manifest)
+
+
+def _verified_alone(path: Path) -> Section:
+    """Of ufm 0.1, which kept no manifest."""
+    told = _json(path / "verify.json")
+    cells = stored.cells(told, f"{path / 'verify.json'}")
+    return _cells(path, cells, told["of"], told)
+
+
+def _cells(path: Path, cells: Sequence[Cell], total: int, manifest: Mapping[str, Any]) -> Section:
     title = f"Theory against computation: {path.name}"
+    if not cells:
+        return Section(title, "No cell is finished yet.", _facts(manifest))
+    names = [name for name in Cell._fields if name not in ("problem", "violations")]
+    heads = [*atlas.describe(cells[0].problem), *names]
+    rows, verdicts = [], []
+    for cell in cells:
+        problem = atlas.describe(cell.problem)
+        values = [*problem.values(), *(getattr(cell, name) for name in names)]
+        rows.append([number(x) for x in values])
+        label = ", ".join(f"{name}={x}" for name, x in problem.items() if name != "bias")
+        words = "; ".join(cell.violations) or "violations of the theory"
+        verdicts.append(judge(f"{label}: {words}", len(cell.violations), 0, 0))
+    facts = {"cells": f"{len(rows)} of {total}"} | _facts(manifest)
     return Section(title, "", facts, verdicts, [Table(heads, rows)])
 
 
@@ -229,10 +252,18 @@ def _verified(path: Path) -> Section:
 def _verdicts(path: Path) -> dict[str, Any] | None:
     """What an experiment wrote beside its figures; None for any other file."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = _json(path)
+    except Refused:
         return None
     return told if isinstance(told, dict) and "verdicts" in told else None
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds; refuses one that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refused(f"got {path}, which is no JSON file that can be read ({error})") from None
 
 
 def _experiment_of_run(path: Path) -> Section:
@@ -254,18 +285,26 @@ def _experiment(path: Path) -> Section:
     homes = path.parent / "data" / stem, path.parent.parent / "runs" / stem, path.parent / stem
     home = next((x for x in homes if (x / "manifest.json").is_file()), None)
     manifest, arrays = ({}, {}) if home is None else record.load_latest(home)
-    verdicts = [claims.read(verdict) for verdict in told["verdicts"]]
+    verdicts = stored.verdicts(told, f"{path}")
+    words = {name: f"{told[name]}" for name in WORDS if name in told}
     own = re.compile(rf"{re.escape(stem)}(_(?!quick)\w+)?")
     pictures = [
         x for x in sorted(path.parent.iterdir())
         if x.suffix in PICTURES and own.fullmatch(x.stem)
     ]  # fmt: skip
     title = f"{stem.split('_')[0]}: {told.get('title', stem)}"
-    text = "\n\n".join(
-        told[name] for name in ("claim", "source", "reproduces", "shown") if name in told
-    )
+    text = "\n\n".join(words.values())
     plots = _plots(arrays)
     return Section(title, text, _facts(manifest), verdicts, plots=plots, pictures=pictures)
+
+
+def _moves(W: np.ndarray, H: np.ndarray, steps: np.ndarray | None) -> bool:
+    """Whether these are moments of a collapse: W (m, K, d), H (m, d, N) and their m steps."""
+    if steps is None or W.ndim != 3 or H.ndim != 3:
+        return False
+    m, K, d = W.shape
+    N = H.shape[2]
+    return steps.shape == (m,) and H.shape[:2] == (m, d) and min(W.shape) > 0 < N and N % K == 0
 
 
 def _plots(arrays: Mapping[str, np.ndarray]) -> list:
@@ -275,15 +314,15 @@ def _plots(arrays: Mapping[str, np.ndarray]) -> list:
     with their step have a collapse.
     """
     plots = []
-    if set(LADDER) <= arrays.keys() and len({len(arrays[name]) for name in LADDER}) == 1:
+    shapes = {arrays[name].shape for name in LADDER if name in arrays}
+    if set(LADDER) <= arrays.keys() and len(shapes) == 1 and len(shapes.pop()) == 1:
         columns = {name: arrays[name].tolist() for name in HOVER if name in arrays}
         if "groups" in columns:
             columns["groups"] = [tuple(g for g in row if g) for row in columns["groups"]]
         plots.append(interactive.ladder(columns, "The ladder of critical points"))
     for name, W in arrays.items():
         H = arrays.get(name.replace("W", "H", 1))
-        moving = name.startswith("W") and W.ndim == 3 and H is not None and H.ndim == 3
-        if H is not None and moving and "step" in arrays:
+        if H is not None and name.startswith("W") and _moves(W, H, arrays.get("step")):
             labels = np.repeat(np.arange(W.shape[1]), H.shape[2] // W.shape[1])
             names = [f"{step}" for step in arrays["step"]]
             title = f"Collapse of {W.shape[1]} classes in {W.shape[2]} dimensions"

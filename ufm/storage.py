@@ -1,8 +1,8 @@
-"""Files that are whole or absent, and values and arrays that prove by a hash that they are intact.
+"""Files that are whole or absent, and arrays that prove by a hash that they are intact.
 
-A file is written beside its place, flushed to the disk and moved into place. JSON values have one
-canonical text, hence one SHA-256. Arrays are kept as npz files whose bytes depend on the arrays
-alone. A folder is locked by a file that the kernel unlocks when its process ends.
+A file is written beside its place, flushed to the disk and moved into place. Arrays are kept as npz
+files whose bytes depend on the arrays alone. A folder is locked by a file that the kernel unlocks
+when its process ends.
 
 Nothing here knows what a run is; `ufm.record` does.
 """
@@ -14,6 +14,8 @@ import io
 import json
 import os
 import re
+import secrets
+import stat
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,72 +25,13 @@ from typing import Any, TextIO
 import numpy as np
 from jax.typing import ArrayLike
 
-from ufm.check import Refused
+from ufm.values import MEND, RecordError, canonical, digest
 
 LOCK = ".lock"  # present while a process holds the folder
-PARTIAL = ".partial"  # a file being written; left behind only by a process that died at it
-MEND = "restore it from a copy, or remove the folder and run again"
+# A file being written, with a name of its own; left behind only by a process that died at it.
+PARTIAL = re.compile(r"\.partial(-[0-9a-f]{16})?")
 
 _ARRAY_NAME = re.compile(r"[\w./-]+")
-
-
-class RecordError(Refused):
-    """A run that cannot be opened, written or read; the message says what, where, how to mend."""
-
-
-# Values
-
-
-def plain(value: Any, where: str) -> Any:
-    """Turn a value into JSON's types; raise RecordError, naming its place, if it has none.
-
-    Tuples become lists and 0-d arrays numbers; NaN and infinities are kept.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise RecordError(f"{where} has the key {key!r}: keys must be strings")
-        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if getattr(value, "shape", None) == () and isinstance(value.item(), (bool, int, float, str)):
-        return value.item()
-    raise RecordError(
-        f"{where} is a {type(value).__name__}, which JSON cannot hold: use numbers, strings, "
-        "None, lists and dicts; arrays go with the arrays"
-    )
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value's canonical text: keys sorted, no white space, ASCII."""
-    return hashlib.sha256(_canonical(value)).hexdigest()
-
-
-def differences(got: Any, kept: Any) -> list[str]:
-    """List the places, sorted, where two JSON values differ, as "config.K: got 5, kept 4".
-
-    Values are compared by their JSON text: NaN equals NaN, 2 differs from 2.0, and the order of
-    an object's keys means nothing.
-    """
-    new, old = _flat(got), _flat(kept)
-    return [
-        f"{'.'.join(name)}: got {new.get(name, 'nothing')}, kept {old.get(name, 'nothing')}"
-        for name in sorted(new | old)
-        if new.get(name) != old.get(name)
-    ]
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _flat(value: Any, where: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
-    if isinstance(value, dict) and value:
-        parts = (_flat(item, (*where, key)) for key, item in value.items())
-        return {name: text for part in parts for name, text in part.items()}
-    return {where: json.dumps(value)}
 
 
 # Arrays
@@ -137,7 +80,7 @@ def unpack(folder: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _array_entry(array: np.ndarray) -> dict[str, Any]:
     """Describe an array: type, shape, and the hash over both and the row-major bytes."""
     head = {"dtype": array.dtype.str, "shape": list(array.shape)}
-    hashed = hashlib.sha256(_canonical(head))
+    hashed = hashlib.sha256(canonical(head))
     hashed.update(array.tobytes())
     return {**head, "sha256": hashed.hexdigest()}
 
@@ -158,19 +101,27 @@ def _storable(name: str, value: ArrayLike) -> np.ndarray:
     return array
 
 
+def entry_form(name: re.Pattern[str]) -> dict[str, Any]:
+    """The form of what `pack` says of a file, with the names that the file may have."""
+    return {"file": name, "sha256": str, "arrays": Mapping}
+
+
 # Files
 
 
 def write(folder: Path, name: str, data: bytes) -> None:
     """Put a file into the folder, whole or not at all, and durable once this returns.
 
-    A former file of that name stays until the new one takes its place; a process that dies here
-    leaves at most the file PARTIAL besides. Raises RecordError if the disk refuses.
+    A former file of that name stays until the new one takes its place, and a link of that name is
+    replaced, not followed; a process that dies here leaves at most a file named as PARTIAL besides.
+    Raises RecordError if the disk refuses.
     """
-    partial = folder / PARTIAL
+    partial = folder / f".partial-{secrets.token_hex(8)}"
     with _explained(f"write {folder / name}"):
+        # O_EXCL: what is there already, a link as well, is somebody else's.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            with open(partial, "wb") as file:
+            with open(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -180,6 +131,25 @@ def write(folder: Path, name: str, data: bytes) -> None:
             # On a full disk the half-written file would stand in the way of the next attempt.
             partial.unlink(missing_ok=True)
             raise
+
+
+def check_replaceable(path: Path, mark: bytes, what: str) -> None:
+    """Refuse a place for a file unless it is free or holds one that carries the mark.
+
+    Args:
+        path: where a file is to be written.
+        mark: bytes that such files, and hardly any others, have.
+        what: such a file in words, for the message.
+
+    Raises:
+        RecordError: a link, a folder, or a file without the mark.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file() or mark not in _read(path):
+        raise RecordError(
+            f"got {path}, which exists and is not {what}; allowed: a new file, or one that is"
+        )
 
 
 def write_sealed(folder: Path, name: str, value: Mapping[str, Any]) -> None:
@@ -221,6 +191,13 @@ def listing(folder: Path) -> set[str]:
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
+def regular(folder: Path) -> set[str]:
+    """Names of those of the folder's files that are no links, folders or devices."""
+    with _explained(f"look into {folder}"):
+        entries = os.scandir(folder) if folder.is_dir() else ()
+        return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+
+
 def discard(folder: Path, names: Iterable[str]) -> None:
     """Remove files of the folder; raise RecordError if the disk refuses."""
     with _explained(f"tidy {folder}"):
@@ -232,15 +209,19 @@ def discard(folder: Path, names: Iterable[str]) -> None:
 def _explained(action: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except RecordError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise RecordError(
-            f"could not {action}: {error.strerror or error}; "
+            f"could not {action}: {getattr(error, 'strerror', None) or error}; "
             "choose a folder that can be created and written, on a disk with space"
         ) from error
 
 
 def _read(file: Path) -> bytes:
     try:
+        if file.exists() and not file.is_file():
+            raise RecordError(f"{file} is no regular file: {MEND}")
         return file.read_bytes()
     except OSError as error:
         raise RecordError(f"{file} cannot be read ({error.strerror}): {MEND}") from error
@@ -284,7 +265,7 @@ def _claim(folder: Path) -> TextIO:
     # A child that a killed process had just forked holds the lock until it starts its own program.
     patience = time.monotonic() + 1.0
     while True:
-        lock = open(path, "a+")  # noqa: SIM115
+        lock = _opened(path)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The former holder may have removed the file between our opening and locking it.
@@ -309,3 +290,28 @@ def _claim(folder: Path) -> TextIO:
             lock.close()
             raise
         lock.close()
+
+
+def _opened(path: Path) -> TextIO:
+    """The file of a lock, made if absent; RecordError if something else lies there."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    foreign = RecordError(
+        f"{path} is no lock that ufm made (a link, or a file with other contents): "
+        "remove it, or choose another folder"
+    )
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError:
+        if path.is_symlink():
+            raise foreign from None
+        raise
+    info = os.fstat(descriptor)
+    # The former holder may have removed it just now: then it has no name left.
+    if (
+        not stat.S_ISREG(info.st_mode)
+        or info.st_nlink > 1
+        or not re.fullmatch(rb"\d{0,20}\n?", os.pread(descriptor, 32, 0))
+    ):
+        os.close(descriptor)
+        raise foreign
+    return open(descriptor, "a+")

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,11 @@ def trainings(script: str, config: Any, progress: runner.Report, count: int) -> 
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     folder = runner.ROOT / "runs" / "checkpoints" / f"{script}-{digest}"
     yield Trainings(folder, progress, count)
-    shutil.rmtree(folder, ignore_errors=True)
+    # Those that `run` made, and the folder if nothing else lies there.
+    for i in range(count):
+        shutil.rmtree(folder / str(i), ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def zero_from(errors: np.ndarray) -> int | None:

@@ -2,5 +2,5 @@
 
 A command offers `act()`, which computes, prints and returns the exit status; it raises
 `ufm.Refused` to refuse its input. To add one, write `ufm/commands/NAME.py`, and name its
-class in `ufm.cli.Command`.
+class in `ufm.commands.menu.Command`.
 """

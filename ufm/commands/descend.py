@@ -1,6 +1,7 @@
 """`ufm descend`: minimise, and keep the run on disk."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ufm import check, descent, record
+from ufm import check, descent, record, stored
 from ufm.certificate import certify
+from ufm.check import Refused, real
 from ufm.commands.shared import FAILED, Model, show
 from ufm.problem import Params, Problem, init_params
 
@@ -76,6 +78,7 @@ class Descend:
         }  # fmt: skip
         options["key"] = None if self.batch_size is None else batch_key
         params = init_params(params_key, problem, self.scale, dtype)
+        real("checkpoint_seconds", self.checkpoint_seconds, least=0)
         descent.check(problem, params, self.optimizer, **options)
         with _kept_run(self) as handle:
             if handle is not None and handle.status == "complete":
@@ -86,7 +89,7 @@ class Descend:
             if handle is not None:
                 arrays = dict(zip("WHb", map(np.asarray, run.params), strict=True))
                 arrays |= {f"history/{name}": x for name, x in run.history.items()}
-                record.close_run(handle, arrays, results)
+                record.close_run(handle, arrays, _plain(results))
         show("Descent", results, tuple(results), self.json)
         return FAILED if run.status == "diverged" else 0
 
@@ -121,8 +124,9 @@ def _run(
 
         def on_segment(run: descent.Run) -> None:
             nonlocal saved
-            loss, gap = run.history["loss"][-1], run.history["gap"][-1]
-            progress.update(task, completed=run.steps, state=f"f = {loss:.6g}, gap = {gap:.1e}")
+            last = _last(run)
+            state = f"f = {last['loss']:.6g}, gap = {last['gap']:.1e}"
+            progress.update(task, completed=run.steps, state=state)
             if handle is not None and time.monotonic() - saved >= command.checkpoint_seconds:
                 record.save_checkpoint(handle, descent.pack(run), {"steps": run.steps})
                 saved = time.monotonic()
@@ -132,21 +136,32 @@ def _run(
         )
 
 
+def _last(run: descent.Run) -> dict[str, float]:
+    """The last row of the history; NaN where a run diverged before its first."""
+    return {name: float(x[-1]) if len(x) else math.nan for name, x in run.history.items()}
+
+
 def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
-    certificate = certify(problem, run.params)
-    last = {name: float(x[-1]) for name, x in run.history.items()}
-    results = {
-        "status": run.status,
-        "steps": run.steps,
-        "value": certificate.value,
-        "lower_bound": certificate.lower_bound,
-        "gap": certificate.gap,
-        "grad_norm": certificate.grad_norm,
-    }
+    try:
+        proof: dict[str, Any] = certify(problem, run.params)._asdict()
+    except Refused:  # a start of 1e200 has no value
+        proof = {}
+    proved = ("value", "lower_bound", "gap", "grad_norm")
+    results = {"status": run.status, "steps": run.steps}
+    results |= {name: proof.get(name, math.nan) for name in proved}
+    last = _last(run)
     return results | {name: last[name] for name in ("nc1", "nc2", "nc3", "nc4", "accuracy")}
 
 
+def _plain(results: dict[str, Any]) -> dict[str, Any]:
+    """As JSON holds them: null for what is no finite number."""
+    return {
+        name: None if isinstance(x, float) and not math.isfinite(x) else x
+        for name, x in results.items()
+    }
+
+
 def _report_run(path: Path, as_json: bool) -> int:
-    results = record.load_run(path).manifest["results"]
+    results = stored.results(record.load_run(path).manifest, f"{path / 'manifest.json'}")
     show("Descent", results, tuple(results), as_json)
     return FAILED if results["status"] == "diverged" else 0

@@ -11,7 +11,8 @@ import numpy as np
 import tyro
 
 import ufm
-from ufm import hessian, reduction
+from ufm import hessian, reduction, storage
+from ufm.check import Refused
 from ufm.commands.files import FORMATS
 from ufm.commands.shared import show, stored_point
 from ufm.problem import Params, Problem
@@ -19,6 +20,7 @@ from ufm.spectra import orbit_dimension
 
 End = Literal["smallest", "largest"]
 ENDS: tuple[End, ...] = ("smallest", "largest")
+MARK = "drawn by ufm probe"  # in the metadata of a figure, by which it is known
 LABELS = {
     "polish": "polish",
     "verdict": "verdict",
@@ -71,6 +73,7 @@ class Probe:
     def act(self) -> int:
         """Print the evidence; draw if asked."""
         problem, params = stored_point(self.point, self.classes, self.ignore)
+        self._check_place()
         polished: dict[str, Any] = {}
         if self.polish:
             found = ufm.solve(problem, params, descend=False)
@@ -88,12 +91,23 @@ class Probe:
             print(f"drew {path}")
         return 0
 
+    def _stem(self) -> Path:
+        """Path of the figures, without suffix."""
+        name = self.point.stem if self.point.suffix in FORMATS else self.point.name
+        return self.figure or self.point.with_name(f"{name}_density")
+
+    def _check_place(self) -> None:
+        if self.density or self.figure:
+            stem = self._stem()
+            if not stem.name:
+                raise Refused(f"got --figure {stem}; allowed: a path that ends in a name")
+            for path in (stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")):
+                storage.check_replaceable(path, MARK.encode(), "a figure of ufm probe")
+
     def _draw(self, problem: Problem, params: Params) -> list[Path]:
         # matplotlib takes most of a second to import; no other command needs it.
         from ufm import plots
 
-        name = self.point.stem if self.point.suffix in FORMATS else self.point.name
-        beside = self.point.with_name(f"{name}_density")
         measured = hessian.density(problem, params, jax.random.key(0))
         with plots.style():
             canvas, axes = plots.figure("icml", 2.2)
@@ -102,7 +116,7 @@ class Probe:
             top = float(np.max(measured.density))
             ax.set(yscale="log", ylim=(1e-6 * top, 2 * top))
             ax.set(xlabel=r"eigenvalue of $\nabla^2 f$", ylabel="density")
-            return plots.save(canvas, self.figure or beside)
+            return plots.save(canvas, self._stem(), {"Author": MARK})
 
 
 def _evidence(problem: Problem, params: Params) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Report:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """what to report on, in this order"""
     out: Path = Path("report.html")
-    """the page to write; an earlier one is replaced"""
+    """the page to write, .html; an earlier page is replaced, any other file is left alone"""
     title: str = "The landscape of neural collapse"
     """title of the page"""
 
@@ -39,6 +39,9 @@ class Report:
             ) from None
         if not self.runs:
             raise Refused("got no run; allowed: one or more folders of runs")
+        if self.out.suffix not in (".html", ".htm"):
+            raise Refused(f"got --out {self.out}; allowed: a name that ends in .html")
+        storage.check_replaceable(self.out, report.MARK, "a page of ufm report")
         shown = [section for run in self.runs for section in sections.read(run)]
         text = report.page(shown, self.title)
         folder = self.out.absolute().parent

@@ -12,13 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ufm import record
+from ufm import record, stored
 from ufm.check import Refused, flag, shown
 from ufm.commands.files import arrays_of, is_file
 from ufm.features import columns, numbers
 from ufm.problem import Params, Problem, check_params
 
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+FAILED = 1
 # Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
 LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
 # What other commands leave in a folder, and what reads it.
@@ -78,19 +78,19 @@ def stored_point(
             "samples of a run are grouped by class"
         )
     refuse_others(path)
-    stored = record.load_run(path)
-    kind = stored.manifest["kind"]
-    if kind != "descend" or not {"W", "H", "b"} <= stored.arrays.keys():
+    found = record.load_run(path)
+    kind = found.manifest["kind"]
+    if kind != "descend" or not {"W", "H", "b"} <= found.arrays.keys():
         reader = "table" if kind == "sweep" else "report"
         hint = "If it was interrupted, give the command that began it again"
         raise Refused(
-            f"got {path}, a run of kind {kind!r} with status {stored.manifest['status']!r}; "
+            f"got {path}, a run of kind {kind!r} with status {found.manifest['status']!r}; "
             "allowed: a finished run of `ufm descend --out`. "
             + (hint if kind == "descend" else f"Read this one with `ufm {reader}`")
         )
-    fields = stored.manifest["config"]["model"]
-    model = Model(**fields | {"n": tuple(fields["n"])})
-    return model.problem(), Params(*(jnp.asarray(stored.arrays[name]) for name in "WHb"))
+    where = f"{path / 'manifest.json'}"
+    params = stored.point(found.manifest, found.arrays, where)
+    return stored.problem(found.manifest, where), Params(*map(jnp.asarray, params))
 
 
 def refuse_others(path: Path) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ufm import grid, sweeps
+from ufm.check import real
 from ufm.commands.table import print_json, print_table
 
 
@@ -36,6 +37,7 @@ class Sweep:
 
     def act(self) -> int:
         """Sweep with a progress bar and an estimate of the time left."""
+        memory = int(real("memory", self.memory, above=0, below=2**43) * 2**20)
         plan = grid.read(self.grid)
         total = len(plan.cells())
         bar = (
@@ -50,7 +52,7 @@ class Sweep:
                 done = share * total
                 progress.update(task, completed=done, done=int(done), description=doing)
 
-            columns = sweeps.sweep(plan, self.out, memory=int(self.memory * 2**20), report=report)
+            columns = sweeps.sweep(plan, self.out, memory=memory, report=report)
         if self.json:
             print_json(columns)
         else:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from ufm import storage, sweeps
-from ufm.check import Refused
+from ufm.check import Refused, integer
 from ufm.commands.shared import LOOK, refuse_others
 
 # Columns that differ within a sweep are shown beside these.
@@ -50,6 +51,8 @@ class Table:
 
     def act(self) -> int:
         """Read, sort, choose, print."""
+        if self.limit is not None:
+            integer("limit", self.limit, 1)
         refuse_others(self.run)
         columns, manifest = sweeps.load(self.run)
         if not columns:
@@ -61,7 +64,7 @@ class Table:
         order = np.argsort(columns[self.sort or "cell"], kind="stable")[: self.limit]
         columns = {name: x[order] for name, x in columns.items()}
         if self.csv is not None:
-            if self.csv.exists():
+            if os.path.lexists(self.csv):
                 raise Refused(f"got --csv {self.csv}, which exists; allowed: a new file")
             storage.write(self.csv.absolute().parent, self.csv.name, _csv(columns).encode())
             print(f"wrote {self.csv}: {len(order)} rows, {len(columns)} columns", file=sys.stderr)

@@ -1,9 +1,11 @@
 """`ufm verify`: the theory held against a grid of problems."""
 
+import contextlib
 import itertools
 import json
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ufm import atlas, census, check, record, theory, verification
+from ufm import atlas, census, check, record, storage, stored, theory, verification
+from ufm.check import Refused, integer
 from ufm.commands.shared import FAILED, LOOK
 from ufm.problem import Problem
 from ufm.verification import Cell
@@ -29,7 +32,9 @@ class Verify:
 
     For each cell: the closed-form minimiser and its certificate, its spectrum by two routes, a
     census of the critical points, each with a verdict, and escapes from saddles by gradient
-    descent. A cell is quick for K <= 5 (seconds once compiled) and grows fast with K.
+    descent. A cell is quick for K <= 5 (seconds once compiled) and grows fast with K. With --out
+    cells are kept one by one: killed or interrupted, the same command goes on with those that are
+    missing.
 
     Example: ufm verify --K 3 4 --d 4 6 --n 5 --lam 1e-3 1e-2 --out verified
     """
@@ -55,34 +60,66 @@ class Verify:
     seed: int = 0
     """seed of everything random"""
     out: Path | None = None
-    """folder for verify.json and verify.md, made if absent; earlier ones are replaced"""
+    """folder that keeps the cells: manifest.json; in the end verify.json and verify.md as well"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
     def act(self) -> int:
-        """Verify cell after cell with a progress bar; results are written after each."""
+        """Verify the cells that the folder lacks, with a progress bar; keep each as it ends."""
+        problems = self._problems()
+        with contextlib.nullcontext() if self.out is None else self._opened() as handle:
+            cells = [] if handle is None else _kept(handle)
+            if handle is not None and handle.status == "complete":
+                print(f"ufm: {handle.path} already holds these cells, finished", file=sys.stderr)
+            else:
+                self._compute(problems, cells, handle)
+                if handle is not None:
+                    record.close_run(handle, {}, _state(cells, len(problems)))
+        if handle is not None:
+            _write_tables(handle.path, cells)
+        if self.json:
+            print(json.dumps(_plain(cells), indent=2, ensure_ascii=False))
+        else:
+            _print(cells)
+        return FAILED if any(cell.violations for cell in cells) else 0
+
+    def _problems(self) -> list[Problem]:
+        """The problem of every cell, each inside the theorem."""
+        for name in ("K", "d", "n", "lam", "ratio"):
+            if not getattr(self, name):
+                raise Refused(f"got --{name} without a value; allowed: one or more numbers")
+        integer("escapes", self.escapes, 0)
         grid = itertools.product(self.K, self.d, self.n, self.lam, self.ratio)
         problems = [Problem(K, d, n, lam, lam * r, self.lam_b) for K, d, n, lam, r in grid]
         for problem in problems:
             theory.check_assumptions(problem)
             census.check(problem, self.starts, self.rounds)
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
+        return problems
+
+    def _opened(self) -> record.RunHandle:
+        config = asdict(self)
+        for name in ("out", "json", "seed"):
+            del config[name]
+        return record.open_run(str(self.out), "verify", config, seed=self.seed)
+
+    def _compute(
+        self, problems: list[Problem], cells: list[Cell], handle: record.RunHandle | None
+    ) -> None:
+        """Add the cells that are missing, in the order of the grid."""
         bar = (
             TextColumn("{task.description}"), BarColumn(),
             TextColumn("{task.completed}/{task.total} cells"), TimeElapsedColumn(),
             TimeRemainingColumn(),
         )  # fmt: skip
-        cells: list[Cell] = []
         with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("", total=len(problems))
-            for i, problem in enumerate(problems):
+            task = progress.add_task("", total=len(problems), completed=len(cells))
+            for i in range(len(cells), len(problems)):
 
-                def report(doing: str, label: str = _name_of(problem)) -> None:
+                def report(doing: str, label: str = _name_of(problems[i])) -> None:
                     progress.update(task, description=f"{label}: {doing}")
 
                 cell = verification.verify(
-                    problem,
+                    problems[i],
                     jax.random.fold_in(check.key(self.seed), i),
                     starts=self.starts,
                     rounds=self.rounds,
@@ -91,26 +128,32 @@ class Verify:
                 )
                 cells.append(cell)
                 progress.update(task, completed=i + 1)
-                self._write(cells, len(problems))
-        if self.json:
-            print(json.dumps(_plain(cells), indent=2, ensure_ascii=False))
-        else:
-            _print(cells)
-        return FAILED if any(cell.violations for cell in cells) else 0
+                if handle is not None:
+                    record.save_checkpoint(handle, {}, _state(cells, len(problems)))
 
-    def _write(self, cells: list[Cell], total: int) -> None:
-        if self.out is None:
-            return
-        text = {"cells": _plain(cells), "of": total} | record.session()
-        (self.out / "verify.json").write_text(
-            json.dumps(text, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        (self.out / "verify.md").write_text(markdown(cells) + "\n", encoding="utf-8")
+
+def _state(cells: list[Cell], total: int) -> dict[str, Any]:
+    return {"cells": _plain(cells), "of": total}
+
+
+def _kept(handle: record.RunHandle) -> list[Cell]:
+    """The cells that a run holds."""
+    manifest = record.load_latest(handle.path).manifest
+    return stored.verified(manifest, f"{handle.path / 'manifest.json'}")[0]
+
+
+def _write_tables(folder: Path, cells: list[Cell]) -> None:
+    """The finished cells for other programs and for people; what is there already stays."""
+    plain = json.dumps(_state(cells, len(cells)), indent=2, ensure_ascii=False)
+    for name, text in (("verify.json", plain), ("verify.md", markdown(cells))):
+        if not os.path.lexists(folder / name):
+            storage.write(folder, name, f"{text}\n".encode())
 
 
 def _plain(cells: list[Cell]) -> list[dict[str, Any]]:
+    """The cells as JSON holds them, NaN as null."""
     return [
-        cell._asdict()
+        {name: None if x != x else x for name, x in cell._asdict().items()}
         | {"problem": atlas.describe(cell.problem), "violations": list(cell.violations)}
         for cell in cells
     ]

@@ -1,0 +1,80 @@
+"""The commands, by the names that they are called by, and the parsing of a command line."""
+
+import contextlib
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from ufm.commands.census import Census
+from ufm.commands.certify import Certify
+from ufm.commands.descend import Descend
+from ufm.commands.measure import Measure
+from ufm.commands.probe import Probe
+from ufm.commands.report import Report
+from ufm.commands.sweep import Sweep
+from ufm.commands.table import Table
+from ufm.commands.theory import Theory
+from ufm.commands.verify import Verify
+
+Command = (
+    Annotated[Descend, tyro.conf.subcommand("descend")]
+    | Annotated[Theory, tyro.conf.subcommand("theory")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Census, tyro.conf.subcommand("census")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+KEEPERS = (Descend, Census, Sweep, Verify)  # with --out they go on where they were cut off
+
+
+def parsed(arguments: Sequence[str] | None) -> Any:
+    """The command that a command line asks for, ready to act; None takes that of the process.
+
+    Raises:
+        SystemExit: help was asked for, or tyro could not make sense of a word.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    asks = not {"-h", "--help"}.isdisjoint(words)
+    wrapped: Any = _Wrapped(sys.stdout)
+    with contextlib.redirect_stdout(wrapped) if asks else contextlib.nullcontext():
+        return tyro.cli(
+            Command,  # type: ignore[arg-type]
+            prog="ufm",
+            description="Simulator for the landscape of the unconstrained feature model of neural "
+            "collapse. Start with: ufm theory, ufm descend, ufm verify.",
+            args=arguments,
+        )
+
+
+class _Wrapped:
+    """A stream that breaks lines of prose between words, at the width of the terminal.
+
+    The options of a help text come broken already, in boxes; its prose, whose lines begin with a
+    letter, does not.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Hand on a text, its long lines broken."""
+        width = shutil.get_terminal_size().columns
+        broken = (
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+            if line[:1].isalpha() and len(line) > width
+            else line
+            for line in text.split("\n")
+        )
+        self._stream.write("\n".join(broken))
+        return len(text)
