@@ -462,7 +462,7 @@ def test_a_wide_tolerance_counts_what_lies_within_it_as_zero():
     problem, point, eigenvalues = critical("four-classes-plane")
     for tolerance in (1e-6, 1e-3, 3e-3, 1.0):
         found = hessian.inertia(problem, point, tolerance=tolerance)
-        assert found == (*counts(eigenvalues, 0.0, tolerance), tolerance, 0.0)
+        assert found[:5] == (*counts(eigenvalues, 0.0, tolerance), tolerance, 0.0)
 
 
 def test_a_tolerance_below_rounding_is_refused_as_undecided():

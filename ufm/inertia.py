@@ -46,6 +46,7 @@ class Inertia(NamedTuple):
     zero: those within the tolerance: not told from the shift, be they exactly equal or not.
     positive: those above shift + tolerance.
     tolerance, shift: in the units of ∇²f.
+    note: a warning where the tolerance hides eigenvalues as small as the decays, or nothing.
     """
 
     negative: int
@@ -53,6 +54,7 @@ class Inertia(NamedTuple):
     positive: int
     tolerance: float
     shift: float
+    note: str = ""
 
 
 def _packed_products(X: np.ndarray) -> np.ndarray:
@@ -134,11 +136,19 @@ def rounding(core: Core, sigma: float, poles: np.ndarray) -> float:
 
     gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides;
     below √(1024 ε)‖Ĝ‖ it is taken as that, the most that a tolerance can be asked to move away.
+
+    Below λ_H and λ_W the gap is λ_H − σ + λ_W − σ. Elimination errs by E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
+    which moves a zero of xᵀC(σ)x by E/(1 + ‖y‖²) only, y = A⁻¹Bᵀx its part in H; and where xᵀCx = 0
+    by cancellation of G, (λ_H − σ)‖y‖² ≥ (λ_W − σ)‖x‖².
     """
-    lengths = core.weights @ (np.sum(core.H**2, axis=0) + float(core.bias))
-    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + lengths) / (2 * core.N)
-    pairing = np.linalg.norm(core.G * np.sqrt(core.weights))
+    lam_W, lam_H, _ = core.decays
+    root = np.sqrt(core.weights)
+    features = np.linalg.norm(lifted(core) * root[:, None], 2)
+    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + features**2) / (2 * core.N)
+    pairing = np.linalg.norm(core.G * root, 2)
     gap = np.min(np.abs(poles - sigma), initial=np.inf)
+    if sigma < lam_H:
+        gap += max(lam_W - sigma, 0.0)
     gap = max(gap, 32 * np.sqrt(EPS) * pairing, np.finfo(float).tiny)
     return float(EPS * (size + abs(sigma) + pairing**2 / gap))
 
@@ -159,7 +169,9 @@ def inertia(
         problem: any problem, any class counts, with scalar decays.
         point: any point, upcast to float64.
         shift: σ in the units of ∇²f.
-        tolerance: τ > 0; None takes 1024 times the rounding errors.
+        tolerance: τ > 0; None takes 1024 times the rounding errors, below λ_H at most a quarter
+            of the way there unless that is less than 64 times these errors. Eigenvalues outside
+            the core, in closed form, then have the smaller errors of these forms.
 
     Raises:
         Refused: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
@@ -170,13 +182,7 @@ def inertia(
     core = reduce(problem, point)
     check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
     shift, lam_H = float(shift), core.decays[1]
-    poles = np.array([lam_H])
-    margin = 1024 * rounding(core, shift, poles) if tolerance is None else float(tolerance)
-    if shift + margin >= lam_H:
-        s, M = core.H.shape
-        poles = lam_H + feature_eigenvalues(core, np.arange(M)).ravel()
-        poles = np.append(poles, np.full(M * (s - core.rank), lam_H))
-        margin = 1024 * rounding(core, shift, poles) if tolerance is None else margin
+    margin, poles = _margin(core, shift, tolerance)
     edges = (shift - margin, shift + margin)
     needed = 32 * max(rounding(core, edge, poles) for edge in edges)
     if not margin >= needed:
@@ -185,14 +191,56 @@ def inertia(
             f"{needed:.3g}: eigenvalues this close to the shift are undecided. Raise the "
             f"tolerance, or move the shift away from lam_H={lam_H:.6g}"
         )
-    values, multiplicities = outside(core)
+    closed = _closed_margin(core, shift, margin) if tolerance is None else margin
+    values, multiplicities = (np.asarray(x) for x in outside(core))
     below = []
-    for edge in edges:
-        count = sum(m for v, m in zip(values, multiplicities, strict=True) if v < edge)
+    for edge, outer in zip(edges, (shift - closed, shift + closed), strict=True):
+        count = int(np.sum(multiplicities[values < outer]))
         count += int(np.sum(poles < edge)) if edge > lam_H else 0
         below.append(count + _negatives(complement(core, edge)))
     lower, upper = below
-    return Inertia(lower, upper - lower, problem.size - upper, margin, shift)
+    note = _note(core, shift, margin)
+    return Inertia(lower, upper - lower, problem.size - upper, margin, shift, note)
+
+
+def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, np.ndarray]:
+    """(τ, the eigenvalues of the H-block that it has to keep away from)."""
+    lam_H, poles = core.decays[1], np.array([core.decays[1]])
+    error = rounding(core, shift, poles)
+    if tolerance is not None:
+        margin = float(tolerance)
+    elif shift < lam_H:
+        margin = min(1024 * error, max(64 * error, (lam_H - shift) / 4))
+    else:
+        margin = 1024 * error
+    if shift + margin >= lam_H:
+        s, M = core.H.shape
+        poles = lam_H + feature_eigenvalues(core, np.arange(M)).ravel()
+        poles = np.append(poles, np.full(M * (s - core.rank), lam_H))
+        margin = 1024 * rounding(core, shift, poles) if tolerance is None else margin
+    return margin, poles
+
+
+def _closed_margin(core: Core, shift: float, margin: float) -> float:
+    """τ for the eigenvalues outside the core, whose only error is that of ‖Ĝ‖ and the decays.
+
+    Those of merged samples are λ_H and more; from there on they have the errors of the others.
+    """
+    lam_W, lam_H, _ = core.decays
+    pairing = float(np.linalg.norm(core.G * np.sqrt(core.weights), 2))
+    closed = 1024 * EPS * (max(lam_W, lam_H) + pairing + abs(shift))
+    return min(margin, closed) if shift + closed < lam_H else margin
+
+
+def _note(core: Core, shift: float, margin: float) -> str:
+    lam_W, lam_H, lam_b = core.decays
+    least = min(lam for lam in (lam_W, lam_H, lam_b if core.bias else 0.0, np.inf) if lam > 0)
+    if not abs(shift) <= margin or margin < least < np.inf:
+        return ""
+    return (
+        f"the tolerance {margin:.3g} exceeds the smallest decay {least:.3g}: eigenvalues of that "
+        "size count as zero"
+    )
 
 
 def inertia_of(spectrum: Spectrum, shift: float = 0.0, tolerance: float | None = None) -> Inertia:

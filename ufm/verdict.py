@@ -31,7 +31,7 @@ from ufm.stationarity import EPS, logit_rounding, on_the_host, stationarity
 
 Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
 
-BLIND = 1e-3  # uncertainty of a residual, in the terms that cancel, beyond which nothing is decided
+BLIND = 1e-2  # uncertainty of a residual, in the terms that cancel, beyond which nothing is decided
 SHARE = 1e-6  # of f*, by which a global minimiser may exceed it
 _CAUTION = 64  # times an estimated error is certain
 
@@ -154,7 +154,7 @@ def verdict(problem: Problem, point: Params) -> Verdict:
     """Decide what a point is, in this order, each step with its own proof.
 
     1. A share of the terms that cancel in ∇f is left over (`ufm.stationarity`): "not critical".
-       Rounding leaves more than 1e-3 of them uncertain: "undecided".
+       Rounding leaves more than 1e-2 of them uncertain: "undecided".
     2. ‖G‖₂ > μ, and a direction orthogonal to the row space: "strict saddle".
     3. certified gap f − f* within rounding and residual, and these within 1e-6 f*: "global
        minimiser".
