@@ -17,7 +17,7 @@ import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ufm import curvature, hessian, reduction, spectra, theory, verdict
+from ufm import curvature, hessian, reduction, spectra, stationarity, theory, verdict
 from ufm.problem import Params, Problem, objective
 
 # Products and dense matrices compile once a shape: few problems, one for each trait.
@@ -572,7 +572,7 @@ def test_index_and_spectrum_agree_with_dense_eigenvalues_on_3370_variables():
 def test_a_point_that_is_not_critical_is_refused_with_its_residual_and_the_remedy(probe):
     problem, point, _ = critical("four-classes-plane")
     moved = point._replace(W=point.W + 1e-4)
-    residual, _ = reduction.critical_residual(problem, moved)
+    residual = stationarity.stationarity(problem, moved).residual
     slope = laws.slope(problem, moved)
     length = np.sqrt(sum(float(jnp.sum(jnp.square(x))) for x in slope))
     np.testing.assert_allclose(residual, length, rtol=1e-12)

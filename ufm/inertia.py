@@ -131,26 +131,36 @@ def _negatives(C: np.ndarray) -> int:
     return int(np.sum(np.diagonal(factor)[singles] < 0)) + int(np.sum(~singles)) // 2
 
 
-def rounding(core: Core, sigma: float, poles: np.ndarray) -> float:
+class _Rounding(NamedTuple):
     """Size of the rounding errors of a count at σ: ε (‖∇²f‖ + |σ| + ‖Ĝ‖²/gap).
 
-    gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides;
-    below √(1024 ε)‖Ĝ‖ it is taken as that, the most that a tolerance can be asked to move away.
-
-    Below λ_H and λ_W the gap is λ_H − σ + λ_W − σ. Elimination errs by E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
+    gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides.
+    Below λ_H and λ_W it is λ_H − σ + λ_W − σ: elimination errs by E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
     which moves a zero of xᵀC(σ)x by E/(1 + ‖y‖²) only, y = A⁻¹Bᵀx its part in H; and where xᵀCx = 0
     by cancellation of G, (λ_H − σ)‖y‖² ≥ (λ_W − σ)‖x‖².
+
+    size: of ∇²f.  pairing: ‖Ĝ‖.  decays: λ_W and λ_H.
     """
-    lam_W, lam_H, _ = core.decays
-    root = np.sqrt(core.weights)
-    features = np.linalg.norm(lifted(core) * root[:, None], 2)
-    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + features**2) / (2 * core.N)
+
+    size: float
+    pairing: float
+    decays: tuple[float, float]
+
+    def at(self, sigma: float, poles: np.ndarray) -> float:
+        """The size of the errors at σ, with the eigenvalues of the H-block at poles."""
+        gap = float(np.min(np.abs(poles - sigma), initial=np.inf))
+        if sigma < self.decays[1]:
+            gap += max(self.decays[0] - sigma, 0.0)
+        coupled = self.pairing * min(self.pairing / gap, 1 / EPS) if gap > 0 else self.pairing / EPS
+        return float(EPS * (self.size + abs(sigma) + coupled))
+
+
+def _rounding(core: Core) -> _Rounding:
+    root, features = np.sqrt(core.weights), lifted(core) * np.sqrt(core.weights)[:, None]
+    moment = np.linalg.norm(features.T @ features, 2)
+    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + moment) / (2 * core.N)
     pairing = np.linalg.norm(core.G * root, 2)
-    gap = np.min(np.abs(poles - sigma), initial=np.inf)
-    if sigma < lam_H:
-        gap += max(lam_W - sigma, 0.0)
-    gap = max(gap, 32 * np.sqrt(EPS) * pairing, np.finfo(float).tiny)
-    return float(EPS * (size + abs(sigma) + pairing**2 / gap))
+    return _Rounding(float(size), float(pairing), core.decays[:2])
 
 
 def inertia(
@@ -170,8 +180,8 @@ def inertia(
         point: any point, upcast to float64.
         shift: σ in the units of ∇²f.
         tolerance: τ > 0; None takes 1024 times the rounding errors, below λ_H at most a quarter
-            of the way there unless that is less than 64 times these errors. Eigenvalues outside
-            the core, in closed form, then have the smaller errors of these forms.
+            of the way there, but no less than 64 times these errors. Eigenvalues outside the
+            core, in closed form, then have the smaller errors of these forms.
 
     Raises:
         Refused: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
@@ -182,9 +192,8 @@ def inertia(
     core = reduce(problem, point)
     check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
     shift, lam_H = float(shift), core.decays[1]
-    margin, poles = _margin(core, shift, tolerance)
+    margin, poles, needed = _margin(core, shift, tolerance)
     edges = (shift - margin, shift + margin)
-    needed = 32 * max(rounding(core, edge, poles) for edge in edges)
     if not margin >= needed:
         raise Refused(
             f"got tolerance={margin:.3g} at shift={shift:.6g}, where rounding alone needs "
@@ -203,22 +212,27 @@ def inertia(
     return Inertia(lower, upper - lower, problem.size - upper, margin, shift, note)
 
 
-def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, np.ndarray]:
-    """(τ, the eigenvalues of the H-block that it has to keep away from)."""
-    lam_H, poles = core.decays[1], np.array([core.decays[1]])
-    error = rounding(core, shift, poles)
-    if tolerance is not None:
-        margin = float(tolerance)
-    elif shift < lam_H:
-        margin = min(1024 * error, max(64 * error, (lam_H - shift) / 4))
-    else:
-        margin = 1024 * error
+def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, np.ndarray, float]:
+    """(τ, the eigenvalues of the H-block to keep away from, the least τ that rounding allows)."""
+    lam_H, error = core.decays[1], _rounding(core)
+    poles = np.array([lam_H])
+    margin = 1024 * error.at(shift, poles) if tolerance is None else float(tolerance)
+    if tolerance is None and shift < lam_H:
+        margin = min(margin, max(margin / 16, (lam_H - shift) / 4))
     if shift + margin >= lam_H:
         s, M = core.H.shape
         poles = lam_H + feature_eigenvalues(core, np.arange(M)).ravel()
         poles = np.append(poles, np.full(M * (s - core.rank), lam_H))
-        margin = 1024 * rounding(core, shift, poles) if tolerance is None else margin
-    return margin, poles
+        margin = 1024 * error.at(shift, poles) if tolerance is None else margin
+    if tolerance is None:  # at a pole itself the errors are infinite, a little beside it not
+        margin = min(margin, 64 * EPS**0.5 * (error.size + abs(shift) + error.pairing))
+
+    def needed() -> float:
+        return 32 * max(error.at(edge, poles) for edge in (shift - margin, shift + margin))
+
+    while tolerance is None and margin < needed():
+        margin *= 2
+    return margin, poles, needed()
 
 
 def _closed_margin(core: Core, shift: float, margin: float) -> float:
