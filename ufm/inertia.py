@@ -232,7 +232,7 @@ def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, n
 
     while tolerance is None and margin < needed():
         margin *= 2
-    return margin, poles, needed()
+    return float(margin), poles, needed()
 
 
 def _closed_margin(core: Core, shift: float, margin: float) -> float:

@@ -146,7 +146,8 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     """The point of the large problem, ‖∇f‖ and its scale there."""
     params = quotient.lift(problem, small, frame)
     G = model.data_gradient(problem, params)
-    residual = model.norm(model.gradient_from(problem, params, G))
+    slope = model.gradient_from(problem, params, G)
+    residual = newton.length(jnp.stack([newton.length(x) for x in slope]))
     return params, residual, newton.scale(problem, params, G)
 
 
