@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from ufm.check import Refused
+from ufm.check import Refused, real
 from ufm.problem import Params, Problem
 from ufm.reduction import (
     EPS,
@@ -93,8 +93,11 @@ def complement(core: Core, sigma: float) -> np.ndarray:
         h, g, weights = features[part], core.G[:, part].T, core.weights[part, None]
         S = curvatures(core.P[:, part]) / core.N
         B = S @ core.W[:, :r]
-        A_inverse = np.linalg.inv(core.W[:, :r].T @ B + (lam_H - sigma) * np.eye(r))
-        U = B @ A_inverse
+        A = core.W[:, :r].T @ B + (lam_H - sigma) * np.eye(r)
+        # Solved for, not multiplied: B A⁻¹ Bᵀ is of order 1 where A⁻¹ is as large as 1/λ_H.
+        units = np.broadcast_to(np.eye(r), A.shape)
+        solved = np.linalg.solve(A, np.concatenate([B.transpose(0, 2, 1), units], axis=2))
+        U, A_inverse = solved[:, :, :K].transpose(0, 2, 1), solved[:, :, K:]
         own += _packed_products(h).T @ (weights * _packed(S - U @ B.transpose(0, 2, 1)))
         pairs = (h[:, :, None] * g[:, None, :]).reshape(len(h), -1)
         mixed += (weights * U.reshape(len(h), -1)).T @ pairs
@@ -121,6 +124,10 @@ def _negatives(C: np.ndarray) -> int:
     """
     if C.shape[0] == 0:
         return 0
+    # DCD has the same inertia. With a diagonal near 1 the large entries of W, of size ‖G‖²/λ_H, do
+    # not round away the small ones of b. Powers of 2 are exact.
+    unit = np.exp2(-np.round(np.log2(np.maximum(np.abs(np.diagonal(C)), np.finfo(float).tiny)) / 2))
+    C = C * unit[:, None] * unit
     work, _ = scipy.linalg.lapack.dsytrf_lwork(C.shape[0], lower=1)
     # C is symmetric: its transpose is the same matrix in the order that LAPACK overwrites. On one
     # thread: its panels are many short calls, whose threads wait for each other (0.45 s at 3,250
@@ -137,7 +144,8 @@ class _Rounding(NamedTuple):
     gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides.
     Below λ_H and λ_W it is λ_H − σ + λ_W − σ: elimination errs by E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
     which moves a zero of xᵀC(σ)x by E/(1 + ‖y‖²) only, y = A⁻¹Bᵀx its part in H; and where xᵀCx = 0
-    by cancellation of G, (λ_H − σ)‖y‖² ≥ (λ_W − σ)‖x‖².
+    by cancellation of G, (λ_H − σ)‖y‖² ≥ (λ_W − σ)‖x‖². Where G has no part in x, E must be small
+    beside λ_W − σ for that.
 
     size: of ∇²f.  pairing: ‖Ĝ‖.  decays: λ_W and λ_H.
     """
@@ -149,8 +157,9 @@ class _Rounding(NamedTuple):
     def at(self, sigma: float, poles: np.ndarray) -> float:
         """The size of the errors at σ, with the eigenvalues of the H-block at poles."""
         gap = float(np.min(np.abs(poles - sigma), initial=np.inf))
-        if sigma < self.decays[1]:
-            gap += max(self.decays[0] - sigma, 0.0)
+        left = self.decays[0] - sigma
+        if sigma < self.decays[1] and 64 * EPS * self.pairing**2 <= gap * left:
+            gap += left
         coupled = self.pairing * min(self.pairing / gap, 1 / EPS) if gap > 0 else self.pairing / EPS
         return float(EPS * (self.size + abs(sigma) + coupled))
 
@@ -185,13 +194,16 @@ def inertia(
 
     Raises:
         Refused: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
-            eigenvalue of the H-block (from λ_H on); a complement beyond 2 GiB; wrong shapes or
-            entries that are not finite;
+            eigenvalue of the H-block (from λ_H on); a shift that is no finite number; a
+            complement beyond 2 GiB; wrong shapes, or entries that are not finite or beyond 1e150;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    shift = real("shift", shift)
+    if tolerance is not None:
+        tolerance = real("tolerance", tolerance, above=0, also="or None")
     core = reduce(problem, point)
     check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
-    shift, lam_H = float(shift), core.decays[1]
+    lam_H = core.decays[1]
     margin, poles, needed = _margin(core, shift, tolerance)
     edges = (shift - margin, shift + margin)
     if not margin >= needed:
@@ -216,7 +228,7 @@ def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, n
     """(τ, the eigenvalues of the H-block to keep away from, the least τ that rounding allows)."""
     lam_H, error = core.decays[1], _rounding(core)
     poles = np.array([lam_H])
-    margin = 1024 * error.at(shift, poles) if tolerance is None else float(tolerance)
+    margin = 1024 * error.at(shift, poles) if tolerance is None else tolerance
     if tolerance is None and shift < lam_H:
         margin = min(margin, max(margin / 16, (lam_H - shift) / 4))
     if shift + margin >= lam_H:

@@ -86,10 +86,8 @@ def on_the_host(problem: Problem, point: Params) -> Params:
     """
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, point))):
         raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
+    model.check_problem(problem)
     model.check_params(problem, point)
-    decays = (problem.lam_W, problem.lam_H, problem.lam_b)
-    if any(np.ndim(lam) for lam in decays):
-        raise Refused(f"got decays {decays}; allowed: one number each, a problem at a time")
     host = Params(*(np.asarray(x, np.float64) for x in point))
     if not all(np.all(np.isfinite(x)) for x in host):
         model.check_finite(point)

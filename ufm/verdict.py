@@ -24,7 +24,7 @@ from ufm import certificate, reduction
 from ufm.check import Refused
 from ufm.curvature import in_float64, product
 from ufm.inertia import Inertia
-from ufm.problem import Params, Problem
+from ufm.problem import Params, Problem, check_problem
 from ufm.reduction import Core
 from ufm.spectra import orbit_dimension
 from ufm.stationarity import EPS, logit_rounding, on_the_host, stationarity
@@ -175,6 +175,7 @@ def verdict(problem: Problem, point: Params) -> Verdict:
         Refused: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    check_problem(problem)
     if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
         raise Refused(
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
