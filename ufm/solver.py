@@ -118,8 +118,7 @@ def _compiled(f: Callable, many: bool) -> Callable:
 
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
-    if any(np.ndim(lam) for lam in (problem.lam_W, problem.lam_H, problem.lam_b)):
-        raise Refused("got array-valued decays; allowed: one problem at a time, many starts")
+    model.check_problem(problem)
     if not float(problem.lam_H) > 0:
         raise Refused(
             f"got lam_H={problem.lam_H}; allowed: > 0. Without it samples of a class need not "
