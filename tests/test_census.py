@@ -238,5 +238,5 @@ def test_what_no_census_can_be_taken_of_is_refused(problem, options, message):
 
 
 def test_arrays_of_decays_are_refused():
-    with pytest.raises(TypeError, match="one problem at a time"):
+    with pytest.raises(TypeError, match="a problem at a time"):
         census.census(Problem(3, 3, 2, np.array([1e-2, 2e-2]), 1e-2), jax.random.key(0))

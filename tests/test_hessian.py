@@ -17,7 +17,7 @@ import scipy.optimize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ufm import curvature, hessian, reduction, spectra, theory, verdict
+from ufm import curvature, hessian, reduction, spectra, stationarity, theory, verdict
 from ufm.problem import Params, Problem, objective
 
 # Products and dense matrices compile once a shape: few problems, one for each trait.
@@ -462,7 +462,7 @@ def test_a_wide_tolerance_counts_what_lies_within_it_as_zero():
     problem, point, eigenvalues = critical("four-classes-plane")
     for tolerance in (1e-6, 1e-3, 3e-3, 1.0):
         found = hessian.inertia(problem, point, tolerance=tolerance)
-        assert found == (*counts(eigenvalues, 0.0, tolerance), tolerance, 0.0)
+        assert found[:5] == (*counts(eigenvalues, 0.0, tolerance), tolerance, 0.0)
 
 
 def test_a_tolerance_below_rounding_is_refused_as_undecided():
@@ -572,7 +572,7 @@ def test_index_and_spectrum_agree_with_dense_eigenvalues_on_3370_variables():
 def test_a_point_that_is_not_critical_is_refused_with_its_residual_and_the_remedy(probe):
     problem, point, _ = critical("four-classes-plane")
     moved = point._replace(W=point.W + 1e-4)
-    residual, _ = reduction.critical_residual(problem, moved)
+    residual = stationarity.stationarity(problem, moved).residual
     slope = laws.slope(problem, moved)
     length = np.sqrt(sum(float(jnp.sum(jnp.square(x))) for x in slope))
     np.testing.assert_allclose(residual, length, rtol=1e-12)

@@ -41,6 +41,7 @@ FLOORS = (
         "quotient",
     },
     {"spectra", "loop", "newton"},
+    {"stationarity"},
     {"theory", "reduction", "descent", "solver"},
     {"inertia", "grid"},
     {"batches"},

@@ -232,5 +232,5 @@ def test_what_makes_no_sense_is_refused(change, message):
 
 def test_arrays_of_decays_are_refused():
     problem = Problem(4, 6, 5, np.array([1e-3, 2e-3]), 1e-3)
-    with pytest.raises(TypeError, match="one problem at a time"):
+    with pytest.raises(TypeError, match="a problem at a time"):
         solver.solve(problem, laws.random_params(problem))

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm import certificate, loop, newton, reduction
+from ufm import certificate, loop, newton
 from ufm import problem as model
 from ufm.check import Refused
 from ufm.curvature import dense, flatten, in_float64, unflatten
 from ufm.loop import Method, State, Status
 from ufm.problem import Params, Problem
+from ufm.stationarity import stationarity
 
 GAP_TOL, SGD_GAP_TOL = 1e-6, 1e-5  # nats; the noise of minibatches dies out slowly
 _EVERY = 50  # steps between two certificates
@@ -178,11 +179,11 @@ def unstable(problem: Problem, saddle: Params, key: Array) -> Unstable:
     Raises:
         Refused: if the point is not critical, or has no negative eigenvalue.
     """
-    residual, allowed = reduction.critical_residual(problem, saddle)
-    if not residual <= allowed:
+    found = stationarity(problem, saddle)
+    if not found.critical:
         raise Refused(
-            f"got a point with residual |grad f| = {residual:.3g}; a saddle needs <= "
-            f"{allowed:.3g}. Polish it with ufm.solve(problem, point, descend=False)"
+            f"got a point with {found.told()}; allowed: a saddle. Polish it with "
+            "ufm.solve(problem, point, descend=False)"
         )
     values, vectors = np.linalg.eigh(np.asarray(dense(problem, saddle)))
     size = max(-values[0], values[-1])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from ufm.check import Refused
+from ufm.check import Refused, real
 from ufm.problem import Params, Problem
 from ufm.reduction import (
     EPS,
@@ -46,6 +46,7 @@ class Inertia(NamedTuple):
     zero: those within the tolerance: not told from the shift, be they exactly equal or not.
     positive: those above shift + tolerance.
     tolerance, shift: in the units of ∇²f.
+    note: a warning where the tolerance hides eigenvalues as small as the decays, or nothing.
     """
 
     negative: int
@@ -53,6 +54,7 @@ class Inertia(NamedTuple):
     positive: int
     tolerance: float
     shift: float
+    note: str = ""
 
 
 def _packed_products(X: np.ndarray) -> np.ndarray:
@@ -91,8 +93,11 @@ def complement(core: Core, sigma: float) -> np.ndarray:
         h, g, weights = features[part], core.G[:, part].T, core.weights[part, None]
         S = curvatures(core.P[:, part]) / core.N
         B = S @ core.W[:, :r]
-        A_inverse = np.linalg.inv(core.W[:, :r].T @ B + (lam_H - sigma) * np.eye(r))
-        U = B @ A_inverse
+        A = core.W[:, :r].T @ B + (lam_H - sigma) * np.eye(r)
+        # Solved for, not multiplied: B A⁻¹ Bᵀ is of order 1 where A⁻¹ is as large as 1/λ_H.
+        units = np.broadcast_to(np.eye(r), A.shape)
+        solved = np.linalg.solve(A, np.concatenate([B.transpose(0, 2, 1), units], axis=2))
+        U, A_inverse = solved[:, :, :K].transpose(0, 2, 1), solved[:, :, K:]
         own += _packed_products(h).T @ (weights * _packed(S - U @ B.transpose(0, 2, 1)))
         pairs = (h[:, :, None] * g[:, None, :]).reshape(len(h), -1)
         mixed += (weights * U.reshape(len(h), -1)).T @ pairs
@@ -119,6 +124,10 @@ def _negatives(C: np.ndarray) -> int:
     """
     if C.shape[0] == 0:
         return 0
+    # DCD has the same inertia. With a diagonal near 1 the large entries of W, of size ‖G‖²/λ_H, do
+    # not round away the small ones of b. Powers of 2 are exact.
+    unit = np.exp2(-np.round(np.log2(np.maximum(np.abs(np.diagonal(C)), np.finfo(float).tiny)) / 2))
+    C = C * unit[:, None] * unit
     work, _ = scipy.linalg.lapack.dsytrf_lwork(C.shape[0], lower=1)
     # C is symmetric: its transpose is the same matrix in the order that LAPACK overwrites. On one
     # thread: its panels are many short calls, whose threads wait for each other (0.45 s at 3,250
@@ -129,18 +138,38 @@ def _negatives(C: np.ndarray) -> int:
     return int(np.sum(np.diagonal(factor)[singles] < 0)) + int(np.sum(~singles)) // 2
 
 
-def rounding(core: Core, sigma: float, poles: np.ndarray) -> float:
+class _Rounding(NamedTuple):
     """Size of the rounding errors of a count at σ: ε (‖∇²f‖ + |σ| + ‖Ĝ‖²/gap).
 
-    gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides;
-    below √(1024 ε)‖Ĝ‖ it is taken as that, the most that a tolerance can be asked to move away.
+    gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides.
+    Below λ_H and λ_W it is λ_H − σ + λ_W − σ: elimination errs by E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
+    which moves a zero of xᵀC(σ)x by E/(1 + ‖y‖²) only, y = A⁻¹Bᵀx its part in H; and where xᵀCx = 0
+    by cancellation of G, (λ_H − σ)‖y‖² ≥ (λ_W − σ)‖x‖². Where G has no part in x, E must be small
+    beside λ_W − σ for that.
+
+    size: of ∇²f.  pairing: ‖Ĝ‖.  decays: λ_W and λ_H.
     """
-    lengths = core.weights @ (np.sum(core.H**2, axis=0) + float(core.bias))
-    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + lengths) / (2 * core.N)
-    pairing = np.linalg.norm(core.G * np.sqrt(core.weights))
-    gap = np.min(np.abs(poles - sigma), initial=np.inf)
-    gap = max(gap, 32 * np.sqrt(EPS) * pairing, np.finfo(float).tiny)
-    return float(EPS * (size + abs(sigma) + pairing**2 / gap))
+
+    size: float
+    pairing: float
+    decays: tuple[float, float]
+
+    def at(self, sigma: float, poles: np.ndarray) -> float:
+        """The size of the errors at σ, with the eigenvalues of the H-block at poles."""
+        gap = float(np.min(np.abs(poles - sigma), initial=np.inf))
+        left = self.decays[0] - sigma
+        if sigma < self.decays[1] and 64 * EPS * self.pairing**2 <= gap * left:
+            gap += left
+        coupled = self.pairing * min(self.pairing / gap, 1 / EPS) if gap > 0 else self.pairing / EPS
+        return float(EPS * (self.size + abs(sigma) + coupled))
+
+
+def _rounding(core: Core) -> _Rounding:
+    root, features = np.sqrt(core.weights), lifted(core) * np.sqrt(core.weights)[:, None]
+    moment = np.linalg.norm(features.T @ features, 2)
+    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + moment) / (2 * core.N)
+    pairing = np.linalg.norm(core.G * root, 2)
+    return _Rounding(float(size), float(pairing), core.decays[:2])
 
 
 def inertia(
@@ -159,40 +188,85 @@ def inertia(
         problem: any problem, any class counts, with scalar decays.
         point: any point, upcast to float64.
         shift: σ in the units of ∇²f.
-        tolerance: τ > 0; None takes 1024 times the rounding errors.
+        tolerance: τ > 0; None takes 1024 times the rounding errors, below λ_H at most a quarter
+            of the way there, but no less than 64 times these errors. Eigenvalues outside the
+            core, in closed form, then have the smaller errors of these forms.
 
     Raises:
         Refused: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
-            eigenvalue of the H-block (from λ_H on); a complement beyond 2 GiB; wrong shapes or
-            entries that are not finite;
+            eigenvalue of the H-block (from λ_H on); a shift that is no finite number; a
+            complement beyond 2 GiB; wrong shapes, or entries that are not finite or beyond 1e150;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    shift = real("shift", shift)
+    if tolerance is not None:
+        tolerance = real("tolerance", tolerance, above=0, also="or None")
     core = reduce(problem, point)
     check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
-    shift, lam_H = float(shift), core.decays[1]
-    poles = np.array([lam_H])
-    margin = 1024 * rounding(core, shift, poles) if tolerance is None else float(tolerance)
-    if shift + margin >= lam_H:
-        s, M = core.H.shape
-        poles = lam_H + feature_eigenvalues(core, np.arange(M)).ravel()
-        poles = np.append(poles, np.full(M * (s - core.rank), lam_H))
-        margin = 1024 * rounding(core, shift, poles) if tolerance is None else margin
+    lam_H = core.decays[1]
+    margin, poles, needed = _margin(core, shift, tolerance)
     edges = (shift - margin, shift + margin)
-    needed = 32 * max(rounding(core, edge, poles) for edge in edges)
     if not margin >= needed:
         raise Refused(
             f"got tolerance={margin:.3g} at shift={shift:.6g}, where rounding alone needs "
             f"{needed:.3g}: eigenvalues this close to the shift are undecided. Raise the "
             f"tolerance, or move the shift away from lam_H={lam_H:.6g}"
         )
-    values, multiplicities = outside(core)
+    closed = _closed_margin(core, shift, margin) if tolerance is None else margin
+    values, multiplicities = (np.asarray(x) for x in outside(core))
     below = []
-    for edge in edges:
-        count = sum(m for v, m in zip(values, multiplicities, strict=True) if v < edge)
+    for edge, outer in zip(edges, (shift - closed, shift + closed), strict=True):
+        count = int(np.sum(multiplicities[values < outer]))
         count += int(np.sum(poles < edge)) if edge > lam_H else 0
         below.append(count + _negatives(complement(core, edge)))
     lower, upper = below
-    return Inertia(lower, upper - lower, problem.size - upper, margin, shift)
+    note = _note(core, shift, margin)
+    return Inertia(lower, upper - lower, problem.size - upper, margin, shift, note)
+
+
+def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, np.ndarray, float]:
+    """(τ, the eigenvalues of the H-block to keep away from, the least τ that rounding allows)."""
+    lam_H, error = core.decays[1], _rounding(core)
+    poles = np.array([lam_H])
+    margin = 1024 * error.at(shift, poles) if tolerance is None else tolerance
+    if tolerance is None and shift < lam_H:
+        margin = min(margin, max(margin / 16, (lam_H - shift) / 4))
+    if shift + margin >= lam_H:
+        s, M = core.H.shape
+        poles = lam_H + feature_eigenvalues(core, np.arange(M)).ravel()
+        poles = np.append(poles, np.full(M * (s - core.rank), lam_H))
+        margin = 1024 * error.at(shift, poles) if tolerance is None else margin
+    if tolerance is None:  # at a pole itself the errors are infinite, a little beside it not
+        margin = min(margin, 64 * EPS**0.5 * (error.size + abs(shift) + error.pairing))
+
+    def needed() -> float:
+        return 32 * max(error.at(edge, poles) for edge in (shift - margin, shift + margin))
+
+    while tolerance is None and margin < needed():
+        margin *= 2
+    return float(margin), poles, needed()
+
+
+def _closed_margin(core: Core, shift: float, margin: float) -> float:
+    """τ for the eigenvalues outside the core, whose only error is that of ‖Ĝ‖ and the decays.
+
+    Those of merged samples are λ_H and more; from there on they have the errors of the others.
+    """
+    lam_W, lam_H, _ = core.decays
+    pairing = float(np.linalg.norm(core.G * np.sqrt(core.weights), 2))
+    closed = 1024 * EPS * (max(lam_W, lam_H) + pairing + abs(shift))
+    return min(margin, closed) if shift + closed < lam_H else margin
+
+
+def _note(core: Core, shift: float, margin: float) -> str:
+    lam_W, lam_H, lam_b = core.decays
+    least = min(lam for lam in (lam_W, lam_H, lam_b if core.bias else 0.0, np.inf) if lam > 0)
+    if not abs(shift) <= margin or margin < least < np.inf:
+        return ""
+    return (
+        f"the tolerance {margin:.3g} exceeds the smallest decay {least:.3g}: eigenvalues of that "
+        "size count as zero"
+    )
 
 
 def inertia_of(spectrum: Spectrum, shift: float = 0.0, tolerance: float | None = None) -> Inertia:

@@ -27,6 +27,7 @@ from ufm.minres import minres
 from ufm.problem import Params, Problem
 
 DENSE_SIZE = 2500  # variables up to which a step factorises the matrix
+EPS = 2.0**-52
 TOLERANCE = 1e-14  # residual of a critical point, in units of `scale`
 # σ/‖∇²f‖ from below: rounding in the zero modes moves a point by at most 1e-16/1e-10 then, and
 # eigenvalues of 1e-5 ‖∇²f‖ still converge by five digits a step.
@@ -75,17 +76,25 @@ class _Loop(NamedTuple):
     residuals: Array
 
 
+def length(x: Array) -> Scalar:
+    """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 have one."""
+    largest = jnp.max(jnp.abs(x))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.linalg.norm(jnp.ravel(x / unit))
+
+
 def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖H‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
 
-    √N is left out without a bias. Rounding leaves a residual of about 1e-16 of it; unlike ‖∇f‖
-    alone, the ratio ‖∇f‖/scale is not small just because a point is near the origin.
+    Without a bias √N is ε√N: features so much shorter than at logits of order 1 are the origin,
+    whose ∇f is 0. Rounding leaves a residual of about 1e-16 of it; unlike ‖∇f‖ alone, the ratio
+    ‖∇f‖/scale is not small just because a point is near the origin.
     """
-    sizes = [jnp.sqrt(model.squared_norm(x)) for x in params]
+    sizes = [length(x) for x in params]
     lams = model.decays(problem, G.dtype)
-    pull = sizes[0] + sizes[1] + (problem.N**0.5 if problem.bias else 0.0)
+    pull = sizes[0] + sizes[1] + problem.N**0.5 * (1.0 if problem.bias else EPS)
     decay = sum(lam * size for lam, size in zip(lams, sizes, strict=True))
-    return pull * jnp.sqrt(model.squared_norm(G)) + decay
+    return pull * length(G) + decay
 
 
 def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
@@ -131,7 +140,7 @@ def step(problem: Problem, x: Float[Array, " size"], factor) -> Step:
 
 
 def _step(problem: Problem, x: Array, g: Array, factor) -> Array:
-    sigma = factor * jnp.linalg.norm(g) / (1 + jnp.linalg.norm(x))
+    sigma = factor * length(g) / (1 + length(x))
     one = _dense_step if problem.size <= DENSE_SIZE else _free_step
     return one(problem, x, g, sigma)
 
@@ -151,30 +160,30 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
     def judged(g, size, factor, steps):
         status = jnp.where(steps >= limit, Status.step_limit, Status.running)
         status = jnp.where(factor > _MOST, Status.stalled, status)
-        status = jnp.where(jnp.linalg.norm(g) <= TOLERANCE * size, Status.converged, status)
+        status = jnp.where(length(g) <= TOLERANCE * size, Status.converged, status)
         return status.astype(jnp.int32)
 
     def body(state: _Loop) -> _Loop:
-        residual = jnp.linalg.norm(state.g)
+        residual = length(state.g)
         s = _step(problem, state.x, state.g, state.factor)
         g, size = _slope(problem, state.x + s)
-        better = jnp.linalg.norm(g) < (1 - 1e-4) * residual  # False for NaN
+        better = length(g) < (1 - 1e-4) * residual  # False for NaN
         x, g = jnp.where(better, state.x + s, state.x), jnp.where(better, g, state.g)
         size = jnp.where(better, size, state.scale)
         factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
         steps = state.steps + 1
-        residuals = state.residuals.at[steps].set(jnp.linalg.norm(g), mode="drop")
-        length, status = jnp.linalg.norm(s), judged(g, size, factor, steps)
-        return _Loop(x, g, size, factor, length, steps, status, residuals)
+        residuals = state.residuals.at[steps].set(length(g), mode="drop")
+        distance, status = length(s), judged(g, size, factor, steps)
+        return _Loop(x, g, size, factor, distance, steps, status, residuals)
 
     x = flatten(problem, params)
     g, size = _slope(problem, x)
     none, factor = jnp.int32(0), jnp.ones((), x.dtype)
-    residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(jnp.linalg.norm(g))
-    length = jnp.zeros((), x.dtype)
-    first = _Loop(x, g, size, factor, length, none, judged(g, size, factor, none), residuals)
+    residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(length(g))
+    untried, status = jnp.zeros((), x.dtype), judged(g, size, factor, none)
+    first = _Loop(x, g, size, factor, untried, none, status, residuals)
     last = jax.lax.while_loop(lambda state: state.status == Status.running, body, first)
     return Polished(
-        unflatten(problem, last.x), jnp.linalg.norm(last.g), last.scale, last.newton_step,
+        unflatten(problem, last.x), length(last.g), last.scale, last.newton_step,
         last.steps, last.status, last.residuals,
     )  # fmt: skip

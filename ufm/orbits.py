@@ -69,6 +69,8 @@ def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     C = matmul(A, A.T)
     size = jnp.trace(C)
     C = C / jnp.where(size > 0, size, 1)
+    # In units of logits of order 1: small means small whatever λ_H/λ_W is.
+    size = size / (problem.N / problem.K * _unit(problem) ** 2)
     upper = C[np.triu_indices(problem.K, 1)]
     parts = [jnp.linalg.eigvalsh(C), jnp.diagonal(C), upper, jnp.sum(C**3, axis=0)]
     # The size itself, on a scale on which rounding at the origin does not count.
@@ -78,9 +80,14 @@ def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     return jnp.concatenate([head] + [jnp.where(size > 1e-16, jnp.sort(x), 0) for x in parts])
 
 
-def groups(W: np.ndarray) -> tuple[int, ...]:
-    """Sizes of the groups of equal rows of W, largest first."""
-    tolerance = 1e-6 * max(float(np.max(np.abs(W))), 1e-6)
+def _unit(problem: Problem):
+    """(λ_H N/λ_W)^¼ up to N^¼: the size of W at logits of order 1 and balanced decays."""
+    return (jnp.sqrt(problem.lam_H) / jnp.sqrt(problem.lam_W)) ** 0.5
+
+
+def groups(W: np.ndarray, unit: float = 1.0) -> tuple[int, ...]:
+    """Sizes of the groups of rows of W that are equal in a unit of its entries, largest first."""
+    tolerance = 1e-6 * max(float(np.max(np.abs(W))), 1e-6 * unit)
     left, sizes = list(range(len(W))), []
     while left:
         same = [k for k in left if np.max(np.abs(W[k] - W[left[0]])) <= tolerance]
@@ -105,8 +112,9 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     spectrum = reduction.spectrum(problem, quotient.lift(problem, small, frame))
     counts = inertia_of(spectrum)
     W, H = np.asarray(small.W), np.asarray(small.H)
-    sizes = np.linalg.svd(np.concatenate([W.T, H], axis=1), compute_uv=False)
-    # Entries are of order 1 but at the origin, where rounding has a rank but no meaning.
+    unit = float(_unit(problem))
+    sizes = np.linalg.svd(np.concatenate([W.T / unit, H * unit], axis=1), compute_uv=False)
+    # Of order 1 in these units but at the origin, where rounding has a rank but no meaning.
     rank = int(np.sum(sizes > 1e-8 * max(float(sizes[0]), 1.0)))
     lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
     sigma = found.spectral_ratio * float(problem.mu)
@@ -114,7 +122,7 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
         params=jax.tree.map(np.asarray, small),
         value=float(model.objective(mean_problem, means)),
         rank=rank,
-        groups=groups(W),
+        groups=groups(W, unit),
         morse_index=counts.negative,
         nullity=counts.zero,
         orbit_dimension=orbit_dimension(problem, rank),

@@ -17,15 +17,13 @@ Everything here is NumPy in float64 on the host, independent of JAX's configurat
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from ufm import problem as model
 from ufm.check import Refused
 from ufm.problem import Params, Problem
 from ufm.spectra import Spectrum, group
+from ufm.stationarity import EPS, on_the_host, probabilities, settled, stationarity
 
-EPS = np.finfo(np.float64).eps
 MATRIX_LIMIT = 2**31  # bytes of one square matrix: 16,384 rows
 SAMPLE_BLOCK = 256
 
@@ -33,7 +31,8 @@ SAMPLE_BLOCK = 256
 class Core(NamedTuple):
     """A point after merging equal samples and turning idle dimensions away, in NumPy float64.
 
-    W (K, s), H (s, M), P and G = (p − y)/N (K, M), weights (M,): samples merged in each column.
+    W (K, s), H (s, M), b (K,), P and G = (p − y)/N (K, M), weights (M,): samples merged in each
+    column.
     rank: the first `rank` of the s dimensions hold the rows of W; the others see only H.
     frame: (d, s), orthonormal; W frameᵀ and frame H are the point itself.
     idle: d − s.  owner: column of every sample, (N,).
@@ -41,6 +40,7 @@ class Core(NamedTuple):
 
     W: np.ndarray
     H: np.ndarray
+    b: np.ndarray
     P: np.ndarray
     G: np.ndarray
     weights: np.ndarray
@@ -66,16 +66,17 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
         Refused: wrong shapes or entries that are not finite;
             arrays that are not real floating, mixed dtypes, array-valued decays, tracers.
     """
-    W, H, b = _on_the_host(problem, point)
+    W, H, b = on_the_host(problem, point)
     spread = 64 * EPS * np.max(np.abs(H)) if spread is None else spread
     H, owner = _merge(problem, H, spread)
     labels = np.zeros(H.shape[1], np.int32)
     labels[owner] = problem.labels
-    P, R = _probabilities(W @ H + b[:, None], labels)
+    P, R = probabilities(W @ H + b[:, None], labels)
     frame, rank = _frame(W, H)
     return Core(
         W=W @ frame,
         H=frame.T @ H,
+        b=b,
         P=P,
         G=R / problem.N,
         weights=np.bincount(owner).astype(np.float64),
@@ -87,31 +88,6 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
         decays=(float(problem.lam_W), float(problem.lam_H), float(problem.lam_b)),
         bias=problem.bias,
     )
-
-
-def _on_the_host(problem: Problem, point: Params) -> tuple[np.ndarray, ...]:
-    """(W, H, b) in NumPy float64, b = 0 without a bias; refuses what cannot be counted."""
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, point))):
-        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
-    model.check_params(problem, point)
-    decays = (problem.lam_W, problem.lam_H, problem.lam_b)
-    if any(np.ndim(lam) for lam in decays):
-        raise Refused(f"got decays {decays}; allowed: one number each, a problem at a time")
-    host = Params(*(np.asarray(x, np.float64) for x in point))
-    if not all(np.all(np.isfinite(x)) for x in host):
-        model.check_finite(point)
-    return host.W, host.H, host.b if problem.bias else np.zeros_like(host.b)
-
-
-def _probabilities(Z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P = softmax(Z) and P − Y, every entry with its relative accuracy."""
-    powers, columns = np.exp(Z - np.max(Z, axis=0)), np.arange(len(labels))
-    total = powers.sum(axis=0)
-    P = powers / total
-    powers[labels, columns] = 0
-    R = powers / total
-    R[labels, columns] = -R.sum(axis=0)
-    return P, R
 
 
 def _merge(problem: Problem, H: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:
@@ -236,42 +212,26 @@ def check_memory(size: int, what: str, core: Core) -> None:
         )
 
 
-def critical_residual(problem: Problem, point: Params) -> tuple[float, float]:
-    """(‖∇f‖ in float64, the largest residual at which a point is taken for critical).
-
-    The bound is max(1e-8 min(λ_W, λ_H), 1e-13) max(1, ‖point‖): the gradient of a point that is
-    off by 1e-8 in relative terms along the stiffness of the decays alone. It asks for float64;
-    float32 alone leaves residuals of 1e-8 and more.
-    """
-    W, H, b = _on_the_host(problem, point)
-    G = _probabilities(W @ H + b[:, None], problem.labels)[1] / problem.N
-    slope = [G @ H.T + problem.lam_W * W, W.T @ G + problem.lam_H * H]
-    if problem.bias:
-        slope.append(G.sum(axis=1) + problem.lam_b * b)
-    residual = float(np.sqrt(sum(np.sum(np.square(x)) for x in slope)))
-    length = float(np.sqrt(sum(np.sum(np.square(x)) for x in (W, H, b))))
-    least = min(float(problem.lam_W), float(problem.lam_H))
-    return residual, max(1e-8 * least, 1e-13) * max(1.0, length)
-
-
 def critical_core(problem: Problem, point: Params) -> Core:
     """The core of a critical point, every class merged into its mean.
 
+    Beside the origin, closer than anything f can tell, it is that of the origin
+    (`stationarity.settled`).
+
     Raises:
-        Refused: if the point is not critical (see `critical_residual`), or its classes have
+        Refused: if the point is not critical (see `ufm.stationarity`), or its classes have
             not collapsed (possible at a critical point only if λ_H = 0).
     """
-    residual, allowed = critical_residual(problem, point)
-    if not residual <= allowed:
+    found = stationarity(problem, point)
+    if not found.critical:
         raise Refused(
-            f"got a point with residual |grad f| = {residual:.3g}; a critical point needs "
-            f"<= {allowed:.3g} in float64. Polish it with ufm.solve(problem, point), or use "
+            f"got a point with {found.told()}. Polish it with ufm.solve(problem, point), or use "
             "hessian.inertia, which counts at any point"
         )
     # At a critical point λ_H (h_i − mean) is bounded by the residual.
-    lam_H = float(problem.lam_H)
-    spread = 4 * residual / lam_H if lam_H > 0 else 0.0
-    core = reduce(problem, point, max(spread, 64 * EPS * float(np.max(np.abs(point.H)))))
+    lam_H, at = float(problem.lam_H), settled(problem, on_the_host(problem, point))
+    spread = 4 * found.residual / lam_H if lam_H > 0 else 0.0
+    core = reduce(problem, at, max(spread, 64 * EPS * float(np.max(np.abs(at.H)))))
     if len(core.weights) != problem.K:
         raise Refused(
             f"got a point with {len(core.weights)} distinct feature columns for K={problem.K} "

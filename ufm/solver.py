@@ -118,8 +118,7 @@ def _compiled(f: Callable, many: bool) -> Callable:
 
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
-    if any(np.ndim(lam) for lam in (problem.lam_W, problem.lam_H, problem.lam_b)):
-        raise Refused("got array-valued decays; allowed: one problem at a time, many starts")
+    model.check_problem(problem)
     if not float(problem.lam_H) > 0:
         raise Refused(
             f"got lam_H={problem.lam_H}; allowed: > 0. Without it samples of a class need not "
@@ -146,7 +145,8 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     """The point of the large problem, ‖∇f‖ and its scale there."""
     params = quotient.lift(problem, small, frame)
     G = model.data_gradient(problem, params)
-    residual = model.norm(model.gradient_from(problem, params, G))
+    slope = model.gradient_from(problem, params, G)
+    residual = newton.length(jnp.stack([newton.length(x) for x in slope]))
     return params, residual, newton.scale(problem, params, G)
 
 

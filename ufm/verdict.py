@@ -8,6 +8,9 @@ exceeds its dimension), the plane of (u aᵀ, 0) and (0, −a vᵀ) holds an exa
 
 so the point is a strict saddle (Zhu et al. 2021, arXiv 2105.02375, theorem 3.2). Without an
 orthogonal direction the smallest eigenvalue is computed, and the index counted.
+
+(W, H) ↦ (sW, H/s) turns the decays into one, μ, and leaves the signs of all eigenvalues (Sylvester)
+and all comparisons below as they are: nothing here depends on λ_H/λ_W.
 """
 
 from typing import Literal, NamedTuple
@@ -20,12 +23,17 @@ import scipy.linalg
 from ufm import certificate, reduction
 from ufm.check import Refused
 from ufm.curvature import in_float64, product
-from ufm.inertia import Inertia, inertia, rounding
-from ufm.problem import Params, Problem
+from ufm.inertia import Inertia
+from ufm.problem import Params, Problem, check_problem
 from ufm.reduction import Core
 from ufm.spectra import orbit_dimension
+from ufm.stationarity import EPS, logit_rounding, on_the_host, stationarity
 
 Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
+
+BLIND = 1e-2  # uncertainty of a residual, in the terms that cancel, beyond which nothing is decided
+SHARE = 1e-6  # of f*, by which a global minimiser may exceed it
+_CAUTION = 64  # times an estimated error is certain
 
 
 class Witness(NamedTuple):
@@ -50,7 +58,8 @@ class Verdict(NamedTuple):
     reason: one sentence with the numbers that decide.
     residual: ‖∇f‖.  gap: certified bound on f − f*.  spectral_ratio: ‖G‖₂/μ.
     curvature: Rayleigh quotient of the witness; NaN if the point is not critical.
-    inertia: counts of the Hessian's eigenvalues, where they were needed.
+    inertia: counts of the Hessian's eigenvalues, where they were needed; its tolerance is in the
+        units of ∇²f where λ_W = λ_H = μ.
     """
 
     kind: Kind
@@ -75,7 +84,10 @@ def witness(problem: Problem, point: Params) -> Witness:
         Refused: a point that is not critical, wrong shapes or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
-    core = reduction.critical_core(problem, point)
+    return _witness(problem, point, reduction.critical_core(problem, point))
+
+
+def _witness(problem: Problem, point: Params, core: Core) -> Witness:
     if core.idle:
         direction, predicted = _orthogonal_direction(core)
     else:
@@ -123,17 +135,37 @@ def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
     return direction, float(values[0])
 
 
+class _Doubt(NamedTuple):
+    """How far off the numbers of a point may be, from what its residual and rounding leave.
+
+    entries: relative error of the entries of G, and so of what the data term holds in place.
+    decayed: relative error of what only the decay holds in place, in logits.
+    """
+
+    entries: float
+    decayed: float
+
+    def of(self, size: float, mu: float) -> float:
+        """Error of a number `size` large beside which decay counts as μ."""
+        return _CAUTION * (self.entries * (size + mu) + self.decayed * mu)
+
+
 def verdict(problem: Problem, point: Params) -> Verdict:
     """Decide what a point is, in this order, each step with its own proof.
 
-    1. residual ‖∇f‖ above `reduction.critical_residual`: "not critical".
-    2. curvature along the witness below −τ: "strict saddle".
-    3. certified gap f − f* within rounding and residual: "global minimiser".
-    4. inertia: a negative eigenvalue makes a "strict saddle"; none, and a nullity equal to the
-       dimension of the symmetry orbit, a "local minimiser"; otherwise "undecided".
+    1. A share of the terms that cancel in ∇f is left over (`ufm.stationarity`): "not critical".
+       Rounding leaves more than 1e-2 of them uncertain: "undecided".
+    2. ‖G‖₂ > μ, and a direction orthogonal to the row space: "strict saddle".
+    3. certified gap f − f* within rounding and residual, and these within 1e-6 f*: "global
+       minimiser".
+    4. no such direction (r = d): eigenvalues of ∇²f off the symmetry orbit. A negative one makes a
+       "strict saddle"; only positive ones, a "local minimiser".
+    5. otherwise "undecided".
 
-    τ is 1024 times rounding plus residual/min(λ_W, λ_H), an estimate of how far the exact critical
-    point may be: what lies within it is left to the next step.
+    Every comparison in 2 to 4 leaves 64 times the error that is estimated: the relative rounding
+    of the entries of G, times the size of what is compared, and (1 + max|Z|) μ times the share of
+    ∇f that is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the
+    smallest λ, saddles whose G is of order 1 down to some 1e-11.
 
     Args:
         problem: any class counts, any d, λ_W, λ_H > 0.
@@ -143,34 +175,100 @@ def verdict(problem: Problem, point: Params) -> Verdict:
         Refused: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries;
             arrays that are not real floating, array-valued decays, traced values.
     """
-    least = min(float(problem.lam_W), float(problem.lam_H))
-    if not least > 0:
+    check_problem(problem)
+    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
         raise Refused(
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
             "without decay the infimum is not attained"
         )
-    proof = certificate.certify(problem, point)
-    residual, allowed = reduction.critical_residual(problem, point)
-    evidence = (residual, float(proof.gap), float(proof.spectral_ratio))
-    if not residual <= allowed:
-        reason = (
-            f"|grad f| = {residual:.3g} exceeds {allowed:.3g} in float64; polish the point with "
-            "ufm.solve"
-        )
+    proof, slope = certificate.certify(problem, point), stationarity(problem, point)
+    evidence = (slope.residual, float(proof.gap), float(proof.spectral_ratio))
+    if not slope.critical:
+        reason = f"{slope.told()}; polish the point with ufm.solve"
         return Verdict("not critical", reason, *evidence, float("nan"), None)
-    core, distance = reduction.critical_core(problem, point), residual / least
-    tolerance = 1024 * rounding(core, 0.0, np.array([core.decays[1]])) + distance
-    curvature = witness(problem, point).curvature
-    if curvature < -tolerance:
-        reason = f"an explicit direction has curvature {curvature:.6g} < -{tolerance:.3g}"
-        return Verdict("strict saddle", reason, *evidence, curvature, None)
-    slack = 16 * float(proof.resolution) + 16 * distance
-    if proof.gap <= slack:
-        reason = f"f exceeds the global minimum by at most {proof.gap:.3g} (slack {slack:.3g})"
-        return Verdict("global minimiser", reason, *evidence, curvature, None)
-    counts = inertia(problem, point, tolerance=tolerance)
-    kind, reason = from_counts(problem, core, counts)
+    core = reduction.critical_core(problem, point)
+    curvature = _witness(problem, point, core).curvature
+    if slope.uncertainty > BLIND:
+        reason = (
+            f"float64 leaves {slope.uncertainty:.3g} of the terms that cancel in grad f uncertain "
+            f"(more than {BLIND:g}): too small are the decays {core.decays} beside G"
+        )
+        return Verdict("undecided", reason, *evidence, curvature, None)
+    entries = logit_rounding(on_the_host(problem, point))
+    doubt = _Doubt(entries, entries / (2 * EPS) * slope.uncertainty)
+    kind, reason, counts = _decided(problem, core, proof, doubt, curvature)
     return Verdict(kind, reason, *evidence, curvature, counts)
+
+
+def _decided(
+    problem: Problem,
+    core: Core,
+    proof: certificate.Certificate,
+    doubt: _Doubt,
+    curvature: float,
+) -> tuple[Kind, str, Inertia | None]:
+    """Steps 2 to 5 of `verdict`: (kind, reason, counts)."""
+    lam_W, lam_H, lam_b = core.decays
+    mu = lam_W**0.5 * lam_H**0.5
+    sigma = float(np.linalg.norm(core.G * np.sqrt(core.weights), 2))
+    error = doubt.of(sigma, mu)
+    if core.idle and sigma - mu > error:
+        reason = (
+            f"an explicit direction has curvature {curvature:.6g}: |G|_2 = {sigma:.6g} exceeds "
+            f"mu = {mu:.6g} by more than {error:.3g}"
+        )
+        return "strict saddle", reason, None
+    gap, value = float(proof.gap), float(proof.value)
+    H = core.H * np.sqrt(core.weights)
+    held = lam_W * np.sum(core.W**2) + lam_H * np.sum(H**2) + lam_b * np.sum(core.b**2)
+    slack = 16 * float(proof.resolution) + doubt.of(mu, mu) / mu * float(held)
+    if gap <= slack <= SHARE * value:
+        reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
+        return "global minimiser", reason, None
+    if core.idle == 0:
+        counts = _off_the_orbit(problem, core, doubt)
+        return *from_counts(problem, core, counts), counts
+    return (
+        "undecided",
+        (
+            f"|G|_2 = {sigma:.6g} is within {error:.3g} of mu = {mu:.6g}, and the certified gap is "
+            f"{gap:.3g} of f = {value:.3g} (slack {slack:.3g}): the point is not known well enough"
+        ),
+        None,
+    )
+
+
+def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
+    """Signs of the eigenvalues of a core without idle dimensions, those of the orbit left out.
+
+    In the coordinates of μ. The tangents (W Aᵀ, A H), A antisymmetric, and 1 in b if λ_b = 0 are
+    known: c QQᵀ, Q an orthonormal basis of them, moves their zeros out of the way.
+    """
+    (K, s), M = core.W.shape, core.H.shape[1]
+    lam_W, lam_H, lam_b = core.decays
+    turn, mu = (lam_W / lam_H) ** 0.25, lam_W**0.5 * lam_H**0.5
+    core = core._replace(W=core.W * turn, H=core.H / turn, decays=(mu, mu, lam_b))
+    reduction.check_memory(K * (s + core.bias) + s * M, "core Hessian", core)
+    matrix, tangents = reduction.core_matrix(core), []
+    for a in range(s):
+        for b in range(a):
+            outer, inner = np.zeros((K, s + core.bias)), np.zeros((M, s))
+            outer[:, a], outer[:, b] = -core.W[:, b], core.W[:, a]
+            inner[:, a], inner[:, b] = -core.H[b], core.H[a]
+            inner *= np.sqrt(core.weights)[:, None]
+            tangents.append(np.concatenate([outer.ravel(), inner.ravel()]))
+    if core.bias and lam_b == 0:
+        outer = np.zeros((K, s + 1))
+        outer[:, s] = 1.0
+        tangents.append(np.concatenate([outer.ravel(), np.zeros(M * s)]))
+    size = float(np.max(np.sum(np.abs(matrix), axis=1)))
+    if tangents:
+        Q, _ = np.linalg.qr(np.stack(tangents, axis=1))
+        matrix = matrix + size * (Q @ Q.T)
+    values, error = np.linalg.eigvalsh(matrix), doubt.of(size, mu)
+    negative = int(np.sum(values < -error))
+    zero = len(tangents) + int(np.sum(np.abs(values) <= error))
+    return Inertia(negative, zero, problem.size - negative - zero, error, 0.0)
 
 
 def from_counts(problem: Problem, core: Core, counts: Inertia) -> tuple[Kind, str]:

@@ -35,6 +35,7 @@ LABELS = {
     "rank": "rank of [Wᵀ, H]",
     "positive": "eigenvalues above τ",
     "tolerance": "τ",
+    "note": "note",
 }
 
 
@@ -125,9 +126,8 @@ def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
     critical = verdict.kind != "not critical"
     core = (reduction.critical_core if critical else reduction.reduce)(problem, params)
     counts = verdict.inertia or hessian.inertia(problem, params)
-    off = verdict.residual / min(float(problem.lam_W), float(problem.lam_H))
-    if critical and counts.tolerance < off:
-        # Along the orbit of a critical point known to a residual the eigenvalues are of its size.
+    off = _along_the_orbit(core, verdict.residual)
+    if critical and not verdict.inertia and off > counts.tolerance:
         counts = hessian.inertia(problem, params, tolerance=counts.tolerance + off)
     certificate = ufm.certify(problem, params)
     rank = core.W.shape[1]
@@ -144,7 +144,18 @@ def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
         "rank": rank,
         "positive": counts.positive,
         "tolerance": counts.tolerance,
-    }
+    } | ({"note": counts.note} if counts.note else {})
+
+
+def _along_the_orbit(core: reduction.Core, residual: float) -> float:
+    """How far from 0 the eigenvalues of the orbit may be at a point known to a residual.
+
+    ∇²f (W Aᵀ, A H) = −(∇_W Aᵀ, A ∇_H) for antisymmetric A, and the tangent is at least as long as
+    the smallest singular value of [Wᵀ, H] times ‖A‖/√2.
+    """
+    columns = np.concatenate([core.W.T, core.H * np.sqrt(core.weights)], axis=1)
+    sizes = np.linalg.svd(columns, compute_uv=False)
+    return 2 * residual / float(sizes[-1]) if len(sizes) else 0.0
 
 
 def _pairs(problem: Problem, params: Params, k: int, end: End) -> list[dict[str, Any]]:
