@@ -46,7 +46,7 @@ def parsed(arguments: Sequence[str] | None) -> Any:
     wrapped: Any = _Wrapped(sys.stdout)
     with contextlib.redirect_stdout(wrapped) if asks else contextlib.nullcontext():
         return tyro.cli(
-            Command,  # type: ignore[arg-type]
+            Command,
             prog="ufm",
             description="Simulator for the landscape of the unconstrained feature model of neural "
             "collapse. Start with: ufm theory, ufm descend, ufm verify.",
