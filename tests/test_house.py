@@ -24,6 +24,7 @@ FLOORS = (
         "plots",
         "minres",
         "report",
+        "scaling",
     },
     {"problem", "lbfgs", "record", "interactive"},
     {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ufm import blocks, check, losses
+from ufm import blocks, check, losses, scaling
 from ufm.check import MOST, Refused
 
 BOUNDED = "since a negative decay leaves the objective unbounded below"
@@ -96,7 +96,8 @@ class Problem:
     @property
     def mu(self):
         """μ = √(λ_W λ_H), the weight of the nuclear norm ‖WH‖_* that the two decays amount to."""
-        return (self.lam_W * self.lam_H) ** 0.5
+        # Factor by factor: the product of two small decays would underflow.
+        return self.lam_W**0.5 * self.lam_H**0.5
 
     @property
     def size(self) -> int:
@@ -306,9 +307,20 @@ def decays(problem: Problem, dtype) -> Params:
 
 
 def decay(problem: Problem, params: Params) -> Scalar:
-    """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²."""
+    """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²; infinite only where it exceeds all numbers."""
     lams = decays(problem, params.W.dtype)
-    return sum(lam / 2 * squared_norm(x) for lam, x in zip(lams, params, strict=True))
+    return sum(_half_square(lam, x) for lam, x in zip(lams, params, strict=True))
+
+
+def _half_square(lam: Scalar, x: Array) -> Scalar:
+    """(λ/2)‖x‖² from squares of s x, s the power of two below √λ.
+
+    Such a square is as large as its share of the result: it over- or underflows only with it.
+    """
+    s = scaling.binade(jnp, jnp.sqrt(lam))
+    squares = squared_norm(s * x)
+    finite = jnp.minimum(squares, jnp.finfo(squares.dtype).max)  # λ = 0: 0, not 0·∞
+    return lam / (2 * s * s) * jnp.where(lam > 0, squares, finite)
 
 
 def objective(problem: Problem, params: Params) -> Scalar:
@@ -388,6 +400,7 @@ def squared_norm(x: Array) -> Scalar:
     return x
 
 
-def norm(tree: Params) -> Scalar:
-    """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent."""
-    return jnp.sqrt(sum(squared_norm(x) for x in tree))
+def norm(tree: Params | tuple[Array, ...]) -> Scalar:
+    """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent, of any size."""
+    s = scaling.binade(jnp, *tree)
+    return s * jnp.sqrt(sum(squared_norm(x / s) for x in tree))
