@@ -267,3 +267,19 @@ def regular_file(path: Path, allowed: str) -> Path:
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise Refused(f"got {path}, which is {kind}; allowed: {allowed}")
     return path
+
+
+def normal_decays(problem: Any) -> None:
+    """Refuse decays of a problem between 0 and the smallest normal number of float64.
+
+    Raises:
+        Refused: naming the decay. Traced values pass.
+    """
+    tiny = float(np.finfo(np.float64).tiny)
+    for name in ("lam_W", "lam_H", "lam_b"):
+        lam = getattr(problem, name)
+        if not traced(lam) and np.any((np.asarray(lam, float) > 0) & (np.asarray(lam) < tiny)):
+            raise Refused(
+                f"got {name}={shown(lam)}; allowed: 0, or at least {tiny:.4g}: JAX takes smaller "
+                "numbers for 0"
+            )
