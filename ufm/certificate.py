@@ -30,7 +30,9 @@ from ufm.problem import (
     Problem,
     check_finite,
     check_params,
+    check_precision,
     gradient,
+    in_float64,
     logits,
     matmul,
     norm,
@@ -225,18 +227,20 @@ def certify(problem: Problem, params: Params) -> Certificate:
 
     Raises:
         Refused: wrong shapes, or entries that are not finite;
-            arrays that are not real floating, or mixed dtypes; array-valued decays, or decays
+            arrays that are not real floating, or mixed dtypes; half precision under jit;
+            array-valued decays, or decays
             between 0 and the smallest normal number; a point at which f or ‖∇f‖ exceeds the
             largest one.
     """
     check_params(problem, params)
     if traced(problem, params):
+        check_precision(params)
         return _certificate(problem, params)
     one_problem(problem)
     check_finite(params)
     normal_decays(problem)
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        params = in_float64(params)
         certificate = Certificate(*map(float, _certificate_compiled(problem, params)))
     _check_range(certificate, params)
     return certificate

@@ -11,10 +11,10 @@ centred by the mean over samples: nc2_means, nc2_equinorm_means, nc2_equiangular
 nc3_duality and, with b = 0, nc4_mean_logit are zero for equal counts only.
 
 The measures take features of any network: nothing here knows the model. NumPy arrays are measured
-in NumPy at float64; JAX arrays in JAX at their own precision, also under jit. H and W are divided
-by powers of two first, so that no square of their entries over- or underflows. Sources: Papyan,
-Han and Donoho 2020; Zhu et al. 2021 (arXiv 2105.02375, section 5.1); class-distance normalised
-variance: Galanti, György and Hutter 2021 (arXiv 2112.15121).
+in NumPy at float64; JAX arrays in JAX at their own precision (half precisions at float32), also
+under jit. H and W are divided by powers of two first, so that no square of their entries over- or
+underflows. Sources: Papyan, Han and Donoho 2020; Zhu et al. 2021 (arXiv 2105.02375, section 5.1);
+class-distance normalised variance: Galanti, György and Hutter 2021 (arXiv 2112.15121).
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm import blocks
-from ufm.check import Refused
+from ufm.check import Refused, array_hint
 from ufm.scaling import binade
 
 
@@ -102,11 +102,19 @@ def collapse(W, H, b, labels) -> Collapse:
 
 
 def _floating(xp: ModuleType, name: str, x):
-    x = xp.asarray(x)
-    if not (xp.issubdtype(x.dtype, xp.floating) or xp.issubdtype(x.dtype, xp.integer)):
-        raise Refused(f"got {name} of dtype {x.dtype}; allowed: real numbers")
-    if xp is np or not xp.issubdtype(x.dtype, xp.floating):
+    """x as an array of NumPy in float64, or of JAX in its own precision but at least float32."""
+    given, x = x, x if isinstance(x, jax.Array) else _plain(name, x)
+    kinds = jnp.floating, jnp.integer
+    if isinstance(given, np.ma.MaskedArray) or not any(jnp.issubdtype(x.dtype, k) for k in kinds):
+        hint = array_hint(name, given)
+        raise Refused(f"got {name} of dtype {x.dtype}; allowed: an array of real numbers{hint}")
+    if xp is np or x.dtype.itemsize > 8 or not x.dtype.isnative:
+        x = x.astype(np.float64)
+    elif not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
+    elif x.dtype.itemsize < 4:
+        x = x.astype(np.float32)
+    x = xp.asarray(x)
     if not isinstance(x, jax.core.Tracer) and not bool(xp.all(xp.isfinite(x))):
         bad = int(xp.sum(~xp.isfinite(x)))
         raise Refused(
@@ -114,6 +122,17 @@ def _floating(xp: ModuleType, name: str, x):
             "Drop or repair the samples they come from"
         )
     return x
+
+
+def _plain(name: str, x: Any) -> np.ndarray:
+    """An array of NumPy, of anything that says how to make one."""
+    try:
+        return np.asarray(x)
+    except Exception as error:  # of whatever library x belongs to
+        raise Refused(
+            f"got {name} of type {type(x).__name__}, of which NumPy makes no array ({error}); "
+            f"allowed: an array of real numbers{array_hint(name, x)}"
+        ) from None
 
 
 def _class_index(W, H, b, labels) -> np.ndarray:

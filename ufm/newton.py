@@ -81,11 +81,11 @@ def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     √N is left out without a bias. Rounding leaves a residual of about 1e-16 of it; unlike ‖∇f‖
     alone, the ratio ‖∇f‖/scale is not small just because a point is near the origin.
     """
-    sizes = [model.norm((x,)) for x in params]
+    sizes = [jnp.sqrt(model.squared_norm(x)) for x in params]
     lams = model.decays(problem, G.dtype)
     pull = sizes[0] + sizes[1] + (problem.N**0.5 if problem.bias else 0.0)
     decay = sum(lam * size for lam, size in zip(lams, sizes, strict=True))
-    return pull * model.norm((G,)) + decay
+    return pull * jnp.sqrt(model.squared_norm(G)) + decay
 
 
 def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:

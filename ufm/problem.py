@@ -182,11 +182,11 @@ def check_params(problem: Problem, params: Params) -> None:
     K, d, N = problem.K, problem.d, problem.N
     dtypes = set()
     for name, value, shape in zip("WHb", params, ((K, d), (d, N), (K,)), strict=True):
-        if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
+        if not _is_floating(value):
             got = getattr(value, "dtype", type(value).__name__)
             raise Refused(
-                f"got {name} of {got}; allowed: a real floating array, for example "
-                f"jnp.asarray({name}, float)"
+                f"got {name} of {got}; allowed: a real floating array of NumPy or JAX"
+                f"{check.array_hint(name, value)}"
             )
         if value.shape != shape:
             raise Refused(
@@ -199,6 +199,37 @@ def check_params(problem: Problem, params: Params) -> None:
             f"got mixed dtypes {sorted(map(str, dtypes))} in params; cast W, H and b to one, for "
             "example with jax.tree.map(lambda x: x.astype(jnp.float64), params)"
         )
+
+
+def _is_floating(value: Any) -> bool:
+    if not isinstance(value, np.ndarray | jax.Array) or isinstance(value, np.ma.MaskedArray):
+        return False
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def check_precision(params: Params) -> None:
+    """Refuse params in a precision that nothing is computed in: LAPACK knows these two only.
+
+    Raises:
+        Refused: naming the dtype.
+    """
+    dtype = params.W.dtype
+    if dtype not in (np.float32, np.float64):
+        raise Refused(
+            f"got params in {dtype}; allowed: float32 or float64, the precision of what is "
+            "computed; cast them, for example with jax.tree.map(lambda x: "
+            "x.astype(numpy.float32), params)"
+        )
+
+
+def in_float64(params: Params) -> Params:
+    """The point in JAX arrays of float64, from floating arrays of any width and byte order."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(
+            np.asarray(x, np.float64) if isinstance(x, np.ndarray) else x, jnp.float64
+        ),
+        params,
+    )
 
 
 def check_point(problem: Problem, params: Params) -> None:
@@ -236,7 +267,8 @@ def check_finite(params: Params) -> None:
     for name, value in zip("WHb", params, strict=True):
         if isinstance(value, jax.core.Tracer):
             continue
-        bad = int(jnp.sum(~jnp.isfinite(value)))
+        xp = np if isinstance(value, np.ndarray) else jnp
+        bad = int(xp.sum(~xp.isfinite(value)))
         if bad:
             raise Refused(
                 f"got {bad} non-finite entries in {name} of shape {value.shape}; allowed: finite "
