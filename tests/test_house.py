@@ -26,6 +26,7 @@ FLOORS = (
         "storage",
         "minres",
         "claims",
+        "scaling",
     },
     {"problem", "lbfgs", "record", "plots", "report"},
     {

@@ -12,23 +12,27 @@ one. With p_i^α = (1−α) y_i + α p_i this gives
 
 for every width d and any class counts, tight at the global minimum wherever the convex problem
 has a solution of rank ≤ d (Zhu et al. 2021, proof of theorem 3.2, use the same convex problem).
-For λ_b = 0 the dual asks for A1 = 0, and G is moved there first; without a bias the last term is
-absent.
+For λ_b = 0 the dual asks for A1 = 0, and G is moved there first, as it is where λ_b is so small
+that the rounding of G1 would decide the last term; without a bias that term is absent.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from ufm import blocks, losses
+from ufm import blocks, losses, scaling
+from ufm.check import Refused, normal_decays, one_problem, traced
 from ufm.problem import (
     Params,
     Problem,
     check_finite,
     check_params,
+    check_precision,
     gradient,
+    in_float64,
     logits,
     matmul,
     norm,
@@ -44,8 +48,8 @@ class Certificate(NamedTuple):
     gap: value − lower_bound ≥ value − f* ≥ 0: the point is suboptimal by at most this much.
     grad_norm: ‖∇f‖.
     spectral_ratio: ‖G‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
-        where μ = 0 and G ≠ 0). For λ_b = 0 of the G whose mean column is removed, which at a
-        critical point is G itself.
+        where μ = 0 and G ≠ 0). For λ_b = 0 (or below ε min(μ, 1)) of the G whose mean column is
+        removed, which at a critical point is G itself.
     resolution: an estimate of the rounding errors in gap, not a bound by interval arithmetic; a
         gap below it cannot be told from 0.
     """
@@ -58,13 +62,27 @@ class Certificate(NamedTuple):
     resolution: Float[Array, ""] | float
 
 
+class Bound(NamedTuple):
+    """A lower bound on f, and what it was made of.
+
+    value: the bound, at least the trivial 0.
+    spectral_norm: ‖G‖₂, without `_penalised` of the G whose mean column is removed.
+    rounding: size of the rounding errors in the bound.
+    """
+
+    value: Float[Array, ""]
+    spectral_norm: Float[Array, ""]
+    rounding: Float[Array, ""]
+
+
 def _root(gram: Float[Array, "m m"]) -> Scalar:
-    """‖A‖₂, the largest singular value of A, from the Gram matrix A Aᵀ or Aᵀ A."""
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
+    """‖A‖₂, the largest singular value of A, from the Gram matrix A Aᵀ or Aᵀ A, of any size."""
+    s = scaling.binade(jnp, jnp.diagonal(gram))
+    return jnp.sqrt(s * jnp.maximum(jnp.linalg.eigvalsh(gram / s)[-1], 0))
 
 
 def _centring(problem: Problem, residual, H) -> tuple[Array, Scalar]:
-    """(mean column m, mixing weight s) that bring the dual variables to zero row sums, λ_b = 0.
+    """(mean column m, mixing weight s) that bring the dual variables to zero row sums.
 
     The mean column of R = P − Y is subtracted; where that makes a probability negative, all p_i
     are mixed with the class frequencies π, whose residual π − y_i has zero row sums too, just
@@ -85,8 +103,17 @@ def _centring(problem: Problem, residual, H) -> tuple[Array, Scalar]:
     return mean, jnp.maximum(-blocks.total(lowest, H, labels, K, jnp.minimum), 0)
 
 
+def _penalised(problem: Problem, dtype) -> Array:
+    """Whether b pays for G1 ≠ 0 by its decay: λ_b > ε min(μ, 1).
+
+    Below, A1 = 0 costs no more than rounding, (λ_b/2)‖b*‖² of f* ~ μ, and G1/λ_b is rounding.
+    """
+    mu = jnp.asarray(problem.mu, dtype)
+    return jnp.asarray(problem.lam_b, dtype) > jnp.finfo(dtype).eps * jnp.minimum(mu, 1)
+
+
 def _dual(problem: Problem, params: Params):
-    """Columns of the dual variables N A = P' − Y of a block of samples; P' = P where λ_b > 0."""
+    """Columns of the dual variables N A = P' − Y of a block of samples; P' = P if penalised."""
 
     def residual(H, labels):
         return losses.residual(logits(problem, params._replace(H=H)), labels)
@@ -96,7 +123,7 @@ def _dual(problem: Problem, params: Params):
     H, dtype = params.H, params.H.dtype
     pi = jnp.asarray(problem.counts / problem.N, dtype)[:, None]
     mean, shortfall = jax.lax.cond(
-        jnp.asarray(problem.lam_b, dtype) > 0,
+        _penalised(problem, dtype),
         lambda: (jnp.zeros(problem.K, dtype), jnp.zeros((), dtype)),
         lambda: _centring(problem, residual, H),
     )
@@ -111,42 +138,74 @@ def _dual(problem: Problem, params: Params):
     return centred
 
 
-def lower_bound(problem: Problem, params: Params) -> tuple[Scalar, Scalar]:
-    """The dual bound of the module's head from a point's G = (P − Y)/N, and ‖G‖₂. Traceable.
+def lower_bound(problem: Problem, params: Params) -> Bound:
+    """The dual bound of the module's head from a point's G = (P − Y)/N. Traceable.
 
-    Returns:
-        (bound, ‖G‖₂); for λ_b = 0 the norm is that of the centred G.
+    The entries of N G are at most 1. Multiplied by √(largest number)/2 their squares neither
+    overflow nor, down to the smallest normal number, vanish.
     """
     K, N, H, labels = problem.K, problem.N, params.H, problem.labels
-    dual = _dual(problem, params)
+    dual, info = _dual(problem, params), jnp.finfo(H.dtype)
+    scale = 2.0 ** (info.maxexp // 2 - 2)
 
     def moments(H, labels):
-        A = dual(H, labels) / N
+        A = dual(H, labels) * (scale / N)
         return (matmul(A, A.T) if K <= N else matmul(A.T, A)), jnp.sum(A, axis=1)
 
     # Beyond N classes the Gram matrix of the samples is the smaller one, and they stay together.
     gram, sums = blocks.total(moments, H, labels, K) if K <= N else moments(H, labels)
-    sigma, mu = _root(gram), jnp.asarray(problem.mu, H.dtype)
+    sigma, mu = _root(gram) / scale, jnp.asarray(problem.mu, H.dtype)
+    # Squares below the smallest normal number are lost, at most √(KN) of it in all.
+    safe = sigma + float(info.tiny) * (K * N) ** 0.5
+    alpha = jnp.where(safe > mu, mu / safe, 1)
     penalty = jnp.zeros((), H.dtype)
     if problem.bias:
-        lam_b = jnp.asarray(problem.lam_b, H.dtype)
-        squares = jnp.sum(jnp.square(sums))
-        penalty = jnp.where(lam_b > 0, squares / (2 * jnp.where(lam_b > 0, lam_b, 1)), 0)
-    alpha = jnp.where(sigma > mu, mu / jnp.where(sigma > 0, sigma, 1), 1)
+        penalised = _penalised(problem, H.dtype)
+        root = jnp.sqrt(jnp.where(penalised, jnp.asarray(problem.lam_b, H.dtype), 1))
+        slope = alpha * (jnp.sqrt(jnp.sum(jnp.square(sums))) / scale) / root
+        penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
 
     def entropy(H, labels):
         return -jnp.sum(losses.conjugate(alpha * dual(H, labels), labels))
 
-    return blocks.total(entropy, H, labels, K) / N - alpha**2 * penalty, sigma
+    entropies = blocks.total(entropy, H, labels, K) / N
+    value = entropies - penalty
+    rounding = jnp.where(value > 0, 8 * info.eps * (entropies + penalty), 0)
+    return Bound(jnp.maximum(value, 0), sigma, rounding)
+
+
+def _value_rounding(problem: Problem, params: Params) -> Scalar:
+    """What the rounding of the logits moves the mean cross-entropy by.
+
+    A logit is a sum of d products and a bias: it is known to δ = (2 + √d) ε (|W||h| + |b|). A
+    margin m then moves by at most 2δ, and its loss ℓ(m) = log(1 + e^{−m}) by at most 2δ, nor to
+    more than ℓ(m − 2δ), where ℓ(m − 2δ) − ℓ(m) ≤ (1 − p_y)(e^{2δ} − 1).
+    """
+    unit = (2 + problem.d**0.5) * jnp.finfo(params.H.dtype).eps
+    largest = params._replace(W=jnp.abs(params.W), b=jnp.abs(params.b))
+
+    def moved(H, labels):
+        twice = 2 * unit * jnp.max(logits(problem, largest._replace(H=jnp.abs(H))), axis=0)
+        m = losses.margins(logits(problem, params._replace(H=H)), labels)
+        small = jax.nn.sigmoid(-m) * jnp.expm1(jnp.minimum(twice, 1))
+        return jnp.sum(jnp.minimum(twice, jnp.where(twice < 1, small, jax.nn.softplus(twice - m))))
+
+    return blocks.total(moved, params.H, problem.labels, problem.K) / problem.N
 
 
 def _certificate(problem: Problem, params: Params) -> Certificate:
     value = objective(problem, params)
-    bound, sigma = lower_bound(problem, params)
+    bound, sigma, rounding = lower_bound(problem, params)
     grad_norm = norm(gradient(problem, params))
     mu = jnp.asarray(problem.mu, sigma.dtype)
     ratio = jnp.where(mu > 0, sigma / jnp.where(mu > 0, mu, 1), jnp.where(sigma > 0, jnp.inf, 0))
-    resolution = 16 * jnp.finfo(value.dtype).eps * (jnp.abs(value) + jnp.abs(bound))
+    info = jnp.finfo(value.dtype)
+    # Rounding may not lift the bound above the minimum, nor above f itself.
+    bound = jnp.minimum(jnp.maximum(bound - rounding, 0), value)
+    resolution = (
+        16 * info.eps * jnp.abs(value) + 2 * rounding + _value_rounding(problem, params)
+        + 16 * float(info.tiny)
+    )  # fmt: skip
     return Certificate(value, bound, value - bound, grad_norm, ratio, resolution)
 
 
@@ -157,7 +216,8 @@ def certify(problem: Problem, params: Params) -> Certificate:
     """Bound the suboptimality of any point, for any class counts, any d, with or without bias.
 
     Computed in float64 whatever the precision of params and of JAX's configuration, and returned
-    as Python floats. Under jit or vmap the precision is that of params, and fields are arrays.
+    as Python floats. Under jit or vmap the precision is that of params, and fields are arrays,
+    infinite or NaN where f exceeds the largest number.
 
     Args:
         problem: any problem; with λ_W λ_H = 0 the bound is the trivial 0.
@@ -168,12 +228,33 @@ def certify(problem: Problem, params: Params) -> Certificate:
 
     Raises:
         Refused: wrong shapes, or entries that are not finite;
-            arrays that are not real floating, or mixed dtypes.
+            arrays that are not real floating, or mixed dtypes; half precision under jit;
+            array-valued decays, or decays
+            between 0 and the smallest normal number; a point at which f or ‖∇f‖ exceeds the
+            largest one.
     """
     check_params(problem, params)
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, params))):
+    if traced(problem, params):
+        check_precision(params)
         return _certificate(problem, params)
+    one_problem(problem)
     check_finite(params)
+    normal_decays(problem)
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
-        return Certificate(*map(float, _certificate_compiled(problem, params)))
+        params = in_float64(params)
+        certificate = Certificate(*map(float, _certificate_compiled(problem, params)))
+    _check_range(certificate, params)
+    return certificate
+
+
+def _check_range(certificate: Certificate, params: Params) -> None:
+    for name, symbol in (("value", "f"), ("grad_norm", "|grad f|"), ("resolution", "a logit")):
+        if not math.isfinite(getattr(certificate, name)):
+            largest = ", ".join(
+                f"|{entry}| up to {float(jnp.max(jnp.abs(x))):.3g}"
+                for entry, x in zip("WHb", params, strict=True)
+            )
+            raise Refused(
+                f"got a point with {largest}, at which {symbol} exceeds the largest float64 "
+                "number; allowed: a point and decays for which it does not. Scale it down"
+            )

@@ -317,3 +317,32 @@ def decay(name: str, value: Any) -> Any:
             raise Refused(f"got {name} with the entry {bad[0]}; allowed: finite and >= 0")
         return value
     return real(name, value, least=0, also=BOUNDED)
+
+
+def normal_decays(problem: Any) -> None:
+    """Refuse decays of a problem between 0 and the smallest normal number of float64.
+
+    Raises:
+        Refused: naming the decay. Traced values pass.
+    """
+    tiny = float(np.finfo(np.float64).tiny)
+    for name in ("lam_W", "lam_H", "lam_b"):
+        lam = getattr(problem, name)
+        if not traced(lam) and np.any((np.asarray(lam, float) > 0) & (np.asarray(lam) < tiny)):
+            raise Refused(
+                f"got {name}={shown(lam)}; allowed: 0, or at least {tiny:.4g}: JAX takes smaller "
+                "numbers for 0"
+            )
+
+
+def array_hint(name: str, value: Any) -> str:
+    """How to make a plain floating array of something that is none, for a message."""
+    if isinstance(value, np.ma.MaskedArray):
+        return f". It is masked: fill it or drop the samples, as in {name}.filled(0.0)"
+    if callable(getattr(value, "toarray", None)):
+        return f". It is sparse: give {name}.toarray()"
+    if callable(getattr(value, "detach", None)):
+        return f". It is a tensor: give {name}.detach().cpu().double().numpy()"
+    if getattr(value, "dtype", None) is not None and getattr(value.dtype, "kind", "") == "V":
+        return ". NumPy's files do not keep bfloat16 and its kin: save the array as float32"
+    return f", for example numpy.asarray({name}, float)"

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm import problem as model
 from ufm.check import Refused
-from ufm.problem import Params, Problem, matmul
+from ufm.problem import Params, Problem, in_float64, matmul
 
 DENSE_LIMIT = 2**31  # bytes of the dense matrix: 16,384 variables
 _BLOCK_BYTES = 2**26  # working memory of one block of products
@@ -172,11 +172,6 @@ def unflatten(problem: Problem, vector: Float[Array, "... size"]) -> Params:
     H = vector[..., K * d : K * d + d * N].reshape(*batch, d, N)
     b = vector[..., K * d + d * N :] if problem.bias else jnp.zeros((*batch, K), vector.dtype)
     return Params(W, H, b)
-
-
-def in_float64(params: Params) -> Params:
-    """The same point in float64, on the same device; needs `jax.enable_x64(True)` around it."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
 
 def _traced(*trees) -> bool:

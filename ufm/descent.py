@@ -18,7 +18,7 @@ from ufm import check as door
 from ufm import lbfgs, leader, optimizers
 from ufm.check import Refused
 from ufm.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
-from ufm.problem import Params, Problem, check_memory, check_point, objective
+from ufm.problem import Params, Problem, check_memory, check_point, check_precision, objective
 from ufm.threads import lapack_on_one_thread
 
 # Capacity of a segment's history; one number, so that all segments run one program.
@@ -174,6 +174,7 @@ def check(
         Refused: with what was got, what is allowed and how to mend it.
     """
     check_point(problem, params)
+    check_precision(params)
     settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size)
     # State of the optimiser beside params, gradient and their update, in copies of the params.
     copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)

@@ -107,7 +107,7 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         return jnp.sum((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype))
 
     loss = objective(problem, params)
-    bound, _ = certificate.lower_bound(problem, params)
+    bound = certificate.lower_bound(problem, params).value
     collapse = metrics.measure(jnp, *params, labels)
     row = {
         "loss": loss,
@@ -116,7 +116,7 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
     }
     row |= {name: getattr(collapse, name) for name in ("nc1", "nc2", "nc3", "nc4")}
-    row |= {f"norm_{name}": jnp.linalg.norm(x) for name, x in zip("WHb", params, strict=True)}
+    row |= {f"norm_{name}": norm((x,)) for name, x in zip("WHb", params, strict=True)}
     return row
 
 

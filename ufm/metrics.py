@@ -4,10 +4,17 @@ With class means μ_k, global mean μ_G (over all samples), M = [μ_1 − μ_G �
 
     Σ_W = (1/N) Σ_i (h_i − μ_{y_i})(h_i − μ_{y_i})ᵀ,    Σ_B = (1/K) M Mᵀ.
 
-All are zero at perfect collapse. They take features of any network: nothing here knows the
-model. NumPy arrays are measured in NumPy at float64; JAX arrays in JAX at their own precision,
-also under jit. Sources: Papyan, Han and Donoho 2020; Zhu et al. 2021 (arXiv 2105.02375, section
-5.1); class-distance normalised variance: Galanti, György and Hutter 2021 (arXiv 2112.15121).
+Perfect collapse: features equal to their class means, which form a simplex ETF around their
+unweighted mean, and W proportional to the means less that mean. NC1, nc4 and the fields of W alone
+(nc2, nc2_centred, nc2_equinorm_W, nc2_equiangularity_W) are zero then for any class counts. M is
+centred by the mean over samples: nc2_means, nc2_equinorm_means, nc2_equiangularity_means, nc3,
+nc3_duality and, with b = 0, nc4_mean_logit are zero for equal counts only.
+
+The measures take features of any network: nothing here knows the model. NumPy arrays are measured
+in NumPy at float64; JAX arrays in JAX at their own precision (half precisions at float32), also
+under jit. H and W are divided by powers of two first, so that no square of their entries over- or
+underflows. Sources: Papyan, Han and Donoho 2020; Zhu et al. 2021 (arXiv 2105.02375, section 5.1);
+class-distance normalised variance: Galanti, György and Hutter 2021 (arXiv 2112.15121).
 """
 
 from functools import partial
@@ -21,10 +28,11 @@ import numpy as np
 from ufm import blocks
 from ufm.check import Refused
 from ufm.features import fit, numbers
+from ufm.scaling import binade
 
 
 class Collapse(NamedTuple):
-    """NC1–NC4 of one set of features. Each field is a scalar, 0 at perfect collapse.
+    """NC1–NC4 of one set of features, scalars that are 0 at perfect collapse of equal counts.
 
     nc1: tr(Σ_W Σ_B^†)/K (Papyan; Zhu). The pseudo-inverse comes from an SVD of M truncated at
         rank K−1. Infinite if M = 0 while Σ_W ≠ 0.
@@ -42,7 +50,8 @@ class Collapse(NamedTuple):
     nc3: ‖WM/‖WM‖_F − (I − 11ᵀ/K)/√(K−1)‖_F (Zhu).
     nc3_duality: ‖Wᵀ/‖W‖_F − M/‖M‖_F‖_F, W as it is; Papyan's figure 5 shows its square.
     nc4: share of samples whose argmax(Wh + b) is not the nearest class mean (Papyan, figure 7).
-    nc4_mean_logit: ‖Wμ_G + b‖, reported as NC4 by the code of Zhu et al.
+    nc4_mean_logit: ‖Wμ_G + b‖, reported as NC4 by the code of Zhu et al. The only field that
+        changes with the size of H; infinite where it exceeds the largest number of the precision.
 
     Where a normalisation divides by zero (W = 0, or M = 0 up to the rounding of H) the matrix
     itself stands for its direction, so that zero counts as "no geometry": nc2 = nc3 = 1 then, and
@@ -90,16 +99,19 @@ def collapse(W, H, b=None, labels=None, *, classes=None, ignore=None) -> Collaps
     chosen = fit(W, H, b, labels, classes, ignore)
     W, H, index = _floating(xp, "W", W), _floating(xp, "H", chosen.of(H)), chosen.rows
     b = xp.zeros(len(W), W.dtype) if b is None else _floating(xp, "b", b)
-    measured = _measure_compiled(W, H, b, index) if in_jax else measure(np, W, H, b, index)
-    return measured if in_jax else Collapse(*(float(x) for x in measured))
+    if in_jax:
+        return _measure_compiled(W, H, b, index)
+    with np.errstate(over="ignore"):  # of nc4_mean_logit, infinite then
+        return Collapse(*(float(x) for x in measure(np, W, H, b, index)))
 
 
 def _floating(xp: ModuleType, name: str, x):
-    x = xp.asarray(x)
-    if not (xp.issubdtype(x.dtype, xp.floating) or xp.issubdtype(x.dtype, xp.integer)):
-        raise Refused(f"got {name} of dtype {x.dtype}; allowed: real numbers")
-    if xp is np or not xp.issubdtype(x.dtype, xp.floating):
+    """x as an array of NumPy in float64, or of JAX in its own precision."""
+    if xp is np or not x.dtype.isnative:
+        x = x.astype(np.float64)
+    elif not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
+    x = xp.asarray(x)
     if not isinstance(x, jax.core.Tracer) and not bool(xp.all(xp.isfinite(x))):
         bad = int(xp.sum(~xp.isfinite(x)))
         raise Refused(
@@ -115,18 +127,20 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
     index (N,) holds the row of W that each sample belongs to, every class at least once.
     """
     K, N = W.shape[0], H.shape[1]
+    # In units of the largest entries; their logits in a unit common to WH and b.
+    unit, (W, V, c, exponent) = 1 / binade(xp, H), _units(xp, W, H, b)
     sums, spread = _over_classes(xp, K, index, H)
-    counts = sums(xp.ones((1, N), H.dtype))[0]
-    means = sums(H) / counts
+    counts = sums(xp.ones((1, N), H.dtype), 1)[0]
+    means = sums(H, unit) / counts
     mean = _product(xp, means, counts[:, None] / N)
     # Mean squared rounding of a feature: below it, class means coincide and variance is none.
-    floor = (8 * xp.finfo(H.dtype).eps) ** 2 * xp.sum(H**2) / N
+    floor = (8 * xp.finfo(H.dtype).eps) ** 2 * xp.sum((H * unit) ** 2) / N
     M = means - mean
     M = xp.where(xp.sum(M**2) > K * floor, M, 0)
-    deviations = H - spread(means)
-    variances = sums(xp.sum(deviations**2, axis=0)[None, :])[0] / counts
+    deviations = H * unit - spread(means)
+    variances = sums(xp.sum(deviations**2, axis=0)[None, :], 1)[0] / counts
     tr_W, tr_B = xp.sum(counts * variances) / N, xp.sum(M**2) / K
-    disagreements = partial(_disagreements, xp, W, b, M, mean)
+    disagreements = partial(_disagreements, xp, V, c, M, mean, unit)
     return Collapse(
         nc1=_nc1(xp, M, deviations, tr_W, floor),
         nc1_trace_ratio=_ratio(xp, tr_W, tr_B, floor),
@@ -141,7 +155,9 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
         nc3=_distance_to_etf(xp, _product(xp, W, M)),
         nc3_duality=xp.sqrt(xp.sum((_direction(xp, W).T - _direction(xp, M)) ** 2)),
         nc4=blocks.total(disagreements, H, index, K) / N,
-        nc4_mean_logit=xp.sqrt(xp.sum((_product(xp, W, mean)[:, 0] + b) ** 2)),
+        nc4_mean_logit=_times_power(
+            xp, xp.sqrt(xp.sum((_product(xp, V, mean)[:, 0] + c) ** 2)), exponent
+        ),
     )
 
 
@@ -151,12 +167,14 @@ _measure_compiled = jax.jit(partial(measure, jnp))
 def _over_classes(xp: ModuleType, K: int, index, H):
     """Two maps, (r, N) → (r, K) and back: the sums over each class, and a copy a sample.
 
+    The sums are those of A times a number, which keeps them within range.
+
     Known labels in K equal blocks, as those of a balanced problem, need a mere change of shape.
     """
     N = len(index)
     if isinstance(index, np.ndarray) and np.array_equal(index, np.repeat(np.arange(K), N // K)):
         return (
-            lambda A: xp.sum(A.reshape(len(A), K, N // K), axis=2),
+            lambda A, unit: xp.sum((A * unit).reshape(len(A), K, N // K), axis=2),
             lambda A: xp.repeat(A, N // K, axis=1),
         )
 
@@ -164,8 +182,8 @@ def _over_classes(xp: ModuleType, K: int, index, H):
     def one(index):
         return (xp.arange(K)[:, None] == index[None, :]).astype(H.dtype)
 
-    def sums(A):
-        return blocks.total(lambda A, index: _product(xp, A, one(index).T), A, index, K)
+    def sums(A, unit):
+        return blocks.total(lambda A, index: _product(xp, A, unit * one(index).T), A, index, K)
 
     def spread(A):
         return blocks.sweep(lambda _, index: ((), _product(xp, A, one(index))), H, index, K)[1]
@@ -256,9 +274,28 @@ def _equiangularity(xp: ModuleType, rows):
     return xp.sum(xp.where(xp.eye(K, dtype=bool), 0, deviations)) / (K * (K - 1))
 
 
-def _disagreements(xp: ModuleType, W, b, M, mean, H, _):
+def _units(xp: ModuleType, W, H, b):
+    """(W/s_W, V, c, e) with W h + b = 2^e (V h/s_H + c), s the binade, |V| and |c| below 2.
+
+    e is an integer of any size: logits beyond the largest number still have a largest one.
+    """
+    s_W, s_H = binade(xp, W), binade(xp, H)
+    e_W, e_H, e_b = (xp.frexp(s)[1] - 1 for s in (s_W, s_H, binade(xp, b)))
+    exponent = xp.where(xp.any(b != 0), xp.maximum(e_W + e_H, e_b), e_W + e_H)
+    W = W / s_W
+    V = W * _times_power(xp, xp.ones_like(s_W), e_W + e_H - exponent)
+    return W, V, _times_power(xp, b, -exponent), exponent
+
+
+def _times_power(xp: ModuleType, x, exponent):
+    """2^e x for any integer e, in two steps: 2^e alone may be out of range."""
+    half = exponent // 2
+    return xp.ldexp(xp.ldexp(x, half), exponent - half)
+
+
+def _disagreements(xp: ModuleType, V, c, M, mean, unit, H, _):
     """Number of samples whose predicted class is not that of the nearest class mean."""
-    predicted = first_largest(xp, _product(xp, W, H) + b[:, None])
+    predicted = first_largest(xp, _product(xp, V * unit, H) + c[:, None])
     # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation.
-    nearness = _product(xp, M.T, H - mean) - xp.sum(M**2, axis=0)[:, None] / 2
+    nearness = _product(xp, M.T, H * unit - mean) - xp.sum(M**2, axis=0)[:, None] / 2
     return xp.sum((predicted != first_largest(xp, nearness)).astype(H.dtype))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ufm import blocks, check, losses
+from ufm import blocks, check, losses, scaling
 from ufm.check import MOST, Refused
 from ufm.features import balanced, grouped
 
@@ -123,7 +123,8 @@ class Problem:
     @property
     def mu(self):
         """μ = √(λ_W λ_H), the weight of the nuclear norm ‖WH‖_* that the two decays amount to."""
-        return (self.lam_W * self.lam_H) ** 0.5
+        # Factor by factor: the product of two small decays would underflow.
+        return self.lam_W**0.5 * self.lam_H**0.5
 
     @property
     def size(self) -> int:
@@ -182,11 +183,11 @@ def check_params(problem: Problem, params: Params) -> None:
     K, d, N = problem.K, problem.d, problem.N
     dtypes = set()
     for name, value, shape in zip("WHb", params, ((K, d), (d, N), (K,)), strict=True):
-        if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
+        if not _is_floating(value):
             got = getattr(value, "dtype", type(value).__name__)
             raise Refused(
-                f"got {name} of {got}; allowed: a real floating array, for example "
-                f"jnp.asarray({name}, float)"
+                f"got {name} of {got}; allowed: a real floating array of NumPy or JAX"
+                f"{check.array_hint(name, value)}"
             )
         if value.shape != shape:
             raise Refused(
@@ -199,6 +200,37 @@ def check_params(problem: Problem, params: Params) -> None:
             f"got mixed dtypes {sorted(map(str, dtypes))} in params; cast W, H and b to one, for "
             "example with jax.tree.map(lambda x: x.astype(jnp.float64), params)"
         )
+
+
+def _is_floating(value: Any) -> bool:
+    if not isinstance(value, np.ndarray | jax.Array) or isinstance(value, np.ma.MaskedArray):
+        return False
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def check_precision(params: Params) -> None:
+    """Refuse params in a precision that nothing is computed in: LAPACK knows these two only.
+
+    Raises:
+        Refused: naming the dtype.
+    """
+    dtype = params.W.dtype
+    if dtype not in (np.float32, np.float64):
+        raise Refused(
+            f"got params in {dtype}; allowed: float32 or float64, the precision of what is "
+            "computed; cast them, for example with jax.tree.map(lambda x: "
+            "x.astype(numpy.float32), params)"
+        )
+
+
+def in_float64(params: Params) -> Params:
+    """The point in JAX arrays of float64, from floating arrays of any width and byte order."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(
+            np.asarray(x, np.float64) if isinstance(x, np.ndarray) else x, jnp.float64
+        ),
+        params,
+    )
 
 
 def check_point(problem: Problem, params: Params) -> None:
@@ -235,7 +267,8 @@ def check_finite(params: Params) -> None:
     for name, value in zip("WHb", params, strict=True):
         if isinstance(value, jax.core.Tracer):
             continue
-        bad = int(jnp.sum(~jnp.isfinite(value)))
+        xp = np if isinstance(value, np.ndarray) else jnp
+        bad = int(xp.sum(~xp.isfinite(value)))
         if bad:
             raise Refused(
                 f"got {bad} non-finite entries in {name} of shape {value.shape}; allowed: finite "
@@ -305,9 +338,21 @@ def decays(problem: Problem, dtype) -> Params:
 
 
 def decay(problem: Problem, params: Params) -> Scalar:
-    """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²."""
+    """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²; infinite only where it exceeds all numbers."""
     lams = decays(problem, params.W.dtype)
-    return sum(lam / 2 * squared_norm(x) for lam, x in zip(lams, params, strict=True))
+    W, H, b = (_half_square(lam, x) for lam, x in zip(lams, params, strict=True))
+    return W + H + b
+
+
+def _half_square(lam: Scalar, x: Array) -> Scalar:
+    """(λ/2)‖x‖² from squares of s x, s the power of two below √λ.
+
+    Such a square is as large as its share of the result: it over- or underflows only with it.
+    """
+    s = scaling.binade(jnp, jnp.sqrt(lam))
+    squares = squared_norm(s * x)
+    finite = jnp.minimum(squares, jnp.finfo(squares.dtype).max)  # λ = 0: 0, not 0·∞
+    return lam / (2 * s * s) * jnp.where(lam > 0, squares, finite)
 
 
 def objective(problem: Problem, params: Params) -> Scalar:
@@ -387,6 +432,7 @@ def squared_norm(x: Array) -> Scalar:
     return x
 
 
-def norm(tree: Params) -> Scalar:
-    """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent."""
-    return jnp.sqrt(sum(squared_norm(x) for x in tree))
+def norm(tree: Params | tuple[Array, ...]) -> Scalar:
+    """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent, of any size."""
+    s = scaling.binade(jnp, *tree)
+    return s * jnp.sqrt(sum(squared_norm(x / s) for x in tree))

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
@@ -83,7 +82,7 @@ def solve(
     _check(problem, params, steps, newton_steps)
     many = params.W.ndim == 3
     with jax.enable_x64(True), lapack_on_one_thread():
-        starts = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        starts = model.in_float64(params)
         at = _compiled(quotient.restrict, many)(problem, starts)
         small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
         if many:  # the problem is common to all starts: its decays come back once
@@ -146,7 +145,7 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     params = quotient.lift(problem, small, frame)
     G = model.data_gradient(problem, params)
     slope = model.gradient_from(problem, params, G)
-    residual = newton.length(jnp.stack([newton.length(x) for x in slope]))
+    residual = model.norm(slope)
     return params, residual, newton.scale(problem, params, G)
 
 

@@ -22,16 +22,27 @@ of a tangent are K×K matrices A (rows centred) and B (columns centred); the dat
 X = pA + qB + δb 1ᵀ, through (c/K)‖X‖² + cβ‖diag X‖²; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly
 centred parts. Both forms are equivariant under S_K. (The minimum itself: Zhu et al. 2021, arXiv
 2105.02375, theorem 3.1.) Nothing here imports a probe: agreement with `ufm.hessian` is evidence.
+
+Decays and hence eigenvalues may span hundreds of orders of magnitude, where float64 would lose the
+small ones beside the large. Everything is computed in decimals of `DIGITS` digits and rounded
+once, at the end.
 """
 
+import decimal
+import functools
+from decimal import Decimal
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ufm import minimum
-from ufm.check import Refused
+from ufm.check import Refused, normal_decays, real
 from ufm.problem import Problem
+
+# Of the quotient of any two float64 numbers, 1e±616, and 80 more.
+DIGITS = 700
+_Table = list[tuple[Decimal, int]]  # eigenvalues and multiplicities
 
 
 class Spectrum(NamedTuple):
@@ -84,28 +95,68 @@ def _scalar_decays(problem: Problem) -> tuple[float, float, float]:
     return tuple(float(lam) for lam in decays)  # type: ignore[return-value]
 
 
-def _pair(diagonal_W: float, diagonal_H: float, coupling: float) -> np.ndarray:
-    return np.linalg.eigvalsh([[diagonal_W, coupling], [coupling, diagonal_H]])
+def _exact(compute):
+    """Compute with decimals of `DIGITS` digits, once for each problem."""
+
+    @functools.lru_cache(maxsize=256)
+    def kept(*key):
+        with decimal.localcontext(decimal.Context(prec=DIGITS)):
+            return compute(Problem(*key))
+
+    def exact(problem: Problem) -> _Table:
+        decays = _scalar_decays(problem)
+        return kept(problem.K, problem.d, problem.n, *decays, problem.bias)
+
+    return exact
 
 
-def _standard_block(K, c, p, q, decays, bias: bool) -> np.ndarray:
+def _pair(trace: Decimal, determinant: Decimal) -> tuple[Decimal, Decimal]:
+    """Eigenvalues of a 2×2 matrix, the lower from the determinant: nothing cancels in it."""
+    upper = (trace + (trace * trace - 4 * determinant).sqrt()) / 2
+    return determinant / upper, upper
+
+
+def _eigenvalues(A: list[list[Decimal]]) -> list[Decimal]:
+    """Eigenvalues of a small symmetric matrix by Jacobi's rotations, to the last digits."""
+    size, A = len(A), [list(row) for row in A]
+    negligible = max(abs(x) for row in A for x in row) * Decimal(10) ** (10 - DIGITS)
+    pairs = [(i, j) for i in range(size) for j in range(i)]
+    while any(abs(A[i][j]) > negligible for i, j in pairs):
+        for i, j in pairs:
+            if not A[i][j]:
+                continue
+            theta = (A[j][j] - A[i][i]) / (2 * A[i][j])
+            t = (1 if theta >= 0 else -1) / (abs(theta) + (theta * theta + 1).sqrt())
+            c = 1 / (t * t + 1).sqrt()
+            for row in A:
+                row[i], row[j] = c * (row[i] - t * row[j]), c * (t * row[i] + row[j])
+            A[i], A[j] = (
+                [c * (x - t * y) for x, y in zip(A[i], A[j], strict=True)],
+                [c * (t * x + y) for x, y in zip(A[i], A[j], strict=True)],
+            )
+    return [A[i][i] for i in range(size)]
+
+
+def _standard_block(problem: Problem, c: Decimal, beta: Decimal, p2: Decimal, q2: Decimal):
     """Eigenvalues of the standard representation, without its λ_W.
 
     Coordinates: the doubly centred parts of W and H, whose X is x(diag u − …) with u ⊥ 1; the
     mean of H over samples, ψ; the bias, φ. Then X = x U + y 1ᵀ with x = pα + qγ and
     y = qψ/√K + φ, and the data term is (c/K)(x² + K y²) + cβ(√(1−2/K) x + y)².
     """
-    lam_W, lam_H, lam_b = decays
-    x, y = np.array([p, q, 0.0, 0.0]), np.array([0.0, 0.0, q / np.sqrt(K), 1.0])
-    diagonal = np.sqrt(1 - 2 / K) * x + y
-    data = c / K * np.outer(x, x) + c * np.outer(y, y)
-    block = data + c * (1 - K * c) * np.outer(diagonal, diagonal)
-    block += np.diag([lam_W, lam_H, lam_H, lam_b])
-    block[0, 1] -= np.sqrt(lam_W) * np.sqrt(lam_H)
-    block[1, 0] = block[0, 1]
+    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
+    K, zero, p, q = Decimal(problem.K), Decimal(0), p2.sqrt(), q2.sqrt()
+    x, y = [p, q, zero, zero], [zero, zero, q / K.sqrt(), Decimal(1)]
+    diagonal = [(1 - 2 / K).sqrt() * a + b for a, b in zip(x, y, strict=True)]
+    # λ_W α² − 2μαγ + λ_H γ² as a square too.
+    decay = [lam_W.sqrt(), -lam_H.sqrt(), zero, zero]
+    terms = (c / K, x), (c, y), (c * beta, diagonal), (Decimal(1), decay)
+    block = [[sum((w * v[i] * v[j] for w, v in terms), zero) for j in range(4)] for i in range(4)]
+    block[2][2] += lam_H
+    block[3][3] += lam_b
     # K = 2 has no doubly centred part of this kind.
-    keep = np.array([K > 2, K > 2, True, bias])
-    return np.linalg.eigvalsh(block[np.ix_(keep, keep)])
+    kept = [i for i in range(4) if (i > 1 or problem.K > 2) and (i < 3 or problem.bias)]
+    return _eigenvalues([[block[i][j] for j in kept] for i in kept])
 
 
 def hessian_spectrum(problem: Problem) -> Spectrum:
@@ -123,39 +174,50 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
 
     Raises:
         Refused: outside the theorem's assumptions;
-            decays that are arrays.
+            decays that are arrays; an eigenvalue beyond the range of float64.
     """
-    decays = lam_W, lam_H, lam_b = _scalar_decays(problem)
+    _scalar_decays(problem)
+    minimum.check_assumptions(problem)
+    return _rounded(_minimum_table(problem))
+
+
+@_exact
+def _minimum_table(problem: Problem) -> _Table:
     if minimum.is_collapsed(problem):
-        return origin_spectrum(problem)
+        return _origin_table(problem)
     K, d, n = problem.K, problem.d, int(problem.counts[0])
-    c, t = float(minimum.wrong_probability(problem)), float(minimum.margin(problem))
-    ratio, mu = np.sqrt(lam_W / lam_H), np.sqrt(lam_W) * np.sqrt(lam_H)
-    p, q = np.sqrt(t / np.sqrt(n) * ratio), np.sqrt(t / np.sqrt(n) / ratio)
+    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
+    mu, exact = (
+        (lam_W * lam_H).sqrt(),
+        minimum.below_threshold(problem, problem.lam_W, problem.lam_H),
+    )
+    c = Decimal(n).sqrt() * mu
+    beta = Decimal(exact.numerator) / Decimal(exact.denominator) / (1 + K * c)
+    t = (1 + beta / c).ln()
+    p2, q2 = t * mu / (lam_H * Decimal(n).sqrt()), t * mu / (lam_W * Decimal(n).sqrt())
 
-    def pair(kappa, sign):
-        return _pair(lam_W + kappa * p**2, lam_H + kappa * q**2, kappa * p * q + sign * mu)
+    def pair(kappa):  # of the block with −, whose determinant is 4κ(pq)μ
+        return _pair(lam_W + lam_H + kappa * (p2 + q2), 4 * kappa * t / Decimal(n).sqrt() * mu)
 
-    lifted = lam_W + lam_H + c / K * (p**2 + q**2)
-    standard = _standard_block(K, c, p, q, decays, problem.bias)
+    lifted = lam_W + lam_H + c / K * (p2 + q2)
+    standard = _standard_block(problem, c, beta, p2, q2)
     antisymmetric, orthogonal = (K - 1) * (K - 2) // 2, d - K + 1
-    table = [
-        *((value, 1) for value in pair(c / K * (1 + (K - 1) * (1 - K * c)), -1)),
-        *((value, max(K * (K - 3) // 2, 0)) for value in pair(c / K, -1)),
-        (0.0, antisymmetric),
+    return [
+        *((value, 1) for value in pair(c / K * (1 + (K - 1) * beta))),
+        *((value, max(K * (K - 3) // 2, 0)) for value in pair(c / K)),
+        (Decimal(0), antisymmetric),
         (lifted, antisymmetric),
         *((value, K - 1) for value in standard),
         (lam_W, K - 1),
         (lam_b, int(problem.bias)),
-        (lam_H + q**2 * c / K, K * (K - 2) * (n - 1)),
-        (lam_H + q**2 * c * (1 - (K - 1) * c), K * (n - 1)),
+        (lam_H + q2 * c / K, K * (K - 2) * (n - 1)),
+        (lam_H + q2 * c * (c + beta), K * (n - 1)),
         (lam_H, K * orthogonal * (n - 1)),
-        (0.0, (K - 1) * orthogonal),
+        (Decimal(0), (K - 1) * orthogonal),
         (lam_W + lam_H, (K - 1) * orthogonal),
         (lam_W, orthogonal),
         (lam_H, orthogonal),
     ]
-    return _merged(table)
 
 
 def origin_spectrum(problem: Problem) -> Spectrum:
@@ -170,45 +232,65 @@ def origin_spectrum(problem: Problem) -> Spectrum:
         Refused: unequal class counts (the origin is then no critical point in b);
             decays that are arrays.
     """
-    lam_W, lam_H, lam_b = _scalar_decays(problem)
+    _scalar_decays(problem)
+    normal_decays(problem)
     if not problem.balanced:
         raise Refused(
             f"got unequal class counts n={problem.n}: the closed form at the origin assumes "
             "balanced classes; use ufm.hessian.spectrum at the critical point itself"
         )
+    return _rounded(_origin_table(problem))
+
+
+@_exact
+def _origin_table(problem: Problem) -> _Table:
+    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
     K, d, N = problem.K, problem.d, problem.N
-    s = 1 / np.sqrt(float(K * N))
-    upper = (lam_W + lam_H) / 2 + np.hypot((lam_W - lam_H) / 2, s)
-    # The product of the two is λ_W λ_H − s²: no cancellation near the threshold.
-    mu = np.sqrt(lam_W) * np.sqrt(lam_H)
-    lower = (mu - s) * (mu + s) / upper
+    exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
+    # λ_W λ_H − 1/(K² n): exactly 0 at the threshold.
+    determinant = -Decimal(exact.numerator) / Decimal(exact.denominator) / (K * N)
+    lower, upper = _pair(lam_W + lam_H, determinant)
     bias = int(problem.bias)
-    table = [
+    return [
         (lower, d * (K - 1)),
         (upper, d * (K - 1)),
         (lam_W, d),
         (lam_H, d * (N - K + 1)),
         (lam_b, bias),
-        (lam_b + 1 / K, bias * (K - 1)),
+        (lam_b + 1 / Decimal(K), bias * (K - 1)),
     ]
-    return _merged(table)
 
 
-def _merged(table) -> Spectrum:
-    values, multiplicities = zip(*table, strict=True)
-    rounding = 8 * np.finfo(np.float64).eps * max(map(abs, values))
-    return group(values, multiplicities, rounding)
+def _double(value: Decimal) -> float:
+    """The nearest float64.
+
+    Raises:
+        Refused: it would be infinite, or 0 for another number, or lose digits below 2.2e-308.
+    """
+    result = float(value)
+    if value and not float(np.finfo(np.float64).tiny) <= abs(result) < np.inf:
+        raise Refused(
+            f"got decays at which a result is {value:.3g}, beyond float64; allowed: decays that "
+            "are closer to one another"
+        )
+    return result
 
 
-def _range_off_the_orbit(problem: Problem) -> tuple[float, float]:
+def _rounded(table: _Table) -> Spectrum:
+    values, multiplicities = zip(*((_double(v), m) for v, m in table if m), strict=True)
+    return group(values, multiplicities)
+
+
+def _range_off_the_orbit(problem: Problem) -> tuple[Decimal, Decimal]:
     """Smallest and largest eigenvalue at the global minimum, those of the orbit left out."""
-    values, multiplicities = hessian_spectrum(problem)
+    _scalar_decays(problem)
+    minimum.check_assumptions(problem)
+    table = [(value, m) for value, m in _minimum_table(problem) if m]
     rank = 0 if minimum.is_collapsed(problem) else problem.K - 1
-    rounding = 8 * np.finfo(np.float64).eps * values[-1]
-    zeros = sum(m for v, m in zip(values, multiplicities, strict=True) if abs(v) <= rounding)
+    largest, zeros = max(table)[0], sum(m for value, m in table if not value)
     if zeros > orbit_dimension(problem, rank):
-        return 0.0, float(values[-1])
-    return float(values[values > rounding][0]), float(values[-1])
+        return Decimal(0), largest
+    return min(value for value, _ in table if value), largest
 
 
 def condition_number(problem: Problem) -> float:
@@ -220,7 +302,7 @@ def condition_number(problem: Problem) -> float:
         Refused: as `hessian_spectrum`.
     """
     smallest, largest = _range_off_the_orbit(problem)
-    return largest / smallest if smallest > 0 else float("inf")
+    return _double(largest / smallest) if smallest else float("inf")
 
 
 def gd_rate(problem: Problem, learning_rate: float) -> float:
@@ -232,7 +314,8 @@ def gd_rate(problem: Problem, learning_rate: float) -> float:
     Raises:
         Refused: as `hessian_spectrum`.
     """
-    return max(abs(1 - learning_rate * value) for value in _range_off_the_orbit(problem))
+    rate = Decimal(real("learning_rate", learning_rate, least=0))
+    return _double(max(abs(1 - rate * value) for value in _range_off_the_orbit(problem)))
 
 
 def optimal_step(problem: Problem) -> float:
@@ -241,4 +324,4 @@ def optimal_step(problem: Problem) -> float:
     Raises:
         Refused: as `hessian_spectrum`.
     """
-    return 2 / sum(_range_off_the_orbit(problem))
+    return _double(2 / sum(_range_off_the_orbit(problem), Decimal(0)))
