@@ -114,14 +114,23 @@ def test_a_working_folder_that_is_gone_is_named(tmp_path):
     assert (done.returncode, b"working folder is gone" in done.stderr) == (2, True)
 
 
-def test_a_run_that_diverges_at_its_start_is_reported_as_diverged(capsys, tmp_path):
+def test_a_start_where_f_is_infinite_is_refused_before_a_folder_is_made(capsys, tmp_path):
     line = ("descend", *SMALL, "--scale", "1e200", "--out", tmp_path / "run")
+    status, _, err = run(capsys, *line)
+    assert status == 2
+    assert "Lower its scale" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_at_once_is_reported_as_diverged(capsys, tmp_path):
+    method = ("--optimizer", "gd", "--learning-rate", "1e300", "--steps", "5")
+    line = ("descend", *SMALL, *method, "--out", tmp_path / "run")
     for _ in range(2):  # computed, then read
         status, out, _ = run(capsys, *line)
         assert status == 1
         assert "diverged" in out
     results = record.load_run(tmp_path / "run").manifest["results"]
-    assert (results["status"], results["value"]) == ("diverged", None)
+    assert (results["status"], results["steps"]) == ("diverged", 0)
 
 
 def test_descend_keeps_a_run_that_certify_reads(capsys, tmp_path):

@@ -105,12 +105,7 @@ def descend(
             f"got a {type(resume).__name__} as resume; allowed: a ufm.Run, its arrays as "
             "ufm.descent.pack gave them, or None"
         )
-    value = resume.state.start if isinstance(resume, Run) else _objective(problem, params)
-    if not math.isfinite(float(value)):
-        raise Refused(
-            f"got params at which f is {float(value)} in {params.W.dtype}; allowed: a start where "
-            "it is finite. Lower its scale"
-        )
+    value = resume.state.start if isinstance(resume, Run) else asked.value
     method, hyper = prepare(problem, value, *asked.settings)
     _check_step(problem, params, hyper)
     if isinstance(resume, Run):
@@ -144,7 +139,10 @@ def descend(
 
 
 class Checked(NamedTuple):
-    """The arguments of `descend`, converted: settings of the method, and what `Limits` holds."""
+    """The arguments of `descend`, converted: settings of the method, and what `Limits` holds.
+
+    value: f at the start.
+    """
 
     settings: optimizers.Settings
     key: Array | None
@@ -152,6 +150,7 @@ class Checked(NamedTuple):
     record_every: int
     grad_tol: float | None
     gap_tol: float | None
+    value: Array
 
 
 def check(
@@ -168,7 +167,7 @@ def check(
     grad_tol: float | None = None,
     gap_tol: float | None = None,
 ) -> Checked:
-    """Convert the arguments of `descend` and refuse what it refuses, without computing anything.
+    """Convert the arguments of `descend` and refuse what it refuses, before a step is taken.
 
     Raises:
         Refused: with what was got, what is allowed and how to mend it.
@@ -189,7 +188,13 @@ def check(
                 "got batch_size without key; minibatches need one: key=jax.random.key(seed)"
             )
     key = None if key is None else door.key(key)
-    return Checked(settings, key, limits[0], limits[1], *tolerances)
+    value = _objective(problem, params)
+    if not math.isfinite(float(value)):
+        raise Refused(
+            f"got params at which f is {float(value)} in {params.W.dtype}; allowed: a start where "
+            "it is finite. Lower its scale"
+        )
+    return Checked(settings, key, limits[0], limits[1], *tolerances, value)
 
 
 def limit(name: str, value: Any) -> int:

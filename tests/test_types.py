@@ -1,0 +1,141 @@
+"""Every public function takes its arguments or says in words which one makes no sense."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm
+from ufm import critical, descent, geometry, hessian, mesh, metrics, optimizers, theory
+
+P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
+ODD = [None, 5, -1, "x", "", b"", [], {}, 1j, True, float("nan"), np.zeros(3), print]
+
+
+@functools.cache
+def point():
+    return ufm.init_params(0, P)
+
+
+@functools.cache
+def critical_point():
+    return ufm.solve(P, point()).params
+
+
+def listed(f):
+    return lambda *arguments: list(f(*arguments))
+
+
+# Function and sound arguments; every argument is replaced by everything odd in turn.
+CALLS = {
+    "Grid": (ufm.Grid, lambda: (3, 4, 2, 1e-3)),
+    "Plan": (ufm.Plan, lambda: (ufm.Grid(), 5, 5, 1e-3)),
+    "Problem": (ufm.Problem, lambda: (3, 4, 2, 1e-3, 1e-3, 1e-3, True)),
+    "Problem.from_features": (ufm.Problem.from_features, lambda: (*point(), P.labels, 1e-3)),
+    "certify": (ufm.certify, lambda: (P, point())),
+    "descend": (functools.partial(ufm.descend, steps=1), lambda: (P, point(), "gd")),
+    "gradient": (ufm.gradient, lambda: (P, point())),
+    "init_params": (ufm.init_params, lambda: (0, P, 0.1)),
+    "objective": (ufm.objective, lambda: (P, point())),
+    "solve": (ufm.solve, lambda: (P, point())),
+    "sweep": (ufm.sweep, lambda: (ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1),)),
+    "descent.pack": (descent.pack, lambda: (ufm.descend(P, point(), "gd", steps=1),)),
+    "geometry.etf_classifier": (geometry.etf_classifier, lambda: (3, 4)),
+    "geometry.helmert": (geometry.helmert, lambda: (3,)),
+    "geometry.orthonormal_frame": (geometry.orthonormal_frame, lambda: (0, 4, 2)),
+    "geometry.simplex_etf": (geometry.simplex_etf, lambda: (3, 4)),
+    "mesh.init_params": (mesh.init_params, lambda: (0, P, mesh.over_samples())),
+    "mesh.over_samples": (mesh.over_samples, lambda: (jax.devices(),)),
+    "mesh.place": (mesh.place, lambda: (P, point(), mesh.over_samples())),
+    "mesh.shardings": (mesh.shardings, lambda: (P, mesh.over_samples())),
+    "metrics.collapse": (metrics.collapse, lambda: (*point(), P.labels)),
+    "optimizers.auto_step": (optimizers.auto_step, lambda: (P, 1.0)),
+    "optimizers.curvature_bound": (optimizers.curvature_bound, lambda: (P, 1.0)),
+    "hessian.dense": (hessian.dense, lambda: (P, point())),
+    "hessian.density": (hessian.density, lambda: (P, point(), 0)),
+    "hessian.extreme": (hessian.extreme, lambda: (P, point(), 1, "smallest")),
+    "hessian.flatten": (hessian.flatten, lambda: (P, point())),
+    "hessian.gauss_newton_product": (hessian.gauss_newton_product, lambda: (P, point(), point())),
+    "hessian.inertia": (hessian.inertia, lambda: (P, point(), 0.0, 1e-6)),
+    "hessian.inertia_of": (hessian.inertia_of, lambda: (theory.hessian_spectrum(P), 0.0, 1e-9)),
+    "hessian.linearize": (hessian.linearize, lambda: (P, point())),
+    "hessian.product": (hessian.product, lambda: (P, point(), point())),
+    "hessian.spectrum": (hessian.spectrum, lambda: (P, critical_point(), 1e-9)),
+    "hessian.unflatten": (hessian.unflatten, lambda: (P, jnp.zeros(P.size))),
+    "hessian.verdict": (hessian.verdict, lambda: (P, critical_point())),
+    "hessian.witness": (hessian.witness, lambda: (P, critical_point())),
+    "critical.census": (functools.partial(critical.census, starts=2, rounds=1), lambda: (P, 0)),
+    "critical.escape": (
+        functools.partial(critical.escape, steps=3),
+        lambda: (P, jax.tree.map(jnp.zeros_like, point()), 0, 1e-6),
+    ),
+    "critical.fingerprint": (critical.fingerprint, lambda: (P, point())),
+    "critical.partitions": (listed(critical.partitions), lambda: (4,)),
+    "critical.verify": (
+        functools.partial(critical.verify, starts=2, rounds=1, escapes=0),
+        lambda: (P, 0),
+    ),
+    **{
+        f"theory.{name}": (getattr(theory, name), lambda: (P,))
+        for name in (
+            "check_assumptions", "condition_number", "global_value", "hessian_spectrum",
+            "is_collapsed", "margin", "norms", "optimal_step", "origin_spectrum",
+            "wrong_probability",
+        )
+    },
+    "theory.gd_rate": (theory.gd_rate, lambda: (P, 0.1)),
+    "theory.global_minimizer": (theory.global_minimizer, lambda: (P, 0)),
+    "theory.orbit_dimension": (theory.orbit_dimension, lambda: (P, 2)),
+}  # fmt: skip
+# Odd as it looks, it has a meaning there.
+MEANINGFUL = {
+    ("Problem.from_features", 2): [None],
+    ("metrics.collapse", 2): [None, [], np.zeros(3)],
+    ("mesh.over_samples", 0): [None],
+    ("hessian.inertia", 3): [None],
+    ("hessian.inertia_of", 2): [None],
+    ("hessian.spectrum", 2): [None],
+    ("Plan", 3): [None],
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_odd_arguments_are_refused_in_words(name):
+    call, sound = CALLS[name]
+    arguments = sound()
+    for place in range(len(arguments)):
+        others = [x for i, x in enumerate(arguments) if i != place]
+        for odd in [*ODD, *others]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                try:
+                    call(*arguments[:place], odd, *arguments[place + 1 :])
+                except ufm.Refused as refused:
+                    assert "got" in str(refused)  # noqa: PT017
+                    continue
+            # Taken: then the type is the right one.
+            same = type(odd) is type(arguments[place]) or isinstance(odd, int | float)
+            meant = any(
+                odd is x or np.array_equal(odd, x) for x in MEANINGFUL.get((name, place), [])
+            )
+            assert same or meant, f"argument {place} took {odd!r}"
+
+
+def test_every_public_function_is_tried():
+    spaces = {"": ufm, "theory.": theory, "hessian.": hessian, "critical.": critical}
+    public = {
+        f"{prefix}{name}"
+        for prefix, space in spaces.items()
+        for name in space.__all__
+        if callable(getattr(space, name)) and not isinstance(getattr(space, name), type)
+    }
+    # Parts of others: `apply` of a linearisation, `hits` and `judge` of an orbit, `solve` twice.
+    assert public - CALLS.keys() == {
+        "hessian.apply",
+        "critical.hits",
+        "critical.judge",
+        "critical.solve",
+    }
