@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ufm import check, descent, record, stored
 from ufm.certificate import certify
-from ufm.check import Refused, real
+from ufm.check import real
 from ufm.commands.shared import FAILED, Model, show
 from ufm.problem import Params, Problem, init_params
 
@@ -137,20 +137,20 @@ def _run(
 
 
 def _last(run: descent.Run) -> dict[str, float]:
-    """The last row of the history; NaN where a run diverged before its first."""
-    return {name: float(x[-1]) if len(x) else math.nan for name, x in run.history.items()}
+    """The last row of the history, which begins with the start."""
+    return {name: float(x[-1]) for name, x in run.history.items()}
 
 
 def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
-    try:
-        proof: dict[str, Any] = certify(problem, run.params)._asdict()
-    except Refused:  # a start of 1e200 has no value
-        proof = {}
-    proved = ("value", "lower_bound", "gap", "grad_norm")
-    results = {"status": run.status, "steps": run.steps}
-    results |= {name: proof.get(name, math.nan) for name in proved}
-    last = _last(run)
-    return results | {name: last[name] for name in ("nc1", "nc2", "nc3", "nc4", "accuracy")}
+    proof, last = certify(problem, run.params), _last(run)
+    return {
+        "status": run.status,
+        "steps": run.steps,
+        "value": proof.value,
+        "lower_bound": proof.lower_bound,
+        "gap": proof.gap,
+        "grad_norm": proof.grad_norm,
+    } | {name: last[name] for name in ("nc1", "nc2", "nc3", "nc4", "accuracy")}
 
 
 def _plain(results: dict[str, Any]) -> dict[str, Any]:
