@@ -92,13 +92,19 @@ CALLS = {
 }  # fmt: skip
 # Odd as it looks, it has a meaning there.
 MEANINGFUL = {
-    ("Problem.from_features", 2): [None],
     ("metrics.collapse", 2): [None, [], np.zeros(3)],
     ("mesh.over_samples", 0): [None],
     ("hessian.inertia", 3): [None],
     ("hessian.inertia_of", 2): [None],
     ("hessian.spectrum", 2): [None],
     ("Plan", 3): [None],
+    ("Problem.from_features", 2): [None, np.zeros(3)],
+    ("theory.global_minimizer", 1): [None],
+    # Arrays of decays, to be mapped over; an axis.
+    ("Problem", 3): [np.zeros(3)],
+    ("Problem", 4): [np.zeros(3)],
+    ("Problem", 5): [np.zeros(3)],
+    ("Grid", 3): [np.zeros(3)],
 }
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm import certificate, loop, newton
+from ufm import certificate, check, loop, newton
 from ufm import problem as model
 from ufm.check import Refused
 from ufm.curvature import dense, flatten, in_float64, unflatten
@@ -118,7 +118,12 @@ def escape(
             or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
-    lengths = np.atleast_1d(np.asarray(epsilon, np.float64))
+    model.check_point(problem, saddle)
+    key, delta = check.key(key), check.real("delta", delta, above=0)
+    each = check.several(epsilon)
+    lengths = np.array(
+        [check.real("epsilon", x, above=0) for x in ([epsilon] if each is None else each)]
+    )
     _check(problem, lengths, batch_size, learning_rate, delta, steps)
     gap_tol = (SGD_GAP_TOL if batch_size else GAP_TOL) if gap_tol is None else gap_tol
     with jax.enable_x64(True):
@@ -160,17 +165,16 @@ def _check(problem: Problem, lengths, batch_size, learning_rate, delta, steps) -
             "the whole eigenspace is computed. Lower n: ufm.quotient.of_width(problem, d) has the "
             "same saddles with one sample a class"
         )
-    if lengths.ndim != 1 or not np.all((lengths > 0) & (lengths < delta)):
+    if not (lengths.size and np.all(lengths < delta)):
         raise Refused(
             f"got epsilon={lengths} with delta={delta}; allowed: 0 < epsilon < delta, a number or "
             "one axis of them"
         )
-    if learning_rate is not None and not 0 < learning_rate < np.inf:
-        raise Refused(f"got learning_rate={learning_rate}; allowed: a finite number > 0")
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise Refused(f"got steps={steps!r}; allowed: an integer >= 1")
-    if batch_size is not None and not 1 <= batch_size <= problem.N:
-        raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}, or None")
+    if learning_rate is not None:
+        check.real("learning_rate", learning_rate, above=0, also="or None")
+    check.integer("steps", steps, 1, 2**31 - 1)
+    if batch_size is not None:
+        check.integer("batch_size", batch_size, 1, problem.N, f"N={problem.N}")
 
 
 def unstable(problem: Problem, saddle: Params, key: Array) -> Unstable:

@@ -103,7 +103,8 @@ def fit(W, H, b, labels, classes=None, ignore=None) -> Samples:
             "/ 2 with the number b, if there is one"
         )
     if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
-        hint = "; H looks transposed" if H.ndim == 2 and H.shape[-1] == W.shape[-1] else ""
+        turned = H.ndim == W.ndim == 2 and H.shape[-1] == W.shape[-1]
+        hint = "; H looks transposed" if turned else ""
         raise Refused(
             f"got W {W.shape} and H {H.shape}; allowed: W (K, d) and H (d, N), samples as "
             f"columns{hint}"

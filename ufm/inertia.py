@@ -276,10 +276,16 @@ def inertia_of(spectrum: Spectrum, shift: float = 0.0, tolerance: float | None =
         spectrum: from `spectrum`, or a closed form.
         shift: σ.
         tolerance: τ ≥ 0; None takes 1e-11 times the largest modulus.
+
+    Raises:
+        Refused: no spectrum, a shift or tolerance that is no finite number.
     """
-    values = spectrum.eigenvalues
+    if not isinstance(spectrum, Spectrum):
+        raise Refused(f"got a {type(spectrum).__name__} as spectrum; allowed: a hessian.Spectrum")
+    values, shift = spectrum.eigenvalues, real("shift", shift)
     if tolerance is None:
         tolerance = 1e-11 * float(np.max(np.abs(values)))
+    tolerance = real("tolerance", tolerance, least=0, also="or None")
     pairs = list(zip(values, spectrum.multiplicities, strict=True))
     lower = sum(m for v, m in pairs if v < shift - tolerance)
     upper = sum(m for v, m in pairs if v > shift + tolerance)

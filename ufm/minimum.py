@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from ufm import geometry
 from ufm.check import Refused, normal_decays
-from ufm.problem import Params, Problem
+from ufm.problem import Params, Problem, require
 
 
 def _decays(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +36,7 @@ def check_assumptions(problem: Problem) -> None:
         Refused: naming the assumption that fails and what is still known there; a decay between 0
             and the smallest normal number.
     """
+    require(problem)
     normal_decays(problem)
     if not problem.balanced:
         raise Refused(
@@ -76,8 +77,9 @@ def below_threshold(problem: Problem, lam_W: float, lam_H: float) -> Fraction:
 
 def _distance(problem: Problem):
     """1 − Kc, to rounding, also where it nearly vanishes; −∞ where c overflows."""
+    c = _c(problem)
     with np.errstate(over="ignore"):
-        s = np.asarray(problem.K * _c(problem))
+        s = np.asarray(problem.K * c)
     distance = np.array(1 - s)
     lam_W, lam_H = np.broadcast_arrays(*_decays(problem))
     for i in zip(*np.nonzero(np.atleast_1d(abs(distance) < 0.5)), strict=True):

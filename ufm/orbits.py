@@ -64,6 +64,7 @@ class Orbit(NamedTuple):
 
 def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     """f and the sorted invariants of the module's head, in units of tr C. Traceable."""
+    model.check_types(problem, params)
     root = jnp.sqrt(jnp.asarray(problem.counts, params.W.dtype))
     A = root[:, None] * params.W
     C = matmul(A, A.T)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ufm.check import Refused
+from ufm.check import Refused, real
 from ufm.problem import Params, Problem
 from ufm.spectra import Spectrum, group
 from ufm.stationarity import EPS, on_the_host, probabilities, settled, stationarity
@@ -263,6 +263,8 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
             that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    if tolerance is not None:
+        tolerance = real("tolerance", tolerance, least=0, also="or None")
     core = critical_core(problem, point)
     K, s = core.W.shape
     check_memory(K * (2 * s + core.bias), "core Hessian", core)

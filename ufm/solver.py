@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from ufm import newton, quotient
+from ufm import check, newton, quotient
 from ufm import problem as model
 from ufm.check import Refused
 from ufm.loop import Method, start, step
@@ -117,15 +117,17 @@ def _compiled(f: Callable, many: bool) -> Callable:
 
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
-    model.check_problem(problem)
+    model.check_types(problem, params)
+    if check.traced(params):
+        raise Refused("got traced params: solve runs on the host; call it outside jit and vmap")
+    check.one_problem(problem)
     if not float(problem.lam_H) > 0:
         raise Refused(
             f"got lam_H={problem.lam_H}; allowed: > 0. Without it samples of a class need not "
             "share their features at a critical point; use ufm.descend"
         )
-    for name, value in (("steps", steps), ("newton_steps", newton_steps)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise Refused(f"got {name}={value!r}; allowed: an integer >= 1")
+    check.integer("steps", steps, 1, 2**31 - 1)
+    check.integer("newton_steps", newton_steps, 1, 2**31 - 1)
     if len({np.ndim(x) - axes for x, axes in zip(params, (2, 2, 1), strict=True)}) > 1:
         raise Refused(
             f"got shapes {[np.shape(x) for x in params]}; allowed: W (K, d), H (d, N), b (K,), or "

@@ -33,12 +33,11 @@ import functools
 from decimal import Decimal
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from ufm import minimum
-from ufm.check import Refused, normal_decays, real
-from ufm.problem import Problem
+from ufm.check import Refused, integer, normal_decays, real
+from ufm.problem import Problem, check_problem
 
 # Of the quotient of any two float64 numbers, 1e±616, and 80 more.
 DIGITS = 700
@@ -81,17 +80,15 @@ def orbit_dimension(problem: Problem, rank: int) -> int:
     r is the rank of [Wᵀ, H]; the orbit is that of (W Qᵀ, Q H), Q ∈ O(d), and of b + s1 when a
     bias goes without decay. At a critical point the Hessian vanishes along it.
     """
+    check_problem(problem)
+    rank = integer("rank", rank, 0, problem.d)
     free_bias = problem.bias and float(problem.lam_b) == 0.0
     return rank * problem.d - rank * (rank + 1) // 2 + int(free_bias)
 
 
 def _scalar_decays(problem: Problem) -> tuple[float, float, float]:
+    check_problem(problem)
     decays = (problem.lam_W, problem.lam_H, problem.lam_b)
-    if any(isinstance(lam, jax.core.Tracer) or np.ndim(lam) for lam in decays):
-        raise Refused(
-            f"got decays {decays}: a spectrum belongs to one problem; give Python numbers and "
-            "loop over them"
-        )
     return tuple(float(lam) for lam in decays)  # type: ignore[return-value]
 
 

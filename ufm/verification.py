@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm import census as room
-from ufm import certificate, hessian, metrics, quotient, theory
+from ufm import certificate, check, hessian, metrics, quotient, theory
 from ufm.escape import escape
 from ufm.orbits import Orbit
 from ufm.problem import Problem
@@ -84,6 +84,7 @@ def verify(
         Refused: outside the theorem's assumptions, or what `census.check` refuses.
     """
     theory.check_assumptions(problem)
+    key, escapes = check.key(key), check.integer("escapes", escapes, 0)
     room.check(problem, starts, rounds)
     make_room()
     say = report or (lambda _: None)
