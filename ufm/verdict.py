@@ -181,7 +181,7 @@ def verdict(problem: Problem, point: Params) -> Verdict:
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
             "without decay the infimum is not attained"
         )
-    proof, slope = certificate.certify(problem, point), stationarity(problem, point)
+    slope, proof = stationarity(problem, point), certificate.certify(problem, point)
     evidence = (slope.residual, float(proof.gap), float(proof.spectral_ratio))
     if not slope.critical:
         reason = f"{slope.told()}; polish the point with ufm.solve"
