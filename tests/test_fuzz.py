@@ -31,6 +31,8 @@ def examples(count: int) -> hypothesis.settings:
         deadline=None,
         derandomize=True,
         database=None,
+        # As drawn: to shrink a failure takes minutes where every shape is compiled.
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
 
@@ -324,7 +326,8 @@ OTHERS = "18446744073709551616 1000000000000 ١ ½ True None [] '' 10**3 auto λ
 WORDS = st.one_of(
     st.sampled_from(f"{NUMBERS} {OTHERS}".split()),
     odd.sizes.map(str),
-    st.integers(-10, 2**70).map(str),
+    # Nothing between, which may be sound and take hours.
+    st.one_of(st.integers(-10, 9), st.integers(2**20, 2**70)).map(str),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4),
 )
 MODEL = ("--K", "--d", "--n", "--lam-W", "--lam-H", "--lam-b")

@@ -177,7 +177,7 @@ def check(
     settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size)
     # State of the optimiser beside params, gradient and their update, in copies of the params.
     copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
-    check_memory(problem, params.W.dtype.itemsize, 3 + copies)
+    check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
     limits = [limit("steps", steps), limit("record_every", record_every)]
     tolerances = tolerance("grad_tol", grad_tol), tolerance("gap_tol", gap_tol)
     check_resolution(tolerances[1], params.W.dtype)

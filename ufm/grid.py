@@ -256,7 +256,7 @@ def _check_cell(cell: Cell, precision: str) -> None:
             f"got learning_rate 'auto' with lam_W={cell.lam_W}, lam_H={cell.lam_H}; allowed: both "
             "> 0, since its step is proportional to the smaller one. Give a number"
         )
-    check_memory(problem, jnp.dtype(precision).itemsize)
+    check_memory(problem, jnp.dtype(precision).itemsize, records=True)
 
 
 def describe(cell: Cell) -> str:

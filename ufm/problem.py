@@ -300,22 +300,25 @@ def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) ->
     return Params(W, H, jnp.zeros(problem.K, dtype))
 
 
-def check_memory(problem: Problem, itemsize: int, copies: int = 1) -> None:
+def check_memory(problem: Problem, itemsize: int, copies: int = 1, records: bool = False) -> None:
     """Refuse sizes whose params do not fit into memory, before any array is made.
 
     Args:
         problem: gives the sizes.
         itemsize: bytes of a number.
         copies: how often all of the params are held at a time.
+        records: whether NC1–NC4 and the certificate are computed, from matrices K × K.
 
     Raises:
         Refused: naming the bytes.
     """
     K, d, N = problem.K, problem.d, problem.N
     times = f" {copies} times" if copies > 1 else ""
+    grams = 3 * K**2 if records else 0  # WWᵀ, MᵀM and WM, at the least
+    what = f", and three matrices {K} × {K}" if records else ""
     check.fits(
-        f"K={K}, d={d}, N={N}: W (K, d), H (d, N) and b (K,) held{times}",
-        copies * itemsize * (K * d + d * N + K),
+        f"K={K}, d={d}, N={N}: W (K, d), H (d, N) and b (K,) held{times}{what}",
+        itemsize * (copies * (K * d + d * N + K) + grams),
         "Lower n, d or K (a balanced problem's critical points are those of n = 1 with λ_H → nλ_H)",
     )
 
