@@ -165,7 +165,7 @@ def points(draw):
         "list": lambda: np.asarray(W).tolist(),
         "masked": lambda: np.ma.masked_array(np.asarray(W, float), mask=np.eye(*W.shape)),
         "complex": lambda: np.asarray(W) + 1j,
-        "text": lambda: np.asarray(W).astype(str),
+        "text": lambda: np.asarray(W, float).astype(str),
     }
     if what in spoilt:
         W = spoilt[what]()
@@ -236,7 +236,7 @@ def test_measures_of_collapse_are_numbers_or_a_refusal(drawn):
     problem, (W, H, b), sound = drawn
     found, refused = outcome(ufm.metrics.collapse, W, H, b, problem.labels)
     if refused is None:
-        assert sound
+        assert sound or isinstance(W, list)  # of numbers: as good as an array here
         assert not any(math.isnan(float(x)) for x in found)
 
 

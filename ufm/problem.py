@@ -340,8 +340,19 @@ def decays(problem: Problem, dtype) -> Params:
 
 def decay(problem: Problem, params: Params) -> Scalar:
     """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²; infinite only where it exceeds all numbers."""
-    lams = decays(problem, params.W.dtype)
-    return sum(_half_square(lam, x) for lam, x in zip(lams, params, strict=True))
+    lams, squares = decays(problem, params.W.dtype), [squared_norm(x) for x in params]
+    info = jnp.finfo(params.W.dtype)
+    # λ ≤ 1 makes a sum of squares matter less than the smallest number where it underflows.
+    small = float(info.tiny) / float(info.eps)
+    lost = [
+        ~(total < jnp.inf) | ((lam > 1) & (total < small))
+        for lam, total in zip(lams, squares, strict=True)
+    ]
+    return jax.lax.cond(
+        scaling.anyone(lost[0] | lost[1] | lost[2]),
+        lambda: sum(_half_square(lam, x) for lam, x in zip(lams, params, strict=True)),
+        lambda: sum(lam / 2 * total for lam, total in zip(lams, squares, strict=True)),
+    )
 
 
 def _half_square(lam: Scalar, x: Array) -> Scalar:
@@ -351,8 +362,7 @@ def _half_square(lam: Scalar, x: Array) -> Scalar:
     """
     s = scaling.binade(jnp, jnp.sqrt(lam))
     squares = squared_norm(s * x)
-    finite = jnp.minimum(squares, jnp.finfo(squares.dtype).max)  # λ = 0: 0, not 0·∞
-    return lam / (2 * s * s) * jnp.where(lam > 0, squares, finite)
+    return jnp.where(lam > 0, lam / (2 * s * s) * squares, 0)
 
 
 def objective(problem: Problem, params: Params) -> Scalar:
@@ -387,6 +397,12 @@ def gradient(problem: Problem, params: Params) -> Params:
     """
     check_params(problem, params)
     return add_decay(problem, params, products(problem, params))
+
+
+def gradient_norm(problem: Problem, params: Params) -> Scalar:
+    """‖∇f‖ at a point; the gradient need not exist as a whole."""
+    squares = sum(squared_norm(x) for x in gradient(problem, params))
+    return scaling.norm(squares, lambda: gradient(problem, params))
 
 
 def products(problem: Problem, params: Params) -> Params:
@@ -434,5 +450,4 @@ def squared_norm(x: Array) -> Scalar:
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:
     """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent, of any size."""
-    s = scaling.binade(jnp, *tree)
-    return s * jnp.sqrt(sum(squared_norm(x / s) for x in tree))
+    return scaling.norm(sum(squared_norm(x) for x in tree), lambda: tree)
