@@ -31,11 +31,10 @@ from ufm.problem import (
     check_finite,
     check_params,
     check_precision,
-    gradient,
+    gradient_norm,
     in_float64,
     logits,
     matmul,
-    norm,
     objective,
 )
 
@@ -196,7 +195,7 @@ def _value_rounding(problem: Problem, params: Params) -> Scalar:
 def _certificate(problem: Problem, params: Params) -> Certificate:
     value = objective(problem, params)
     bound, sigma, rounding = lower_bound(problem, params)
-    grad_norm = norm(gradient(problem, params))
+    grad_norm = gradient_norm(problem, params)
     mu = jnp.asarray(problem.mu, sigma.dtype)
     ratio = jnp.where(mu > 0, sigma / jnp.where(mu > 0, mu, 1), jnp.where(sigma > 0, jnp.inf, 0))
     info = jnp.finfo(value.dtype)

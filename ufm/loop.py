@@ -24,10 +24,12 @@ from ufm.problem import (
     Problem,
     add_decay,
     gradient,
+    gradient_norm,
     logits,
     norm,
     objective,
 )
+from ufm.scaling import anyone
 
 
 class Status(IntEnum):
@@ -111,7 +113,7 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
     collapse = metrics.measure(jnp, *params, labels)
     row = {
         "loss": loss,
-        "grad_norm": norm(gradient(problem, params)),
+        "grad_norm": gradient_norm(problem, params),
         "gap": loss - bound,
         "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
     }
@@ -184,21 +186,6 @@ def _verdict(row: dict[str, Array], state: State, limits: Limits) -> Array:
     return status.astype(jnp.int32)
 
 
-@jax.custom_batching.custom_vmap
-def _anyone(flag: Array) -> Array:
-    """flag; under a map, whether it holds in any lane: one number for all of them.
-
-    A branch on a number of each lane would take both sides and carry along every lane's number of
-    steps, and each step would then choose lane by lane.
-    """
-    return flag
-
-
-@_anyone.def_vmap
-def _anyone_of(_size, _batched, flag):
-    return _anyone(jnp.any(flag)), False
-
-
 def trajectory(
     problem: Problem,
     state: State,
@@ -244,7 +231,7 @@ def trajectory(
 
     def body(i, carry):
         return jax.lax.cond(
-            _anyone(carry[2] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
+            anyone(carry[2] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
         )
 
     history = {name: jnp.full(records, jnp.nan, state.params.W.dtype) for name in HISTORY}

@@ -25,10 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm import blocks
+from ufm import blocks, scaling
 from ufm.check import Refused
 from ufm.features import fit, numbers
-from ufm.scaling import binade
 
 
 class Collapse(NamedTuple):
@@ -128,13 +127,14 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
     """
     K, N = W.shape[0], H.shape[1]
     # In units of the largest entries; their logits in a unit common to WH and b.
-    unit, (W, V, c, exponent) = 1 / binade(xp, H), _units(xp, W, H, b)
+    unit, squares = scaling.unit(xp, H)
+    W, V, c, exponent = _units(xp, W, unit, b)
     sums, spread = _over_classes(xp, K, index, H)
     counts = sums(xp.ones((1, N), H.dtype), 1)[0]
     means = sums(H, unit) / counts
     mean = _product(xp, means, counts[:, None] / N)
     # Mean squared rounding of a feature: below it, class means coincide and variance is none.
-    floor = (8 * xp.finfo(H.dtype).eps) ** 2 * xp.sum((H * unit) ** 2) / N
+    floor = (8 * xp.finfo(H.dtype).eps) ** 2 * squares / N
     M = means - mean
     M = xp.where(xp.sum(M**2) > K * floor, M, 0)
     deviations = H * unit - spread(means)
@@ -274,23 +274,26 @@ def _equiangularity(xp: ModuleType, rows):
     return xp.sum(xp.where(xp.eye(K, dtype=bool), 0, deviations)) / (K * (K - 1))
 
 
-def _units(xp: ModuleType, W, H, b):
-    """(W/s_W, V, c, e) with W h + b = 2^e (V h/s_H + c), s the binade, |V| and |c| below 2.
+def _units(xp: ModuleType, W, unit, b):
+    """(W/s, V, c, e) with W h + b = 2^e (V u h + c) for u = `unit`; |V| and |c| are below 4.
 
     e is an integer of any size: logits beyond the largest number still have a largest one.
     """
-    s_W, s_H = binade(xp, W), binade(xp, H)
-    e_W, e_H, e_b = (xp.frexp(s)[1] - 1 for s in (s_W, s_H, binade(xp, b)))
+    s = scaling.binade(xp, W)
+    e_W, e_H, e_b = (xp.frexp(x)[1] - 1 for x in (s, 1 / unit, scaling.binade(xp, b)))
     exponent = xp.where(xp.any(b != 0), xp.maximum(e_W + e_H, e_b), e_W + e_H)
-    W = W / s_W
-    V = W * _times_power(xp, xp.ones_like(s_W), e_W + e_H - exponent)
+    W = W / s
+    V = _times_power(xp, W, e_W + e_H - exponent)
     return W, V, _times_power(xp, b, -exponent), exponent
 
 
 def _times_power(xp: ModuleType, x, exponent):
-    """2^e x for any integer e, in two steps: 2^e alone may be out of range."""
-    half = exponent // 2
-    return xp.ldexp(xp.ldexp(x, half), exponent - half)
+    """2^e x for any integer e, in two steps: 2^e alone may be out of range.
+
+    By scalars that XLA computes once, where it would repeat an ldexp of x for every use of it.
+    """
+    half, one = exponent // 2, xp.ones((), x.dtype)
+    return x * xp.ldexp(one, half) * xp.ldexp(one, exponent - half)
 
 
 def _disagreements(xp: ModuleType, V, c, M, mean, unit, H, _):

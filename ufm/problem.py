@@ -342,9 +342,19 @@ def decays(problem: Problem, dtype) -> Params:
 
 def decay(problem: Problem, params: Params) -> Scalar:
     """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²; infinite only where it exceeds all numbers."""
-    lams = decays(problem, params.W.dtype)
-    W, H, b = (_half_square(lam, x) for lam, x in zip(lams, params, strict=True))
-    return W + H + b
+    lams, squares = decays(problem, params.W.dtype), [squared_norm(x) for x in params]
+    info, zero = jnp.finfo(params.W.dtype), jnp.zeros((), params.W.dtype)
+    # λ ≤ 1 makes a sum of squares matter less than the smallest number where it underflows.
+    small = float(info.tiny) / float(info.eps)
+    lost = [
+        ~(total < jnp.inf) | ((lam > 1) & (total < small))
+        for lam, total in zip(lams, squares, strict=True)
+    ]
+    return jax.lax.cond(
+        scaling.anyone(lost[0] | lost[1] | lost[2]),
+        lambda: sum(map(_half_square, lams, params), zero),
+        lambda: sum((lam / 2 * total for lam, total in zip(lams, squares, strict=True)), zero),
+    )
 
 
 def _half_square(lam: Scalar, x: Array) -> Scalar:
@@ -354,8 +364,7 @@ def _half_square(lam: Scalar, x: Array) -> Scalar:
     """
     s = scaling.binade(jnp, jnp.sqrt(lam))
     squares = squared_norm(s * x)
-    finite = jnp.minimum(squares, jnp.finfo(squares.dtype).max)  # λ = 0: 0, not 0·∞
-    return lam / (2 * s * s) * jnp.where(lam > 0, squares, finite)
+    return jnp.where(lam > 0, lam / (2 * s * s) * squares, 0)
 
 
 def objective(problem: Problem, params: Params) -> Scalar:
@@ -390,6 +399,12 @@ def gradient(problem: Problem, params: Params) -> Params:
     """
     check_params(problem, params)
     return add_decay(problem, params, products(problem, params))
+
+
+def gradient_norm(problem: Problem, params: Params) -> Scalar:
+    """‖∇f‖ at a point; the gradient need not exist as a whole."""
+    W, H, b = map(squared_norm, gradient(problem, params))
+    return scaling.norm(W + H + b, lambda: gradient(problem, params))
 
 
 def products(problem: Problem, params: Params) -> Params:
@@ -437,5 +452,5 @@ def squared_norm(x: Array) -> Scalar:
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:
     """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent, of any size."""
-    s = scaling.binade(jnp, *tree)
-    return s * jnp.sqrt(sum(squared_norm(x / s) for x in tree))
+    squares = [squared_norm(x) for x in tree]
+    return scaling.norm(sum(squares[1:], squares[0]), lambda: tree)

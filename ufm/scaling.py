@@ -6,9 +6,12 @@ Dividing by a power of two is exact: wherever nothing over- or underflowed, ever
 same. XLA takes subnormal numbers for 0, and so does everything here.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -35,3 +38,55 @@ def binade(xp: ModuleType, *arrays: Any) -> Any:
     s = (top.view(bits) & exponent).view(top.dtype)
     s = xp.where((s > 0) & (s < xp.inf), s, 1)
     return xp.minimum(s, 1 / info.tiny).astype(top.dtype)
+
+
+@jax.custom_batching.custom_vmap
+def anyone(flag: jax.Array) -> jax.Array:
+    """flag; under a map, whether it holds in any lane: one number for all of them.
+
+    A branch on a number of each lane would take both sides, and choose lane by lane.
+    """
+    return flag
+
+
+@anyone.def_vmap
+def _anyone_of(_size, _batched, flag):
+    return anyone(jnp.any(flag)), False
+
+
+def norm(squares: jax.Array, again: Callable[[], Any]) -> jax.Array:
+    """√Σ‖x‖² of JAX arrays, whose Σ‖x‖² is given and may have over- or underflowed. Traceable.
+
+    Args:
+        squares: Σ‖x‖².
+        again: makes the arrays, where it did; otherwise they need not be kept.
+    """
+    info = jnp.finfo(squares.dtype)
+
+    def scaled():
+        arrays = tuple(again())
+        s = binade(jnp, *arrays)
+        return s * jnp.sqrt(sum(jnp.sum(jnp.square(x / s)) for x in arrays))
+
+    # Squares below the smallest normal number count as 0: far above it nothing of them is missed.
+    lost = ~((squares > float(info.tiny) / float(info.eps)) & (squares < jnp.inf))
+    return jax.lax.cond(anyone(lost), scaled, lambda: jnp.sqrt(squares))
+
+
+def unit(xp: ModuleType, x: Any) -> tuple[Any, Any]:
+    """(u, Σ (u x)²) with u = 1/`binade` of a matrix x, so that no power of u x is out of range.
+
+    In JAX u is 1 where the sum tells that x itself is far from the limits.
+    """
+    if xp is np:
+        u = 1 / binade(np, x)
+        return u, np.sum(np.square(x * u))
+    info = jnp.finfo(x.dtype)
+    squares = jnp.sum(jnp.sum(jnp.square(x), axis=0), axis=0)
+    far = ~((squares > float(info.tiny) ** 0.25) & (squares < float(info.max) ** 0.25))
+
+    def scaled():
+        u = 1 / binade(jnp, x)
+        return u, jnp.sum(jnp.sum(jnp.square(x * u), axis=0), axis=0)
+
+    return jax.lax.cond(anyone(far), scaled, lambda: (jnp.ones((), x.dtype), squares))
