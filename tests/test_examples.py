@@ -13,8 +13,9 @@ import pytest
 import tyro
 
 from ufm import cli
+from ufm.commands.menu import Command
 
-CLASSES = {typing.get_args(x)[1].name: typing.get_args(x)[0] for x in typing.get_args(cli.Command)}
+CLASSES = {typing.get_args(x)[1].name: typing.get_args(x)[0] for x in typing.get_args(Command)}
 EXAMPLES = {
     name: re.search(r"\n\n *Example: ufm (.*)$", command.__doc__.strip())[1]
     for name, command in CLASSES.items()
@@ -45,7 +46,7 @@ LEAVES = {
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_example_is_a_command_line_of_its_command(name):
-    told = tyro.cli(cli.Command, args=shlex.split(EXAMPLES[name]))
+    told = tyro.cli(Command, args=shlex.split(EXAMPLES[name]))
     assert isinstance(told, CLASSES[name])
 
 

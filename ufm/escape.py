@@ -118,13 +118,14 @@ def escape(
             or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
-    model.check_point(problem, saddle)
+    model.check_types(problem, saddle)
     key, delta = check.key(key), check.real("delta", delta, above=0)
     each = check.several(epsilon)
     lengths = np.array(
         [check.real("epsilon", x, above=0) for x in ([epsilon] if each is None else each)]
     )
     _check(problem, lengths, batch_size, learning_rate, delta, steps)
+    model.check_point(problem, saddle)
     gap_tol = (SGD_GAP_TOL if batch_size else GAP_TOL) if gap_tol is None else gap_tol
     with jax.enable_x64(True):
         point = in_float64(saddle)

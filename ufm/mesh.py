@@ -18,7 +18,7 @@ from functools import partial
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ufm import check
 from ufm import problem as model
@@ -51,7 +51,7 @@ def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
         Refused: N, or with `classes` K, is no multiple of the number of devices.
     """
     model.require(problem)
-    if not isinstance(mesh, Mesh) or AXIS not in mesh.shape:
+    if not isinstance(mesh, Mesh | AbstractMesh) or AXIS not in mesh.shape:
         raise Refused(
             f"got {check.shown(mesh)} as mesh; allowed: one with an axis {AXIS!r}, as "
             "ufm.mesh.over_samples() makes it"
