@@ -5,11 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import laws
+import mpmath as mp
 import numpy as np
 import pytest
 import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from precise import Precise
 
 from ufm import spectra, theory
+from ufm.check import Refused
 from ufm.problem import Params, Problem
 from ufm.spectra import condition_number, gd_rate, hessian_spectrum, optimal_step, origin_spectrum
 
@@ -222,11 +227,105 @@ def test_the_origin_of_unequal_counts_is_refused():
 @pytest.mark.parametrize("probe", [hessian_spectrum, origin_spectrum])
 def test_array_valued_decays_are_refused(probe):
     problem = Problem(K=3, d=4, n=2, lam_W=np.array([1e-2, 2e-2]), lam_H=1e-2, lam_b=1e-2)
-    with pytest.raises(TypeError, match="one problem"):
+    with pytest.raises(TypeError, match=r"lam_W with shape \(2,\); allowed: one number"):
         probe(problem)
 
 
 def test_traced_decays_are_refused():
     problem = Problem(K=3, d=4, n=2, lam_W=1e-2, lam_H=1e-2, lam_b=1e-2)
-    with pytest.raises(TypeError, match="one problem"):
+    with pytest.raises(TypeError, match="traced lam_W"):
         jax.jit(lambda p: hessian_spectrum(p).eigenvalues)(problem)
+
+
+# Decays of any size
+
+
+def exact_minimiser(problem):
+    """The closed form's minimiser as decimals of mpmath, in the first K-1 coordinates."""
+    K, n = problem.K, problem.n
+    lam_W, lam_H = mp.mpf(problem.lam_W), mp.mpf(problem.lam_H)
+    t = mp.log(1 / mp.sqrt(n * lam_W * lam_H) - (K - 1))
+    size = mp.sqrt(t * mp.sqrt(n * lam_H / lam_W))  # of a row of W, times √(K/(K−1))
+    W, H = mp.zeros(K, problem.d), mp.zeros(problem.d, K * n)
+    for k in range(K):
+        for a in range(K - 1):  # an orthonormal basis of the contrasts
+            entry = mp.mpf(1) if k <= a else -mp.mpf(a + 1) if k == a + 1 else mp.mpf(0)
+            W[k, a] = size * entry / mp.sqrt((a + 1) * (a + 2))
+            for i in range(n):
+                H[a, k * n + i] = W[k, a] * mp.sqrt(lam_W / (lam_H * n))
+    return [W, H, mp.zeros(K, 1)]
+
+
+EXTREME = [
+    Problem(K=3, d=2, n=1, lam_W=1e-40, lam_H=1e-30, lam_b=1e-3),
+    Problem(K=3, d=3, n=1, lam_W=1e-120, lam_H=1e-125, lam_b=0.0),
+    Problem(K=2, d=1, n=2, lam_W=1e60, lam_H=1e-70, lam_b=1e-50),
+    Problem(K=3, d=2, n=2, lam_W=1e-150, lam_H=1e100, bias=False),
+    Problem(K=3, d=2, n=1, lam_W=0.3333, lam_H=0.3333, lam_b=1e-2),
+]
+
+
+@pytest.mark.parametrize("problem", EXTREME, ids=str)
+def test_every_eigenvalue_is_right_to_rounding_however_small_beside_the_others(problem):
+    with mp.workdps(600):
+        eigenvalues = Precise(problem).eigenvalues(exact_minimiser(problem))
+        largest = eigenvalues[-1]
+        exact = [0.0 if abs(v) < largest * mp.mpf(10) ** -500 else float(v) for v in eigenvalues]
+        off = [v for v in eigenvalues if abs(v) > largest * mp.mpf(10) ** -500]
+        kappa = float(largest / off[0])
+        step = float(2 / (largest + off[0]))
+    found = hessian_spectrum(problem)
+    expanded = np.repeat(found.eigenvalues, found.multiplicities)
+    np.testing.assert_allclose(expanded, exact, rtol=4 * EPS, atol=0)
+    assert condition_number(problem) == pytest.approx(kappa, rel=4 * EPS)
+    assert optimal_step(problem) == pytest.approx(step, rel=4 * EPS)
+    assert gd_rate(problem, step) <= 1
+
+
+@laws.few_examples
+@given(
+    K=st.sampled_from([2, 3, 10, 1000, 10**5]),
+    n=st.sampled_from([1, 7, 10**6, 10**10]),
+    lams=st.tuples(*[st.floats(-307.5, 307)] * 3),
+    near=st.floats(-40, 1),
+    free=st.booleans(),
+)
+def test_closed_forms_are_right_or_refused_for_all_decays(K, n, lams, near, free):
+    lam_W, lam_H, lam_b = (10.0**e for e in lams)
+    if free:
+        lam_H = float(np.clip(10.0**near / (float(K) ** 2 * n) / lam_W, 1e-307, 1e307))
+    problem = Problem(K=K, d=K + 1, n=n, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b)
+    with mp.workdps(400):
+        c = mp.sqrt(n * mp.mpf(lam_W) * mp.mpf(lam_H))
+        collapsed = bool(K * c >= 1)
+        t = mp.mpf(0) if collapsed else mp.log(1 / c - (K - 1))
+        value = mp.log(K) if collapsed else -mp.log1p(-(K - 1) * c) + (K - 1) * c * t
+        size = mp.sqrt((K - 1) * t * mp.sqrt(n))
+        tilt = mp.sqrt(mp.sqrt(mp.mpf(lam_H) / mp.mpf(lam_W)))
+        expected = [float(x) for x in (t, value, size * tilt, size / tilt)]
+    assert theory.is_collapsed(problem) == collapsed
+    found = [theory.margin(problem), theory.global_value(problem), *theory.norms(problem)]
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    try:
+        spectrum = hessian_spectrum(problem)
+    except Refused as refused:
+        assert "beyond float64" in str(refused)  # noqa: PT017
+        return
+    assert sum(spectrum.multiplicities) == problem.size
+    assert np.all(np.isfinite(spectrum.eigenvalues))
+    assert np.all(np.diff(spectrum.eigenvalues) > 0)
+    assert spectrum.eigenvalues[0] >= 0
+    assert spectrum.eigenvalues[-1] >= max(lam_W, lam_H, lam_b)
+
+
+@pytest.mark.parametrize("probe", [hessian_spectrum, origin_spectrum, condition_number])
+def test_decays_that_are_no_normal_numbers_are_refused(probe):
+    with pytest.raises(Refused, match=r"got lam_H=1e-310; allowed: 0, or at least 2.225e-308"):
+        probe(Problem(K=3, d=3, n=1, lam_W=1e-3, lam_H=1e-310))
+
+
+def test_a_minimiser_beyond_its_dtype_is_refused():
+    problem = Problem(K=3, d=3, n=1, lam_W=1e-100, lam_H=1e90)
+    assert np.all(np.isfinite(theory.global_minimizer(problem, jax.random.key(0)).W))
+    with pytest.raises(Refused, match="beyond the numbers of float32"):
+        theory.global_minimizer(problem, jax.random.key(0), jnp.float32)
