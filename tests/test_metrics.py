@@ -353,3 +353,81 @@ def test_traced_labels_are_refused():
     W, H, b, labels = features(SHAPES["two-classes"])
     with pytest.raises(TypeError, match="traced"):
         jax.jit(metrics.collapse)(W, H, b, labels)
+
+
+# Features of any size
+
+RANGE = {np.float64: (-290, -200, -165, 0, 160, 300), np.float32: (-30, -22, 0, 20, 35)}
+
+
+def perfect(counts, d=5):
+    """Class means at a simplex around their unweighted mean, W proportional to them, no spread."""
+    K = len(counts)
+    W = np.eye(K, d) - np.repeat([np.pad(np.full(K, 1 / K), (0, d - K))], K, axis=0)
+    labels = np.repeat(np.arange(K), counts)
+    return W, 2 * W[labels].T, np.zeros(K), labels
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("name", ["two-classes", "wide"])
+def test_only_the_mean_logit_knows_the_size_of_features_and_classifier(name, convert, dtype):
+    W, H, _, labels = features(SHAPES[name])
+    W, H, none = (x.astype(dtype) for x in (W, H, np.zeros(len(W))))
+
+    def measured(e_W, e_H):
+        scaled = convert(np.ldexp(W, e_W)), convert(np.ldexp(H, e_H)), convert(none)
+        return {key: float(x) for key, x in collapse(*scaled, labels)._asdict().items()}
+
+    # Powers of two, so that nothing but over- and underflow could change a digit.
+    binary = [round(10 / 3 * e) for e in RANGE[dtype]]
+    expected, most = measured(0, 0), np.finfo(np.float64 if convert is np.asarray else dtype).max
+    for e_W, e_H in [(e, 0) for e in binary] + [(0, e) for e in binary] + [
+        (binary[0], binary[-1]), (binary[-1], binary[-1]), (binary[-2], binary[0])
+    ]:  # fmt: skip
+        found = measured(e_W, e_H)
+        logit = np.ldexp(np.longdouble(expected["nc4_mean_logit"]), e_W + e_H)
+        if logit > most:
+            assert found["nc4_mean_logit"] == np.inf
+        else:
+            assert found["nc4_mean_logit"] == pytest.approx(float(logit), rel=1e-6, abs=1e-37)
+        assert_same(found, expected, rtol=64 * laws.eps(dtype), atol=0, but=["nc4_mean_logit"])
+
+
+@pytest.mark.parametrize("size", [1e-160, 1.0, 1e160])
+def test_a_bias_counts_beside_logits_of_its_size(size):
+    W, H, b, labels = features(SHAPES["wide"])
+    expected = measure(W, H, b, labels)
+    found = measure(size * W, size * H, size * size * b if size != 1e160 else 0 * b, labels)
+    if size == 1e160:
+        assert found["nc4"] == measure(W, H, 0 * b, labels)["nc4"]
+        return
+    assert found["nc4"] == expected["nc4"]
+    # A bias beyond all logits decides alone.
+    alone = measure(1e-200 * W, 1e-200 * H, b, labels)
+    assert alone["nc4_mean_logit"] == pytest.approx(np.linalg.norm(b), rel=1e-14)
+
+
+def test_variability_of_huge_and_of_tiny_features_is_not_zero():
+    rng = np.random.default_rng(0)
+    W, labels = 3 * np.eye(4, 6), np.repeat(np.arange(4), 10)
+    H = (W[labels] + 0.1 * rng.normal(size=(40, 6))).T
+    expected = reference.nc1_pinv(H, labels)
+    assert 0.003 < expected < 0.0033
+    for size in (1e-300, 1e-170, 1e160, 1e300):
+        assert collapse(W, H * size, np.zeros(4), labels).nc1 == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (5, 10, 20, 65)])
+def test_what_vanishes_at_perfect_collapse_of_unequal_counts(counts):
+    W, H, b, labels = perfect(counts)
+    found = measure(W, H, b, labels)
+    by_sample_mean = {name for name in found if "means" in name} | {
+        "nc3", "nc3_duality", "nc4_mean_logit"
+    }  # fmt: skip
+    for name, value in found.items():
+        if len(set(counts)) > 1 and name in by_sample_mean:
+            assert value > 0.05, name
+        else:
+            assert 0 <= value < 1e-14, name
+    assert_same(found, expected(W, H, b, labels), rtol=1e-11)

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ufm.check import Refused
 
@@ -41,6 +44,23 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         f"{where} is a {type(value).__name__}, which JSON cannot hold: use numbers, strings, "
         "None, lists and dicts; arrays go with the arrays"
     )
+
+
+def text(value: Any) -> str:
+    """JSON that every reader takes: NaN and infinities, which JSON has not, as null.
+
+    For what is printed and for files that other programs read; numbers of NumPy are taken too.
+    """
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def digest(value: Any) -> str:

@@ -1,7 +1,6 @@
 """`ufm census`: the critical points of one problem."""
 
 import contextlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ufm import atlas, check
+from ufm import atlas, check, values
 from ufm import census as room
 from ufm.commands.shared import LOOK, Model
 
@@ -68,7 +67,7 @@ class Census:
                 save=None if kept is None else kept.save,
             )
         if self.json:
-            print(json.dumps(_plain(found), indent=2, ensure_ascii=False))
+            print(values.text(_plain(found)))
         else:
             _print(found)
         return 0

@@ -26,7 +26,7 @@ class Certify:
     ignore: tuple[str, ...] = ()
     """of a file's labels: those of samples to leave out"""
     json: bool = False
-    """print JSON for machines instead of a table"""
+    """print JSON for machines instead of a table; infinite numbers as null"""
 
     def act(self) -> int:
         """Print the certificate of the point."""

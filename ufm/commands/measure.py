@@ -30,7 +30,7 @@ class Measure:
     ignore: tuple[str, ...] = ()
     """labels of samples to leave out"""
     json: bool = False
-    """print JSON for machines instead of a table"""
+    """print JSON for machines instead of a table; infinite numbers as null"""
 
     def act(self) -> int:
         """Print the metrics of the file."""

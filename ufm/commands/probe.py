@@ -1,6 +1,5 @@
 """`ufm probe`: what a point is, by its Hessian."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import tyro
 
 import ufm
-from ufm import hessian, reduction, storage
+from ufm import hessian, reduction, storage, values
 from ufm.check import Refused
 from ufm.commands.files import FORMATS
 from ufm.commands.shared import show, stored_point
@@ -84,7 +83,7 @@ class Probe:
         drawn = self._draw(problem, params) if self.density or self.figure else []
         if self.json:
             figures = {"figures": [str(path) for path in drawn]} if drawn else {}
-            print(json.dumps(evidence | pairs | figures, indent=2))
+            print(values.text(evidence | pairs | figures))
             return 0
         rows = {LABELS[name]: value for name, value in evidence.items()} | _told(pairs)
         show(f"Probe of {self.point}", rows, tuple(rows), False)

@@ -1,6 +1,5 @@
 """What every command shares: exit statuses, the flags of a model, stored input, printing."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ufm import record, stored
+from ufm import record, stored, values
 from ufm.check import Refused, flag, shown
 from ufm.commands.files import arrays_of, is_file
 from ufm.features import columns, numbers
@@ -208,10 +207,9 @@ def named(labels: np.ndarray, classes: Sequence[str], ignore: Sequence[str]) -> 
 
 
 def show(title: str, rows: dict[str, Any], names: Sequence[str], as_json: bool) -> None:
-    """Print a two-column table, or one JSON object under the short names."""
+    """Print a two-column table, or one JSON object under the short names, not finite as null."""
     if as_json:
-        values = (x.item() if isinstance(x, np.generic) else x for x in rows.values())
-        print(json.dumps(dict(zip(names, values, strict=True)), indent=2))
+        print(values.text(dict(zip(names, rows.values(), strict=True))))
         return
     table = Table(title=title, show_header=False, title_justify="left")
     for label, x in rows.items():

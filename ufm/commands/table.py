@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
-from ufm import storage, sweeps
+from ufm import storage, sweeps, values
 from ufm.check import Refused, integer
 from ufm.commands.shared import LOOK, refuse_others
 
@@ -92,11 +91,8 @@ def _csv(columns: sweeps.Columns) -> str:
 
 
 def print_json(columns: sweeps.Columns, names: tuple[str, ...] = ()) -> None:
-    """One object a row; NaN as null."""
-    rows = [
-        {name: None if x != x else x for name, x in row.items()} for row in _rows(columns, names)
-    ]
-    print(json.dumps(rows, indent=1))
+    """One object a row; NaN and infinities as null."""
+    print(values.text(_rows(columns, names)))
 
 
 def print_table(columns: sweeps.Columns, names: tuple[str, ...] = ()) -> None:

@@ -1,11 +1,12 @@
 """`ufm theory`: the global minimum and its curvature in closed form."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
-from ufm import theory
+from ufm import minimum, theory
 from ufm.commands.shared import Model, show
 
 
@@ -27,9 +28,11 @@ class Theory:
         problem = self.model.problem()
         norms, spectrum = theory.norms(problem), theory.hessian_spectrum(problem)
         fastest = theory.optimal_step(problem)
+        # Exact, since neither factor alone need be within the range of float64.
+        threshold = 1 - minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
         rows = {
             "collapsed to the origin (K² n λ_W λ_H ≥ 1)": theory.is_collapsed(problem),
-            "K² n λ_W λ_H": problem.K**2 * problem.N / problem.K * problem.lam_W * problem.lam_H,
+            "K² n λ_W λ_H": float(threshold) if threshold < 2**1023 else math.inf,
             "global value f* (nats)": theory.global_value(problem),
             "margin t": theory.margin(problem),
             "probability of each wrong class c": theory.wrong_probability(problem),

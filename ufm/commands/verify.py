@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ufm import atlas, census, check, record, storage, stored, theory, verification
+from ufm import atlas, census, check, record, storage, stored, theory, values, verification
 from ufm.check import Refused, integer
 from ufm.commands.shared import FAILED, LOOK
 from ufm.problem import Problem
@@ -78,7 +77,7 @@ class Verify:
         if handle is not None:
             _write_tables(handle.path, cells)
         if self.json:
-            print(json.dumps(_plain(cells), indent=2, ensure_ascii=False))
+            print(values.text(_plain(cells)))
         else:
             _print(cells)
         return FAILED if any(cell.violations for cell in cells) else 0
@@ -144,7 +143,7 @@ def _kept(handle: record.RunHandle) -> list[Cell]:
 
 def _write_tables(folder: Path, cells: list[Cell]) -> None:
     """The finished cells for other programs and for people; what is there already stays."""
-    plain = json.dumps(_state(cells, len(cells)), indent=2, ensure_ascii=False)
+    plain = values.text(_state(cells, len(cells)))
     for name, text in (("verify.json", plain), ("verify.md", markdown(cells))):
         if not os.path.lexists(folder / name):
             storage.write(folder, name, f"{text}\n".encode())
