@@ -232,6 +232,18 @@ def test_an_inertia_counts_every_eigenvalue_or_is_refused(drawn):
         assert min(found[:3]) >= 0
 
 
+@pytest.mark.slow
+@examples(60)
+@given(points())
+def test_a_solution_is_numbers_or_a_refusal(drawn):
+    problem, params, sound = drawn
+    found, refused = outcome(ufm.solve, problem, params, steps=20, newton_steps=10)
+    if refused is None:
+        assert sound
+        assert math.isfinite(found.residual)
+        assert found.status in ("converged", "stalled", "step_limit")
+
+
 @examples(150)
 @given(points())
 def test_measures_of_collapse_are_numbers_or_a_refusal(drawn):

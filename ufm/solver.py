@@ -22,6 +22,7 @@ from ufm import problem as model
 from ufm.check import Refused
 from ufm.loop import Method, start, step
 from ufm.problem import Params, Problem
+from ufm.stationarity import check_entries
 from ufm.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
@@ -95,6 +96,11 @@ def solve(
         residual, scale, taken, codes, factorised, residuals = jax.device_get(
             (residual, scale, taken, polished.status, polished.steps, polished.residuals)
         )
+    if not (many or np.isfinite(residual)):
+        raise Refused(
+            f"got decays and a start whose ∇f is no float64 number (its norm is {residual}); "
+            "allowed: those where it is. Scale them down"
+        )
     # Lifting rounds: what counts is the residual of the point that is handed out.
     lost = (codes == newton.Status.converged) & (residual > 4 * newton.TOLERANCE * scale)
     codes = np.where(lost, newton.Status.stalled, codes)
@@ -140,6 +146,7 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
         one = Params(*(x[0] for x in params))
     model.check_params(problem, one)
     model.check_finite(params)
+    check_entries(params)
 
 
 def _lifted(problem: Problem, small: Params, frame: Array):

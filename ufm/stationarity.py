@@ -77,6 +77,21 @@ class _Measure(NamedTuple):
     polished: float
 
 
+def check_entries(params: Params) -> None:
+    """Refuse entries so large that their squares are no numbers.
+
+    Raises:
+        Refused: naming the largest one.
+    """
+    for name, x in zip("WHb", params, strict=True):
+        largest = float(abs(x).max())
+        if largest > LARGEST:
+            raise Refused(
+                f"got entries of {name} up to {largest:.3g}; allowed: up to {LARGEST:g}, so that "
+                "their squares are numbers. Look for a diverged run"
+            )
+
+
 def on_the_host(problem: Problem, point: Params) -> Params:
     """(W, H, b) in NumPy float64, b = 0 without a bias.
 
@@ -91,12 +106,7 @@ def on_the_host(problem: Problem, point: Params) -> Params:
     host = Params(*(np.asarray(x, np.float64) for x in point))
     if not all(np.all(np.isfinite(x)) for x in host):
         model.check_finite(point)
-    for name, x in zip("WHb", host, strict=True):
-        if np.max(np.abs(x), initial=0.0) > LARGEST:
-            raise Refused(
-                f"got entries of {name} up to {np.max(np.abs(x)):.3g}; allowed: up to {LARGEST:g}, "
-                "so that their squares are numbers. Look for a diverged run"
-            )
+    check_entries(host)
     return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
 
 
