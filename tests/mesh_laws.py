@@ -51,7 +51,7 @@ def laws(how: str, which: str) -> dict[str, object]:
     found["product"] = [float(jnp.vdot(x, y)) for x, y in zip(product, params, strict=True)]
     if which == "all" and len(jax.devices()) == len(jax.local_devices()):
         found["metrics"] = [float(x) for x in ufm.metrics.collapse(*params, problem.labels)]
-        found["inertia"] = list(hessian.inertia(problem, params))
+        found["inertia"] = list(hessian.inertia(problem, params)[:3])  # the counts
         found["extreme"] = hessian.extreme(problem, params, k=3).values.tolist()
         found["solve"] = float(ufm.objective(problem, ufm.solve(problem, params).params))
     return found
