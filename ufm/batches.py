@@ -244,12 +244,17 @@ def _described(cells: Sequence[Cell]) -> Columns:
 
 def _predicted(problem: Problem, count: int) -> Columns:
     """f* of the problems that ran, in closed form; NaN outside the theorem."""
+    decays: Any = {name: np.asarray(getattr(problem, name))[:count] for name in DECAYS}
+    try:
+        return {"f_star": theory.global_value(dataclasses.replace(problem, **decays))}
+    except Refused:  # one of them is outside the theorem, or all
+        pass
 
     def one(i: int) -> float:
         try:
-            decays: Any = {name: float(getattr(problem, name)[i]) for name in DECAYS}
-            return float(theory.global_value(dataclasses.replace(problem, **decays)))
-        except Refused:  # outside the theorem
+            own: Any = {name: float(x[i]) for name, x in decays.items()}
+            return float(theory.global_value(dataclasses.replace(problem, **own)))
+        except Refused:
             return float("nan")
 
     return {"f_star": np.array([one(i) for i in range(count)])}

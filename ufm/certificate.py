@@ -76,9 +76,9 @@ class Bound(NamedTuple):
     rounding: Float[Array, ""]
 
 
-def _root(gram: Float[Array, "m m"]) -> Scalar:
-    """‖A‖₂, the largest singular value of A, from the Gram matrix A Aᵀ or Aᵀ A, of any size."""
-    s = scaling.binade(jnp, jnp.diagonal(gram))
+def _root(gram: Float[Array, "m m"], any_size: bool) -> Scalar:
+    """‖A‖₂, the largest singular value of A, from the Gram matrix A Aᵀ or Aᵀ A."""
+    s = scaling.binade(jnp, jnp.diagonal(gram)) if any_size else 1
     return jnp.sqrt(s * jnp.maximum(jnp.linalg.eigvalsh(gram / s)[-1], 0))
 
 
@@ -139,25 +139,27 @@ def _dual(problem: Problem, params: Params):
     return centred
 
 
-def lower_bound(problem: Problem, params: Params) -> Bound:
+def lower_bound(problem: Problem, params: Params, any_size: bool = True) -> Bound:
     """The dual bound of the module's head from a point's G = (P − Y)/N. Traceable.
 
-    The entries of N G are at most 1. Multiplied by √(largest number)/2 their squares neither
-    overflow nor, down to the smallest normal number, vanish.
+    Args:
+        any_size: whether G is multiplied by √(largest number)/2, which its entries allow (those of
+            N G are at most 1): their squares vanish nowhere then. Otherwise the bound is as valid,
+            but loose where μ is below √(smallest number); the G of a record is used as it is.
     """
     K, N, H, labels = problem.K, problem.N, params.H, problem.labels
     dual, info = _dual(problem, params), jnp.finfo(H.dtype)
-    scale = 2.0 ** (info.maxexp // 2 - 2)
+    scale = 2.0 ** (info.maxexp // 2 - 2) if any_size else 1.0
 
     def moments(H, labels):
-        A = dual(H, labels) * (scale / N)
+        A = dual(H, labels) * (scale / N) if any_size else dual(H, labels) / N
         return (matmul(A, A.T) if K <= N else matmul(A.T, A)), jnp.sum(A, axis=1)
 
     # Beyond N classes the Gram matrix of the samples is the smaller one, and they stay together.
     gram, sums = blocks.total(moments, H, labels, K) if K <= N else moments(H, labels)
-    sigma, mu = _root(gram) / scale, jnp.asarray(problem.mu, H.dtype)
-    # Squares below the smallest normal number are lost, at most √(KN) of it in all.
-    safe = sigma + float(info.tiny) * (K * N) ** 0.5
+    sigma, mu = _root(gram, any_size) / scale, jnp.asarray(problem.mu, H.dtype)
+    # Entries whose squares are below the smallest normal number are lost, √(KN) of them in all.
+    safe = sigma + (float(info.tiny) * (1 if any_size else info.tiny**-0.5)) * (K * N) ** 0.5
     alpha = jnp.where(safe > mu, mu / safe, 1)
     penalty = jnp.zeros((), H.dtype)
     if problem.bias:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ufm import blocks, certificate, metrics, minibatch, optimizers
+from ufm import blocks, certificate, metrics, minibatch, optimizers, scaling
 from ufm import problem as model
 from ufm.problem import (
     Params,
@@ -26,7 +26,6 @@ from ufm.problem import (
     gradient,
     gradient_norm,
     logits,
-    norm,
     objective,
 )
 from ufm.scaling import anyone
@@ -104,13 +103,16 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
     """One row of the history at a point; traceable. Keys as in `Run.history`, less "step"."""
     labels = problem.labels
 
+    def scores(H):
+        return logits(problem, params._replace(H=H))
+
     def hits(H, labels):
-        Z = logits(problem, params._replace(H=H))
+        Z = scores(H)
         return jnp.sum((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype))
 
     loss = objective(problem, params)
-    bound = certificate.lower_bound(problem, params).value
-    collapse = metrics.measure(jnp, *params, labels)
+    bound = certificate.lower_bound(problem, params, any_size=False).value
+    collapse = metrics.measure(jnp, *params, labels, scores)
     row = {
         "loss": loss,
         "grad_norm": gradient_norm(problem, params),
@@ -118,7 +120,9 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
     }
     row |= {name: getattr(collapse, name) for name in ("nc1", "nc2", "nc3", "nc4")}
-    row |= {f"norm_{name}": norm((x,)) for name, x in zip("WHb", params, strict=True)}
+    for name, x in zip("WHb", params, strict=True):
+        unit = 1 / scaling.binade(jnp, x)
+        row[f"norm_{name}"] = jnp.sqrt(scaling.squared_norm(x * unit)) / unit
     return row
 
 

@@ -120,15 +120,21 @@ def _floating(xp: ModuleType, name: str, x):
     return x
 
 
-def measure(xp: ModuleType, W, H, b, index) -> Collapse:
+def measure(xp: ModuleType, W, H, b, index, logits=None) -> Collapse:
     """The formulas of `Collapse` without checks; xp is numpy or jax.numpy. Traceable.
 
-    index (N,) holds the row of W that each sample belongs to, every class at least once.
+    Args:
+        xp: numpy or jax.numpy.
+        W, H, b: the arrays that are measured.
+        index: (N,), the row of W that each sample belongs to, every class at least once.
+        logits: H ↦ WH + b, where the caller makes these too; None makes them within range.
     """
     K, N = W.shape[0], H.shape[1]
     # In units of the largest entries; their logits in a unit common to WH and b.
-    unit, squares = scaling.unit(xp, H)
+    unit = 1 / scaling.binade(xp, H)
     W, V, c, exponent = _units(xp, W, unit, b)
+    logits = logits or (lambda H: _product(xp, V * unit, H) + c[:, None])
+    squares = xp.sum(xp.sum((H * unit) ** 2, axis=0))
     sums, spread = _over_classes(xp, K, index, H)
     counts = sums(xp.ones((1, N), H.dtype), 1)[0]
     means = sums(H, unit) / counts
@@ -140,7 +146,7 @@ def measure(xp: ModuleType, W, H, b, index) -> Collapse:
     deviations = H * unit - spread(means)
     variances = sums(xp.sum(deviations**2, axis=0)[None, :], 1)[0] / counts
     tr_W, tr_B = xp.sum(counts * variances) / N, xp.sum(M**2) / K
-    disagreements = partial(_disagreements, xp, V, c, M, mean, unit)
+    disagreements = partial(_disagreements, xp, logits, M, mean, unit)
     return Collapse(
         nc1=_nc1(xp, M, deviations, tr_W, floor),
         nc1_trace_ratio=_ratio(xp, tr_W, tr_B, floor),
@@ -282,7 +288,7 @@ def _units(xp: ModuleType, W, unit, b):
     s = scaling.binade(xp, W)
     e_W, e_H, e_b = (xp.frexp(x)[1] - 1 for x in (s, 1 / unit, scaling.binade(xp, b)))
     exponent = xp.where(xp.any(b != 0), xp.maximum(e_W + e_H, e_b), e_W + e_H)
-    W = W / s
+    W = W * (1 / s)
     V = _times_power(xp, W, e_W + e_H - exponent)
     return W, V, _times_power(xp, b, -exponent), exponent
 
@@ -296,9 +302,9 @@ def _times_power(xp: ModuleType, x, exponent):
     return x * xp.ldexp(one, half) * xp.ldexp(one, exponent - half)
 
 
-def _disagreements(xp: ModuleType, V, c, M, mean, unit, H, _):
+def _disagreements(xp: ModuleType, logits, M, mean, unit, H, _):
     """Number of samples whose predicted class is not that of the nearest class mean."""
-    predicted = first_largest(xp, _product(xp, V * unit, H) + c[:, None])
+    predicted = first_largest(xp, logits(H))
     # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation.
     nearness = _product(xp, M.T, H * unit - mean) - xp.sum(M**2, axis=0)[:, None] / 2
     return xp.sum((predicted != first_largest(xp, nearness)).astype(H.dtype))

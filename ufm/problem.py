@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Scalar
 from ufm import blocks, check, losses, scaling
 from ufm.check import MOST, Refused
 from ufm.features import balanced, grouped
+from ufm.scaling import squared_norm
 
 
 class Params(NamedTuple):
@@ -342,19 +343,8 @@ def decays(problem: Problem, dtype) -> Params:
 
 def decay(problem: Problem, params: Params) -> Scalar:
     """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²; infinite only where it exceeds all numbers."""
-    lams, squares = decays(problem, params.W.dtype), [squared_norm(x) for x in params]
-    info, zero = jnp.finfo(params.W.dtype), jnp.zeros((), params.W.dtype)
-    # λ ≤ 1 makes a sum of squares matter less than the smallest number where it underflows.
-    small = float(info.tiny) / float(info.eps)
-    lost = [
-        ~(total < jnp.inf) | ((lam > 1) & (total < small))
-        for lam, total in zip(lams, squares, strict=True)
-    ]
-    return jax.lax.cond(
-        scaling.anyone(lost[0] | lost[1] | lost[2]),
-        lambda: sum(map(_half_square, lams, params), zero),
-        lambda: sum((lam / 2 * total for lam, total in zip(lams, squares, strict=True)), zero),
-    )
+    lams = decays(problem, params.W.dtype)
+    return sum(map(_half_square, lams, params), jnp.zeros((), params.W.dtype))
 
 
 def _half_square(lam: Scalar, x: Array) -> Scalar:
@@ -364,7 +354,7 @@ def _half_square(lam: Scalar, x: Array) -> Scalar:
     """
     s = scaling.binade(jnp, jnp.sqrt(lam))
     squares = squared_norm(s * x)
-    return jnp.where(lam > 0, lam / (2 * s * s) * squares, 0)
+    return lam / (2 * s * s) * jnp.where((lam > 0) | (squares < jnp.inf), squares, 0)
 
 
 def objective(problem: Problem, params: Params) -> Scalar:
@@ -440,14 +430,6 @@ def add_decay(problem: Problem, params: Params, products: Params) -> Params:
     """The gradient of f from that of the data term: each part gains its λ x."""
     lams = decays(problem, params.W.dtype)
     return Params(*(g + lam * x for g, lam, x in zip(products, lams, params, strict=True)))
-
-
-def squared_norm(x: Array) -> Scalar:
-    """‖x‖², summed axis by axis: one long float32 sum over a large H would lose digits."""
-    x = jnp.square(x)
-    while x.ndim:
-        x = jnp.sum(x, axis=0)
-    return x
 
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:

@@ -28,16 +28,23 @@ def binade(xp: ModuleType, *arrays: Any) -> Any:
     """
     top = arrays[0].dtype.type(0)
     for x in arrays:
-        x = xp.abs(x)
-        while x.ndim:  # axis by axis: XLA does not use the vector units for one long reduction
-            x = xp.max(x, axis=0)
-        top = xp.maximum(top, x)
+        top = xp.maximum(top, _top(xp, x))
     info = xp.finfo(top.dtype)
     bits = np.dtype(f"u{top.dtype.itemsize}")
     exponent = bits.type(((1 << info.nexp) - 1) << info.nmant)
     s = (top.view(bits) & exponent).view(top.dtype)
     s = xp.where((s > 0) & (s < xp.inf), s, 1)
     return xp.minimum(s, 1 / info.tiny).astype(top.dtype)
+
+
+def _top(xp: ModuleType, x: Any) -> Any:
+    """max |x|, in one kernel where x is small."""
+    if x.size <= 4096:
+        return xp.max(xp.abs(x), initial=0)
+    x = xp.abs(x)
+    while x.ndim:  # axis by axis: XLA does not use the vector units for one long reduction
+        x = xp.max(x, axis=0)
+    return x
 
 
 @jax.custom_batching.custom_vmap
@@ -73,20 +80,9 @@ def norm(squares: jax.Array, again: Callable[[], Any]) -> jax.Array:
     return jax.lax.cond(anyone(lost), scaled, lambda: jnp.sqrt(squares))
 
 
-def unit(xp: ModuleType, x: Any) -> tuple[Any, Any]:
-    """(u, Σ (u x)²) with u = 1/`binade` of a matrix x, so that no power of u x is out of range.
-
-    In JAX u is 1 where the sum tells that x itself is far from the limits.
-    """
-    if xp is np:
-        u = 1 / binade(np, x)
-        return u, np.sum(np.square(x * u))
-    info = jnp.finfo(x.dtype)
-    squares = jnp.sum(jnp.sum(jnp.square(x), axis=0), axis=0)
-    far = ~((squares > float(info.tiny) ** 0.25) & (squares < float(info.max) ** 0.25))
-
-    def scaled():
-        u = 1 / binade(jnp, x)
-        return u, jnp.sum(jnp.sum(jnp.square(x * u), axis=0), axis=0)
-
-    return jax.lax.cond(anyone(far), scaled, lambda: (jnp.ones((), x.dtype), squares))
+def squared_norm(x: jax.Array) -> jax.Array:
+    """‖x‖², summed axis by axis: one long float32 sum over a large H would lose digits."""
+    x = jnp.square(x)
+    while x.ndim:
+        x = jnp.sum(x, axis=0)
+    return x
