@@ -249,10 +249,10 @@ def test_counts_of_classes_in_a_grid_have_one_meaning(tmp_path):
     path.write_text("K = 3\nn = [50, 10, 5]\n")
     with pytest.raises(ufm.Refused, match=r"grid.toml"):
         grid.read(path)
-    assert [x.n for x in Grid(K=3, n=[[50, 10, 5]]).cells()] == [(50, 10, 5)]
-    assert [x.n for x in Grid(K=3, n=np.array([[50, 10, 5]])).cells()] == [(50, 10, 5)]
-    assert [x.n for x in Grid(K=3, n=[[50], [10], [5]]).cells()] == [50, 10, 5]
-    assert [x.n for x in Grid(K=4, n=[50, 10, 5]).cells()] == [50, 10, 5]
+    assert [x.problem.n for x in Grid(K=3, n=[[50, 10, 5]]).cells()] == [(50, 10, 5)]
+    assert [x.problem.n for x in Grid(K=3, n=np.array([[50, 10, 5]])).cells()] == [(50, 10, 5)]
+    assert [x.problem.n for x in Grid(K=3, n=[[50], [10], [5]]).cells()] == [50, 10, 5]
+    assert [x.problem.n for x in Grid(K=4, n=[50, 10, 5]).cells()] == [50, 10, 5]
 
 
 @pytest.mark.parametrize(

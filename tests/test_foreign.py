@@ -48,7 +48,7 @@ def a_sweep(folder: Path) -> None:
 
 
 def a_verification(folder: Path) -> None:
-    plain = CELL._asdict() | {"problem": atlas.describe(PROBLEM), "softest": None}
+    plain = CELL._asdict() | {"problem": PROBLEM.describe(), "softest": None}
     with record.open_run(folder, "verify", {}, seed=0) as handle:
         record.close_run(handle, {}, {"cells": [plain], "of": 1})
 

@@ -39,9 +39,9 @@ def table():
 
 def single(cell, plan=PLAN):
     params_key, batch_key = jax.random.split(jax.random.key(cell.seed))
-    params = ufm.init_params(params_key, cell.problem(), plan.scale, jnp.dtype(plan.precision))
+    params = ufm.init_params(params_key, cell.problem, plan.scale, jnp.dtype(plan.precision))
     return ufm.descend(
-        cell.problem(), params, cell.optimizer, steps=plan.steps, learning_rate=cell.learning_rate,
+        cell.problem, params, cell.optimizer, steps=plan.steps, learning_rate=cell.learning_rate,
         batch_size=cell.batch_size, key=None if cell.batch_size is None else batch_key,
         record_every=plan.record_every, gap_tol=plan.gap_tol,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def test_every_cell_is_the_run_of_its_own(table):
         run = single(cell)
         assert table["status"][i] == run.status
         assert table["steps"][i] == run.steps
-        proof = ufm.certify(cell.problem(), run.params)
+        proof = ufm.certify(cell.problem, run.params)
         # Two programs, some hundred steps: rounding grows no faster than the steps.
         for name in ("value", "gap", "grad_norm"):
             expected = getattr(proof, name)
@@ -71,13 +71,13 @@ def test_columns_say_what_was_run(table):
     assert table["cell"].tolist() == list(range(7))
     assert table["auto"].tolist() == [True, False, True, False, False, False, False]
     step = ufm.optimizers.auto_step(
-        PLAN.cells()[0].problem(),
-        ufm.objective(PLAN.cells()[0].problem(), ufm.init_params(
-            jax.random.split(jax.random.key(0))[0], PLAN.cells()[0].problem())),
+        PLAN.cells()[0].problem,
+        ufm.objective(PLAN.cells()[0].problem, ufm.init_params(
+            jax.random.split(jax.random.key(0))[0], PLAN.cells()[0].problem)),
         0.9,
     )  # fmt: skip
     np.testing.assert_allclose(table["learning_rate"][0], step, rtol=1e-12)
-    assert table["f_star"][0] == ufm.theory.global_value(PLAN.cells()[0].problem())
+    assert table["f_star"][0] == ufm.theory.global_value(PLAN.cells()[0].problem)
     assert np.all(table["value"] >= table["f_star"] - 1e-12)
 
 
@@ -92,9 +92,7 @@ def test_a_sweep_in_float32_is_its_single_runs_measured_in_float64():
         # Two programs that round at 6e-8 a step and contract.
         point = jax.tree.map(lambda x: x.astype(float), run.params)
         assert run.params.W.dtype == np.float32
-        np.testing.assert_allclose(
-            table["value"][i], ufm.objective(cell.problem(), point), rtol=1e-5
-        )
+        np.testing.assert_allclose(table["value"][i], ufm.objective(cell.problem, point), rtol=1e-5)
         assert table["gap"][i] > -1e-15
 
 

@@ -27,15 +27,13 @@ FORMAT, VERSION, _MANIFEST = "ufm-atlas", 1, "atlas.json"
 _ORBITS = re.compile(r"orbits-[0-9a-f]{16}\.npz")
 _NUMBER = (int, float)
 # What is read from a manifest, with its types.
-PROBLEM: dict[str, Any] = dict.fromkeys(("lam_W", "lam_H", "lam_b"), _NUMBER)
-PROBLEM = {"K": int, "d": int, "n": (int, list), **PROBLEM, "bias": bool}
 _TYPES: dict[Any, Any] = {int: int, float: _NUMBER, str: str}
 _ORBIT = {name: _TYPES[kind] for name, kind in get_type_hints(Orbit).items() if kind in _TYPES} | {
     "groups": [int],
     "hits": {str: int},
 }
 _FORM = {
-    "problem": PROBLEM,
+    "problem": Mapping,
     "sessions": [Mapping],
     "tried": {str: int},
     "refused": {str: int},
@@ -60,7 +58,7 @@ class Atlas:
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "problem": describe(census.problem),
+            "problem": census.problem.describe(),
             "sessions": self.sessions,
             "tried": census.tried,
             "refused": census.refused,
@@ -69,28 +67,6 @@ class Atlas:
         }
         storage.write_sealed(self.folder, _MANIFEST, values.plain(manifest, "atlas"))
         storage.discard(self.folder, _ours(self.folder) - {entry["file"]})
-
-
-def describe(problem: Problem) -> dict[str, Any]:
-    """Sizes and decays of a problem as JSON holds them."""
-    n = problem.n if isinstance(problem.n, int) else list(problem.n)
-    decays = {name: float(getattr(problem, name)) for name in ("lam_W", "lam_H", "lam_b")}
-    return {"K": problem.K, "d": problem.d, "n": n, **decays, "bias": problem.bias}
-
-
-def problem_of(fields: Any, where: str) -> Problem:
-    """The problem that `describe` described.
-
-    Args:
-        fields: JSON as it was read.
-        where: the file and the place in it, for the message.
-
-    Raises:
-        Refused: a field is missing, of a wrong type, or makes no sense.
-    """
-    values.expect(fields, PROBLEM, where)
-    n = fields["n"] if isinstance(fields["n"], int) else tuple(fields["n"])
-    return Problem(**{name: fields[name] for name in PROBLEM} | {"n": n})
 
 
 def _ours(folder: Path) -> set[str]:
@@ -116,7 +92,7 @@ def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
     manifest = storage.read_sealed(file, FORMAT, VERSION)
     values.expect(manifest, _FORM, f"{file}")
     arrays = storage.unpack(folder, manifest["arrays"])
-    problem = problem_of(manifest["problem"], f"{file}: problem")
+    problem = Problem.from_description(manifest["problem"], f"{file}: problem")
     m, K = len(manifest["orbits"]), problem.K
     rank = arrays["W"].shape[-1] if "W" in arrays and arrays["W"].ndim == 3 else 0
     shapes = {"W": (m, K, rank), "H": (m, rank, K), "b": (m, K)}
@@ -154,8 +130,8 @@ def opened(folder: Path, problem: Problem, options: dict[str, Any]) -> Iterator[
         sessions: list[dict[str, Any]] = []
         if _MANIFEST in names:
             census, sessions = load(folder)
-            if describe(census.problem) != describe(problem):
-                fields = values.differences(describe(problem), describe(census.problem))
+            if census.problem.describe() != problem.describe():
+                fields = values.differences(problem.describe(), census.problem.describe())
                 raise RecordError(
                     f"{folder} holds the atlas of another problem ({'; '.join(fields)}): choose "
                     "another folder, or the same problem"

@@ -5,7 +5,6 @@ decays, step sizes and seeds, spread over the devices of this process. A batch e
 its lanes has a status.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm import certificate, loop, optimizers, theory
 from ufm.check import Refused
-from ufm.grid import Cell, Plan, describe
+from ufm.grid import Plan, SweepCell, describe
 from ufm.loop import Limits, Method, State, Status
 from ufm.problem import Params, Problem, init_params, objective
 from ufm.programs import make_room
@@ -28,25 +27,27 @@ from ufm.threads import lapack_on_one_thread
 # Most cells side by side. On CPUs 16 small problems fit the cache, and 256 cost a third more each
 # (`benchmarks/many.py`); all wait for the slowest. Accelerators want many.
 MOST, MOST_ELSEWHERE = {"cpu": 16}, 1024
-DECAYS = ("lam_W", "lam_H", "lam_b")
 _RECORDS = 64  # capacity of the history of one call
 Columns = dict[str, np.ndarray]
 
 
 class Shape(NamedTuple):
-    """What the cells of one program share."""
+    """What the cells of one program share: all of a problem but its decays, and the method."""
 
-    K: int
-    d: int
-    n: int | tuple[int, ...]
-    bias: bool
+    problem: Any  # the structure of its pytree
     optimizer: str
     batch_size: int | None
 
     @classmethod
-    def of(cls, cell: Cell) -> "Shape":
+    def of(cls, cell: SweepCell) -> "Shape":
         """The shape of a cell."""
-        return cls(*(getattr(cell, name) for name in cls._fields))
+        return cls(jax.tree.structure(cell.problem), cell.optimizer, cell.batch_size)
+
+    def example(self) -> SweepCell:
+        """A cell of this shape."""
+        decays = [1.0] * self.problem.num_leaves
+        problem = jax.tree.unflatten(self.problem, decays)
+        return SweepCell(problem, self.optimizer, None, None, self.batch_size, 0)
 
 
 class _Lanes(NamedTuple):
@@ -59,7 +60,7 @@ class _Lanes(NamedTuple):
     seed: Any
 
 
-def fitted(plan: Plan, cells: Sequence[Cell], memory: int, calls: int) -> tuple[int, int]:
+def fitted(plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int) -> tuple[int, int]:
     """(cells a call, bytes of a call): as many cells of one shape as a budget lets run together.
 
     Args:
@@ -90,7 +91,9 @@ def fitted(plan: Plan, cells: Sequence[Cell], memory: int, calls: int) -> tuple[
         size = max(1, fitting // devices) * devices
 
 
-def rows(plan: Plan, cells: Sequence[Cell], size: int, share: Callable[[float], None]) -> Columns:
+def rows(
+    plan: Plan, cells: Sequence[SweepCell], size: int, share: Callable[[float], None]
+) -> Columns:
     """Descend on cells of one shape until each has a status; the columns of `ufm.sweep`.
 
     Args:
@@ -106,15 +109,14 @@ def rows(plan: Plan, cells: Sequence[Cell], size: int, share: Callable[[float], 
         return _described(cells) | found | _predicted(lanes.problem, len(cells))
 
 
-def _lanes(cells: Sequence[Cell]) -> _Lanes:
+def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
     first = cells[0]
     # Cells hold numbers, None or "auto": `ufm.grid` has converted everything else.
     rates = [_rate(cell) for cell in cells]
     momentum = optimizers.MOMENTUM.get(first.optimizer, 0.0)
     momenta = [momentum if cell.momentum is None else cell.momentum for cell in cells]
-    decays: Any = {name: np.array([getattr(x, name) for x in cells], float) for name in DECAYS}
     return _Lanes(
-        Problem(first.K, first.d, first.n, **decays, bias=first.bias),
+        jax.tree.map(lambda *x: np.array(x, float), *(cell.problem for cell in cells)),
         np.array([rate == "auto" for rate in rates]),
         np.array([0.0 if rate == "auto" else rate for rate in rates], float),
         np.array(momenta, float),
@@ -122,7 +124,7 @@ def _lanes(cells: Sequence[Cell]) -> _Lanes:
     )
 
 
-def _rate(cell: Cell) -> Any:
+def _rate(cell: SweepCell) -> Any:
     """The learning rate that a cell runs with: a number, or "auto"; 0 for a line search."""
     if cell.optimizer == "lbfgs":
         return 0.0
@@ -215,7 +217,7 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
     uses_momentum = method.optimizer in optimizers.MOMENTUM
     return {
         # What ran, read back: the decays of the problem that was descended on.
-        **{name: np.asarray(getattr(lanes.problem, name)) for name in DECAYS},
+        **{key.name: np.asarray(x) for (key,), x in jax.tree.leaves_with_path(lanes.problem)},
         "seed": np.asarray(lanes.seed, np.int64),
         "learning_rate": np.where(method.optimizer == "lbfgs", np.nan, rate),
         "auto": np.asarray(lanes.auto),
@@ -226,17 +228,15 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
     }
 
 
-def _described(cells: Sequence[Cell]) -> Columns:
+def _described(cells: Sequence[SweepCell]) -> Columns:
     """The fields of the cells that are not among the results."""
-    counts = [cell.n if isinstance(cell.n, int) else 0 for cell in cells]
-    words = [" ".join(map(str, np.atleast_1d(cell.n))) for cell in cells]
-    return {
-        "K": np.array([cell.K for cell in cells]),
-        "d": np.array([cell.d for cell in cells]),
-        "n": np.array(counts),  # 0 where the classes differ
-        "counts": np.array(words),  # as --n takes them: one number, or one a class
-        "N": np.array([cell.problem().N for cell in cells]),
-        "bias": np.array([cell.bias for cell in cells]),
+    problems = [cell.problem.describe() for cell in cells]
+    columns = {name: np.array([x[name] for x in problems]) for name in problems[0] if name != "n"}
+    return columns | {
+        "n": np.array([x["n"] if isinstance(x["n"], int) else 0 for x in problems]),  # 0: unequal
+        # As --n takes them: one number, or one a class.
+        "counts": np.array([" ".join(map(str, np.atleast_1d(x["n"]))) for x in problems]),
+        "N": np.array([cell.problem.N for cell in cells]),
         "optimizer": np.array([cell.optimizer for cell in cells]).astype("U12"),
         "batch_size": np.array([cell.batch_size or 0 for cell in cells]),  # 0: full batches
     }
@@ -244,16 +244,15 @@ def _described(cells: Sequence[Cell]) -> Columns:
 
 def _predicted(problem: Problem, count: int) -> Columns:
     """f* of the problems that ran, in closed form; NaN outside the theorem."""
-    decays: Any = {name: np.asarray(getattr(problem, name))[:count] for name in DECAYS}
+    ran = jax.tree.map(lambda x: np.asarray(x)[:count], problem)
     try:
-        return {"f_star": theory.global_value(dataclasses.replace(problem, **decays))}
+        return {"f_star": theory.global_value(ran)}
     except Refused:  # one of them is outside the theorem, or all
         pass
 
     def one(i: int) -> float:
         try:
-            own: Any = {name: float(x[i]) for name, x in decays.items()}
-            return float(theory.global_value(dataclasses.replace(problem, **own)))
+            return float(theory.global_value(jax.tree.map(lambda x: float(x[i]), ran)))
         except Refused:
             return float("nan")
 
@@ -266,8 +265,7 @@ def _program(shape: Shape, size: int, precision: str):
     make_room()
     with jax.enable_x64(True):
         method, one = _method(shape), jax.ShapeDtypeStruct((), jnp.int32)
-        cell = Cell(*shape[:3], 1.0, 1.0, 1.0, *shape[3:5], None, None, shape.batch_size, 0)
-        lanes = jax.eval_shape(lambda: _lanes([cell] * size))
+        lanes = jax.eval_shape(lambda: _lanes([shape.example()] * size))
         state, hyper = jax.eval_shape(partial(_begin, method=method, dtype=precision), lanes, 1.0)
         status = jax.ShapeDtypeStruct((size,), jnp.int32)
         mapped = jax.tree.map(

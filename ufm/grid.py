@@ -37,25 +37,18 @@ ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epoch
 MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
 
-class Cell(NamedTuple):
+class SweepCell(NamedTuple):
     """One problem and one way to descend on it; None stands for the method's default."""
 
-    K: int
-    d: int
-    n: int | tuple[int, ...]
-    lam_W: float
-    lam_H: float
-    lam_b: float
-    bias: bool
+    problem: Problem
     optimizer: str
     learning_rate: float | str | None
     momentum: float | None
     batch_size: int | None
     seed: int
 
-    def problem(self) -> Problem:
-        """The `Problem` of this cell."""
-        return Problem(self.K, self.d, self.n, self.lam_W, self.lam_H, self.lam_b, self.bias)
+
+PROBLEM = tuple(f.name for f in fields(Problem))  # the first axes of a grid, then the method's
 
 
 def _size(name: str) -> Callable[[Any], int]:
@@ -152,13 +145,26 @@ class Grid:
             object.__setattr__(self, name, tuple(map(convert, values)))
 
     def axes(self) -> list[tuple[Any, ...]]:
-        """The values of every field, in the order of `Cell`."""
-        values = (getattr(self, name) for name in Cell._fields)
+        """The values of every field of `Problem`, then of the others of `SweepCell`."""
+        values = (getattr(self, name) for name in (*PROBLEM, *SweepCell._fields[1:]))
         return [x if isinstance(x, tuple) else (x,) for x in values]
 
-    def cells(self) -> list[Cell]:
-        """Every combination, the last axis fastest."""
-        return [Cell._make(combination) for combination in itertools.product(*self.axes())]
+    def cells(self) -> list[SweepCell]:
+        """Every combination, the last axis fastest.
+
+        Raises:
+            Refused: sizes and decays that make no problem.
+        """
+        axes = self.axes()
+        found = []
+        for of_problem in itertools.product(*axes[: len(PROBLEM)]):
+            named = dict(zip(PROBLEM, of_problem, strict=True))
+            try:
+                problem = Problem(**named)
+            except Refused as error:
+                raise Refused(f"{error} (in the cell {_line(named)})") from None
+            found += [SweepCell(problem, *x) for x in itertools.product(*axes[len(PROBLEM) :])]
+        return found
 
 
 def _check_meaning(n: list[Any], K: Any) -> None:
@@ -213,7 +219,7 @@ class Plan:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[SweepCell]:
         """Every cell of every grid, checked.
 
         Raises:
@@ -226,7 +232,7 @@ class Plan:
                 f"got a plan of {count:,} cells; allowed: at most {MOST_CELLS:,}. Shorten the "
                 "axes, or make several sweeps of it"
             )
-        found: dict[Cell, None] = {}
+        found: dict[SweepCell, None] = {}
         for cell in itertools.chain.from_iterable(grid.cells() for grid in self.grids):
             try:
                 _check_cell(cell, self.precision)
@@ -242,8 +248,8 @@ class Plan:
         return asdict(self) | {"grids": [asdict(grid) for grid in self.grids]}
 
 
-def _check_cell(cell: Cell, precision: str) -> None:
-    problem = cell.problem()
+def _check_cell(cell: SweepCell, precision: str) -> None:
+    problem = cell.problem
     settings = optimizers.settings(
         cell.optimizer, cell.learning_rate, cell.momentum, cell.batch_size
     )
@@ -251,17 +257,22 @@ def _check_cell(cell: Cell, precision: str) -> None:
         descent.check_batch(problem, settings.batch_size)
     rates = optimizers.LEARNING_RATE.get(cell.optimizer, "auto")
     rate = rates if cell.learning_rate is None else cell.learning_rate
-    if rate == "auto" and cell.optimizer != "lbfgs" and not cell.lam_W * cell.lam_H > 0:
+    if rate == "auto" and cell.optimizer != "lbfgs" and not problem.mu > 0:
         raise Refused(
-            f"got learning_rate 'auto' with lam_W={cell.lam_W}, lam_H={cell.lam_H}; allowed: both "
-            "> 0, since its step is proportional to the smaller one. Give a number"
+            f"got learning_rate 'auto' with lam_W={problem.lam_W}, lam_H={problem.lam_H}; allowed: "
+            "both > 0, since its step is proportional to the smaller one. Give a number"
         )
     check_memory(problem, jnp.dtype(precision).itemsize, records=True)
 
 
-def describe(cell: Cell) -> str:
+def describe(cell: SweepCell) -> str:
     """A cell in one line, defaults left out."""
-    return ", ".join(f"{name}={x}" for name, x in cell._asdict().items() if x is not None)
+    named = {name: getattr(cell.problem, name) for name in PROBLEM}
+    return _line(named | {name: x for name, x in cell._asdict().items() if name != "problem"})
+
+
+def _line(named: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={x}" for name, x in named.items() if x is not None)
 
 
 def read(path: Path) -> Plan:
@@ -283,12 +294,13 @@ def read(path: Path) -> Plan:
     grids = table.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise Refused(f"got {path} with a key `grid`; allowed: tables [[grid]], each a grid")
+    axes = list(AXES)
     for place, keys in enumerate((table, *grids)):
-        allowed = [*Cell._fields, *shared] if place == 0 else list(Cell._fields)
+        allowed = [*axes, *shared] if place == 0 else axes
         for key in keys:
             if key not in allowed:
                 raise Refused(_unknown(path, text, place, key, allowed))
-    common = {name: x for name, x in table.items() if name in Cell._fields}
+    common = {name: x for name, x in table.items() if name in axes}
     rest = {name: x for name, x in table.items() if name in shared}
     try:
         return Plan(tuple(Grid(**common | grid) for grid in grids), **rest)

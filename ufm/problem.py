@@ -6,7 +6,9 @@ with cross-entropy ℓ, W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^
 arXiv 2105.02375, equation 4). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1).
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ufm import blocks, check, losses, scaling
+from ufm import blocks, check, losses, scaling, values
 from ufm.check import MOST, Refused
 from ufm.features import balanced, grouped
 from ufm.scaling import squared_norm
@@ -30,6 +32,14 @@ class Params(NamedTuple):
     W: Any
     H: Any
     b: Any
+
+
+# How a field of a problem is described in JSON: its types there, and whether JAX traces it. A field
+# without one of these cannot be described, so that no file drops it unnoticed.
+_COUNT: dict[str, Any] = {"json": int, "traced": False}
+_COUNTS: dict[str, Any] = {"json": (int, list), "traced": False}
+_DECAY: dict[str, Any] = {"json": (int, float), "traced": True}
+_FLAG: dict[str, Any] = {"json": bool, "traced": False}
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -53,13 +63,13 @@ class Problem:
         Refused: for sizes or decays outside these ranges.
     """
 
-    K: int
-    d: int
-    n: Any  # int, or a tuple of K counts once stored
-    lam_W: Any
-    lam_H: Any
-    lam_b: Any = 0.0
-    bias: bool = True
+    K: int = field(metadata=_COUNT)
+    d: int = field(metadata=_COUNT)
+    n: Any = field(metadata=_COUNTS)  # int, or a tuple of K counts once stored
+    lam_W: Any = field(metadata=_DECAY)
+    lam_H: Any = field(metadata=_DECAY)
+    lam_b: Any = field(default=0.0, metadata=_DECAY)
+    bias: bool = field(default=True, metadata=_FLAG)
 
     def __post_init__(self):
         K = check.integer("K", self.K, 2, MOST, "a classifier needs two classes")
@@ -132,21 +142,81 @@ class Problem:
         """Number of free variables: Kd + dN, and K more with a bias."""
         return self.K * self.d + self.d * self.N + (self.K if self.bias else 0)
 
+    def describe(self) -> dict[str, Any]:
+        """Every field by its name, as JSON holds it; `from_description` reads it back.
+
+        Raises:
+            Refused: decays that are arrays or traced; a field, of a subclass, that has no form.
+        """
+        check.one_problem(self)
+        found = {}
+        for name, form in self.forms().items():
+            value = getattr(self, name)
+            value = list(value) if isinstance(value, tuple) else value
+            found[name] = float(value) if form == _DECAY["json"] else value  # type: ignore[arg-type]
+        return found
+
+    @classmethod
+    def from_description(cls, description: Any, where: str = "a description") -> "Problem":
+        """The problem that `describe` described. A field with a default may be missing.
+
+        Args:
+            description: JSON as it was read.
+            where: the file and the place in it, for the message.
+
+        Raises:
+            Refused: a field is missing, unknown, of a wrong type, or makes no sense.
+        """
+        values.expect(description, Mapping, where)
+        forms = cls.forms()
+        if unknown := sorted(description.keys() - forms.keys()):
+            raise values.RecordError(
+                f"{where} has the field {unknown[0]!r}, which a {cls.__name__} of this version of "
+                "ufm lacks: read it with the version that wrote it"
+            )
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        wanted = {name: form for name, form in forms.items() if name in needed | set(description)}
+        values.expect(description, wanted, where)
+        n = description["n"]
+        n = n[0] if isinstance(n, list) and len(n) == 1 else n
+        return cls(**{name: description[name] for name in wanted} | {"n": n})
+
+    @classmethod
+    def forms(cls) -> dict[str, Any]:
+        """The types of every field in JSON.
+
+        Raises:
+            Refused: a field, of a subclass, that names none.
+        """
+        for f in fields(cls):
+            if "json" not in f.metadata:
+                raise Refused(
+                    f"got a {cls.__name__} whose field {f.name!r} names no type in JSON; allowed: "
+                    "fields with metadata 'json' and 'traced', as those of ufm.Problem"
+                )
+        return {f.name: f.metadata["json"] for f in fields(cls)}
+
     def tree_flatten_with_keys(self):
-        """Decays are the leaves; sizes travel as static data."""
-        names = ("lam_W", "lam_H", "lam_b")
-        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names]
-        return leaves, (self.K, self.d, self.n, self.bias)
+        """Decays are the leaves; all else travels as static data."""
+        traced, static = _parts(type(self))  # type: ignore[arg-type]
+        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in traced]
+        return leaves, tuple(getattr(self, name) for name in static)
 
     @classmethod
     def tree_unflatten(cls, static, leaves):
         """Rebuild without validation: leaves may be tracers or JAX's placeholders."""
         problem = object.__new__(cls)
-        for name, value in zip(("K", "d", "n", "bias"), static, strict=True):
-            object.__setattr__(problem, name, value)
-        for name, value in zip(("lam_W", "lam_H", "lam_b"), leaves, strict=True):
-            object.__setattr__(problem, name, value)
+        for names, found in zip(_parts(cls), (leaves, static), strict=True):  # type: ignore[arg-type]
+            for name, value in zip(names, found, strict=True):
+                object.__setattr__(problem, name, value)
         return problem
+
+
+@functools.cache  # every call of a compiled function asks
+def _parts(kind: Any) -> tuple[list[str], list[str]]:
+    """Names of the fields that JAX traces, and of the others."""
+    traced = [f.name for f in fields(kind) if f.metadata.get("traced")]
+    return traced, [f.name for f in fields(kind) if f.name not in traced]
 
 
 def require(problem: Any) -> None:

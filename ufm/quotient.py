@@ -13,6 +13,7 @@
 So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. Everything is traceable.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -32,10 +33,9 @@ class Restricted(NamedTuple):
 
 def of_width(problem: Problem, width: int) -> Problem:
     """The problem of the class means in `width` dimensions (of all samples for unequal counts)."""
-    n, lam_H = problem.n, problem.lam_H
-    if problem.balanced:
-        n, lam_H = 1, n * lam_H
-    return Problem(problem.K, width, n, problem.lam_W, lam_H, problem.lam_b, problem.bias)
+    if not problem.balanced:
+        return dataclasses.replace(problem, d=width)
+    return dataclasses.replace(problem, d=width, n=1, lam_H=problem.n * problem.lam_H)
 
 
 def class_means(problem: Problem, H: Float[Array, "d N"]) -> Float[Array, "d K"]:

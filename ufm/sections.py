@@ -91,7 +91,7 @@ def _descend(path: Path) -> Section:
     options = {
         name: x for name, x in manifest["config"].items() if name != "model" and x is not None
     }
-    model = ", ".join(f"{name} = {x}" for name, x in atlas.describe(problem).items())
+    model = ", ".join(f"{name} = {x}" for name, x in problem.describe().items())
     curves = {
         CURVES[name.removeprefix("history/")]: arrays[name]
         for name in (f"history/{key}" for key in CURVES)
@@ -204,7 +204,7 @@ def _census(path: Path) -> Section:
     columns: dict[str, list] = {name: [row[name] for row in rows] for name in rows[0]}
     columns["hits"] = [sum(hits.values()) for hits in columns["hits"]]
     columns = {name: columns[name] for name in HOVER if name in columns}
-    model = ", ".join(f"{name} = {x}" for name, x in atlas.describe(found.problem).items())
+    model = ", ".join(f"{name} = {x}" for name, x in found.problem.describe().items())
     facts = {"model": model, "orbits": len(rows), "starts": sum(found.tried.values())}
     facts |= {"refused starts": sum(found.refused.values()), "sessions": len(sessions)}
     listed = [[number(columns[name][i]) for name in columns] for i in range(len(rows))]
@@ -233,10 +233,10 @@ def _cells(path: Path, cells: Sequence[Cell], total: int, manifest: Mapping[str,
     if not cells:
         return Section(title, "No cell is finished yet.", _facts(manifest))
     names = [name for name in Cell._fields if name not in ("problem", "violations")]
-    heads = [*atlas.describe(cells[0].problem), *names]
+    heads = [*cells[0].problem.describe(), *names]
     rows, verdicts = [], []
     for cell in cells:
-        problem = atlas.describe(cell.problem)
+        problem = cell.problem.describe()
         values = [*problem.values(), *(getattr(cell, name) for name in names)]
         rows.append([number(x) for x in values])
         label = ", ".join(f"{name}={x}" for name, x in problem.items() if name != "bias")

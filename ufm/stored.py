@@ -9,14 +9,14 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from ufm import atlas, claims, values
+from ufm import claims, values
 from ufm.claims import Verdict
 from ufm.problem import Params, Problem, check_params
 from ufm.values import RecordError
 from ufm.verification import Cell
 
 _NUMBER = (int, float, None)  # null is NaN
-_MODEL = {"model": atlas.PROBLEM | {"n": [int]}}
+_MODEL = {"model": {"n": [int]}}
 _TYPES: dict[Any, Any] = {bool: bool, int: int, float: _NUMBER}
 _CELL = {name: _TYPES[kind] for name, kind in get_type_hints(Cell).items() if kind in _TYPES}
 _CELLS = {"cells": [_CELL | {"problem": Mapping, "violations": [str]}], "of": int}
@@ -40,9 +40,7 @@ def problem(manifest: Mapping[str, Any], where: str) -> Problem:
         Refused: a field is missing, of a wrong type, or makes no sense.
     """
     values.expect(manifest["config"], _MODEL, f"{where}: config")
-    fields = manifest["config"]["model"]
-    n = fields["n"][0] if len(fields["n"]) == 1 else fields["n"]
-    return atlas.problem_of({**fields, "n": n}, f"{where}: config: model")
+    return Problem.from_description(manifest["config"]["model"], f"{where}: config: model")
 
 
 def results(manifest: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def cells(told: Mapping[str, Any], where: str) -> list[Cell]:
     values.expect(told, _CELLS, where)
     return [
         Cell(
-            problem=atlas.problem_of(cell["problem"], f"{where}: cells[{i}]: problem"),
+            problem=Problem.from_description(cell["problem"], f"{where}: cells[{i}]: problem"),
             violations=tuple(cell["violations"]),
             **{name: np.nan if cell[name] is None else cell[name] for name in _CELL},  # type: ignore
         )

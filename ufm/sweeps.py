@@ -15,7 +15,7 @@ import numpy as np
 from ufm import batches, check, leader, processes, record
 from ufm.batches import Columns, Shape
 from ufm.check import Refused
-from ufm.grid import Cell, Plan
+from ufm.grid import Plan, SweepCell
 
 MEMORY = 2**30  # bytes of the compiled calls that run at a time
 # A table is written whole: up to this many rows after every batch, beyond when a fiftieth is new,
@@ -41,7 +41,7 @@ def sweep(
         report: called with the share of the cells that is done, and what is being done.
 
     Returns:
-        Columns: `cell` (its number in `plan.cells()`), the fields of `grid.Cell`, with the
+        Columns: `cell` (its number in `plan.cells()`), the fields of `Problem`, with the
         learning rate and momentum that were used (NaN where there is none) and `auto` for a step
         size from the curvature bound; status (as in `ufm.Run`), steps; value, lower_bound, gap,
         grad_norm, spectral_ratio (`ufm.Certificate`, float64); nc1 … nc4, norm_W, norm_H, norm_b,
@@ -107,7 +107,7 @@ def _sorted(columns: Columns) -> Columns:
 
 
 def _rows(
-    plan: Plan, cells: list[Cell], columns: Columns, memory: int, say: Report, save
+    plan: Plan, cells: list[SweepCell], columns: Columns, memory: int, say: Report, save
 ) -> Columns:
     """The table with the cells that `columns` lacks, shape by shape."""
     groups: dict[Shape, list[int]] = {}
@@ -120,7 +120,7 @@ def _rows(
 
 def _group(
     plan: Plan,
-    cells: list[Cell],
+    cells: list[SweepCell],
     members: list[int],
     columns: Columns,
     memory: int,
@@ -131,8 +131,9 @@ def _group(
     done = set(columns["cell"].tolist()) if columns else set()
     if done.issuperset(members):
         return columns
-    shape, calls = Shape.of(cells[members[0]]), _calls()
-    label = f"K={shape.K}, d={shape.d}, n={shape.n}, {shape.optimizer}"
+    first, calls = cells[members[0]], _calls()
+    problem = first.problem
+    label = f"K={problem.K}, d={problem.d}, n={problem.n}, {first.optimizer}"
     say(len(done) / len(cells), f"{label}: compiling")
     size, used = batches.fitted(plan, [cells[i] for i in members], memory, calls)
     # Batches are cut from all cells of the shape, so that a sweep that goes on runs the programs of
@@ -159,7 +160,7 @@ def _group(
     return columns
 
 
-def _run_in_turns(jobs: list[tuple[Plan, list[Cell], int]], keep, watch) -> None:
+def _run_in_turns(jobs: list[tuple[Plan, list[SweepCell], int]], keep, watch) -> None:
     """A batch for each of several processes of `jax.distributed`, which then exchange the rows."""
     for at in range(0, len(jobs), jax.process_count()):
         mine = at + jax.process_index()

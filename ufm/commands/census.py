@@ -80,7 +80,7 @@ def _kept(out: Path | None, problem, options):
 def _plain(found: room.Census) -> dict:
     rows = [atlas.table_row(orbit) for orbit in found.orbits]
     return {
-        "problem": atlas.describe(found.problem),
+        "problem": found.problem.describe(),
         "tried": found.tried,
         "refused": found.refused,
         "orbits": rows,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Model:
     def problem(self) -> Problem:
         """Build the `Problem`, which refuses what makes no sense."""
         n = self.n[0] if len(self.n) == 1 else self.n
-        return Problem(self.K, self.d, n, self.lam_W, self.lam_H, self.lam_b, self.bias)
+        return Problem(**asdict(self) | {"n": n})
 
 
 def stored_point(

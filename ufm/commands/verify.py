@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ufm import atlas, census, check, record, storage, stored, theory, values, verification
+from ufm import census, check, record, storage, stored, theory, values, verification
 from ufm.check import Refused, integer
 from ufm.commands.shared import FAILED, LOOK
 from ufm.problem import Problem
@@ -153,7 +153,7 @@ def _plain(cells: list[Cell]) -> list[dict[str, Any]]:
     """The cells as JSON holds them, NaN as null."""
     return [
         {name: None if x != x else x for name, x in cell._asdict().items()}
-        | {"problem": atlas.describe(cell.problem), "violations": list(cell.violations)}
+        | {"problem": cell.problem.describe(), "violations": list(cell.violations)}
         for cell in cells
     ]
 
