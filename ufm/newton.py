@@ -101,7 +101,7 @@ def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
     """(∇f as a vector, `scale`) at a flattened point."""
     params = unflatten(problem, x)
     G = model.data_gradient(problem, params)
-    return flatten(problem, model.gradient_from(problem, params, G)), scale(problem, params, G)
+    return flatten(problem, model.gradient(problem, params, G)), scale(problem, params, G)
 
 
 def _matrix(problem: Problem, x: Array) -> Array:

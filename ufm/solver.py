@@ -153,8 +153,7 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     """The point of the large problem, ‖∇f‖ and its scale there."""
     params = quotient.lift(problem, small, frame)
     G = model.data_gradient(problem, params)
-    slope = model.gradient_from(problem, params, G)
-    residual = model.norm(slope)
+    residual = model.norm(model.gradient(problem, params, G))
     return params, residual, newton.scale(problem, params, G)
 
 
