@@ -29,6 +29,7 @@ FLOORS = (
         "scaling",
     },
     {"problem", "lbfgs", "record", "plots", "report"},
+    {"evaluation"},
     {
         "interactive",
         "minimum",

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm import problem as model
 from ufm.check import Refused
+from ufm.evaluation import Evaluated
 from ufm.problem import Params, Problem, in_float64, matmul
 
 DENSE_LIMIT = 2**31  # bytes of the dense matrix: 16,384 variables
@@ -49,6 +50,13 @@ def linearize(problem: Problem, params: Params) -> Linearization:
     P = jax.nn.softmax(model.logits(problem, params), axis=0)
     G = model.data_gradient(problem, params)
     return Linearization(problem, params, P, G, jnp.argmax(P, axis=0))
+
+
+def linearized(at: Evaluated) -> Linearization:
+    """`linearize` of a point that has been evaluated, in float64."""
+    with jax.enable_x64(True):
+        params, P, G = jax.tree.map(jnp.asarray, (at.params, at.P, at.G))
+        return Linearization(at.problem, params, P, G, jnp.argmax(P, axis=0))
 
 
 def gauss_newton(at: Linearization, tangent: Params) -> Params:

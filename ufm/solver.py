@@ -20,9 +20,9 @@ from jaxtyping import Array
 from ufm import check, newton, quotient
 from ufm import problem as model
 from ufm.check import Refused
+from ufm.evaluation import check_entries
 from ufm.loop import Method, start, step
 from ufm.problem import Params, Problem
-from ufm.stationarity import check_entries
 from ufm.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
