@@ -27,6 +27,7 @@ FLOORS = (
         "minres",
         "claims",
         "scaling",
+        "pair",
     },
     {"problem", "lbfgs", "record", "plots", "report"},
     {"evaluation"},

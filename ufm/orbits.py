@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm import pair, quotient, reduction
 from ufm import problem as model
-from ufm import quotient, reduction
 from ufm.evaluation import evaluate
 from ufm.inertia import inertia_of
 from ufm.problem import Params, Problem, matmul
@@ -130,7 +130,7 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
         nullity=counts.zero,
         orbit_dimension=orbit_dimension(problem, rank),
         smallest=float(spectrum.eigenvalues[0]),
-        predicted=(lam_W + lam_H) / 2 - float(np.hypot((lam_W - lam_H) / 2, sigma)),
+        predicted=float(pair.eigenvalues(np, lam_W, lam_H, sigma)[0]),
         gap=found.gap,
         spectral_ratio=found.spectral_ratio,
         residual=found.residual,

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ufm import pair
 from ufm.check import Refused, real
 from ufm.evaluation import Evaluated, evaluate
 from ufm.problem import Params, Problem
@@ -157,10 +158,7 @@ def outside(core: Core) -> tuple[np.ndarray, list[int]]:
     lam_W, lam_H, _ = core.decays
     K, M = core.G.shape
     g = np.linalg.svd(core.G * np.sqrt(core.weights), compute_uv=False)
-    upper = (lam_W + lam_H) / 2 + np.hypot((lam_W - lam_H) / 2, g)
-    # The two multiply to λ_W λ_H − g²: no cancellation where ‖G‖ is close to μ.
-    mu = np.sqrt(lam_W) * np.sqrt(lam_H)
-    lower = np.divide((mu - g) * (mu + g), upper, out=np.zeros_like(g), where=upper > 0)
+    lower, upper = pair.eigenvalues(np, lam_W, lam_H, g)
     copies = core.weights.astype(int) - 1
     merged = np.flatnonzero(copies)
     differences = lam_H + feature_eigenvalues(core, merged)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from ufm import certificate, reduction
+from ufm import certificate, pair, reduction
 from ufm.check import Refused
 from ufm.curvature import Linearization, apply, in_float64, linearized
 from ufm.evaluation import Evaluated, evaluate
@@ -122,8 +122,7 @@ def _orthogonal_direction(core: Core) -> tuple[Params, float]:
     """α(u aᵀ, 0) + γ(0, −a vᵀ), (α, γ) the lower eigenvector of [[λ_W, −g], [−g, λ_H]]."""
     lam_W, lam_H, _ = core.decays
     U, g, Vt = np.linalg.svd(core.G * np.sqrt(core.weights), full_matrices=False)
-    values, vectors = np.linalg.eigh([[lam_W, -g[0]], [-g[0], lam_H]])
-    alpha, gamma = vectors[:, 0]
+    alpha, gamma = pair.lower_axis(lam_W, lam_H, -g[0])
     # The axis that is worst covered by the frame leaves the longest part outside it.
     a = np.zeros(len(core.frame))
     a[np.argmin(np.sum(core.frame**2, axis=1))] = 1.0
@@ -132,7 +131,7 @@ def _orthogonal_direction(core: Core) -> tuple[Params, float]:
         a /= np.linalg.norm(a)
     v = (Vt[0] / np.sqrt(core.weights))[core.owner]
     direction = Params(alpha * np.outer(U[:, 0], a), -gamma * np.outer(a, v), np.zeros(len(U)))
-    return direction, float(values[0])
+    return direction, float(pair.eigenvalues(np, lam_W, lam_H, g[0])[0])
 
 
 def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
