@@ -30,7 +30,7 @@ FLOORS = (
         "pair",
     },
     {"problem", "lbfgs", "record", "plots", "report"},
-    {"evaluation"},
+    {"evaluation", "tridiagonal"},
     {
         "interactive",
         "minimum",
