@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
-from ufm import Params, Problem, newton, orbits, plots, theory
+from ufm import Params, Problem, newton, orbits, pair, plots, theory
 from ufm import problem as model
 from ufm.census import census, quotient_of
 from ufm.curvature import dense, flatten
@@ -166,7 +166,7 @@ def _measure(problem: Problem, small: Problem, points: Params) -> tuple[Array, .
         unit = flatten(small, units)
         core = jnp.linalg.eigvalsh(unit[:, None] * dense(small, params) * unit)[0]
         g = jnp.linalg.norm(G, 2) / root  # the sum over n samples of a class, each G/n
-        predicted = (lam_W + lam_H) / 2 - jnp.hypot((lam_W - lam_H) / 2, g)
+        predicted, _ = pair.eigenvalues(jnp, lam_W, lam_H, g)
         value = model.objective(small, params)
         return value, residual, core, predicted, g / jnp.sqrt(lam_W * lam_H)
 

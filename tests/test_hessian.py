@@ -278,6 +278,18 @@ def test_dense_is_the_hessian_by_loops_and_exactly_symmetric(problem):
     np.testing.assert_array_equal(found, found.T)
 
 
+@pytest.mark.parametrize("columns", [1, 4, 10**6])
+def test_the_matrix_is_the_same_whole_and_block_by_block(columns, monkeypatch):
+    problem = PROBLEMS["narrow"]
+    params = laws.random_params(problem)
+    row_bytes = 8 * (4 * problem.K * problem.N + 4 * problem.size)
+    monkeypatch.setattr(curvature, "_BLOCK_BYTES", columns * row_bytes)
+    found = np.asarray(jax.jit(lambda x: curvature.matrix(problem, x))(params))
+    expected = by_loops(problem, params)
+    assert_near(found, expected, np.linalg.norm(expected, 2))
+    np.testing.assert_array_equal(found, found.T)
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(-3, 3))
 @laws.few_examples
 def test_product_is_linear_and_symmetric(seed, factor):

@@ -27,8 +27,10 @@ FLOORS = (
         "minres",
         "claims",
         "scaling",
+        "pair",
     },
     {"problem", "lbfgs", "record", "plots", "report"},
+    {"evaluation", "tridiagonal"},
     {
         "interactive",
         "minimum",

@@ -17,7 +17,8 @@ import pytest
 from precise import Precise
 
 import ufm
-from ufm import hessian, reduction, stationarity, theory
+from ufm import hessian, losses, reduction, stationarity, theory
+from ufm.commands import probe
 from ufm.problem import Params, Problem
 from ufm.verdict import SHARE
 
@@ -177,6 +178,32 @@ def test_scaled_identities_are_no_minimum_but_the_one_that_is(lam):
     assert found.kind == "global minimiser"
     assert found.gap <= SHARE * least
     assert hessian.verdict(problem, minimum._replace(b=minimum.b + 0.56)).kind == "not critical"
+
+
+@pytest.mark.parametrize(("say", "n"), [(hessian.verdict, 2), (probe._evidence, 3)])
+@pytest.mark.parametrize("minimum", [True, False])
+def test_one_verdict_makes_one_residual_and_one_reduction(say, n, minimum, monkeypatch):
+    calls = []
+
+    def counting(place, name):
+        one = getattr(place, name)
+
+        def counted(*args, **options):
+            calls.append(name)
+            return one(*args, **options)
+
+        monkeypatch.setattr(place, name, counted)
+
+    counting(losses, "residual")  # whose compiled callers call it when they are first traced
+    counting(reduction, "reduced")
+    problem = problem_of((5, 7 + minimum, n), 1e-2)  # a shape that no other test has traced
+    point = theory.global_minimizer(problem, jax.random.key(0)) if minimum else laws.zeros(problem)
+    calls.clear()
+    say(problem, point)
+    assert sorted(calls) == ["reduced", "residual"]
+    calls.clear()
+    say(problem, point)
+    assert calls == ["reduced"]
 
 
 @pytest.mark.parametrize("lam_b", ["equal", None])

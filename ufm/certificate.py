@@ -17,6 +17,7 @@ that the rounding of G1 would decide the last term; without a bias that term is 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float, Scalar
 
 from ufm import blocks, losses, scaling
 from ufm.check import Refused, normal_decays, one_problem, traced
+from ufm.evaluation import Evaluated
 from ufm.problem import (
     Params,
     Problem,
@@ -82,7 +84,7 @@ def _root(gram: Float[Array, "m m"], any_size: bool) -> Scalar:
     return jnp.sqrt(s * jnp.maximum(jnp.linalg.eigvalsh(gram / s)[-1], 0))
 
 
-def _centring(problem: Problem, residual, H) -> tuple[Array, Scalar]:
+def _centring(problem: Problem, residual: Callable, columns: Array) -> tuple[Array, Scalar]:
     """(mean column m, mixing weight s) that bring the dual variables to zero row sums.
 
     The mean column of R = P − Y is subtracted; where that makes a probability negative, all p_i
@@ -90,18 +92,19 @@ def _centring(problem: Problem, residual, H) -> tuple[Array, Scalar]:
     enough to end at 0.
     """
     labels, K = problem.labels, problem.K
-    mean = blocks.total(lambda *part: jnp.sum(residual(*part), axis=1), H, labels, K) / problem.N
-    pi = jnp.asarray(problem.counts / problem.N, H.dtype)[:, None]
+    sums = blocks.total(lambda *part: jnp.sum(residual(*part), axis=1), columns, labels, K)
+    mean = sums / problem.N
+    pi = jnp.asarray(problem.counts / problem.N, columns.dtype)[:, None]
 
-    def lowest(H, labels):
+    def lowest(part, labels):
         Y = jnp.arange(K)[:, None] == labels[None, :]
-        centred = residual(H, labels) - mean[:, None]
+        centred = residual(part, labels) - mean[:, None]
         return jnp.minimum(
             jnp.min(jnp.where(Y, jnp.inf, centred) / pi),
             jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi),
         )
 
-    return mean, jnp.maximum(-blocks.total(lowest, H, labels, K, jnp.minimum), 0)
+    return mean, jnp.maximum(-blocks.total(lowest, columns, labels, K, jnp.minimum), 0)
 
 
 def _penalised(problem: Problem, dtype) -> Array:
@@ -113,25 +116,21 @@ def _penalised(problem: Problem, dtype) -> Array:
     return jnp.asarray(problem.lam_b, dtype) > jnp.finfo(dtype).eps * jnp.minimum(mu, 1)
 
 
-def _dual(problem: Problem, params: Params):
+def _dual(problem: Problem, columns: Array, residual: Callable):
     """Columns of the dual variables N A = P' − Y of a block of samples; P' = P if penalised."""
-
-    def residual(H, labels):
-        return losses.residual(logits(problem, params._replace(H=H)), labels)
-
     if not problem.bias:
         return residual
-    H, dtype = params.H, params.H.dtype
+    dtype = columns.dtype
     pi = jnp.asarray(problem.counts / problem.N, dtype)[:, None]
     mean, shortfall = jax.lax.cond(
         _penalised(problem, dtype),
         lambda: (jnp.zeros(problem.K, dtype), jnp.zeros((), dtype)),
-        lambda: _centring(problem, residual, H),
+        lambda: _centring(problem, residual, columns),
     )
 
-    def centred(H, labels):
+    def centred(part, labels):
         Y = jnp.arange(problem.K)[:, None] == labels[None, :]
-        R = residual(H, labels) - mean[:, None]
+        R = residual(part, labels) - mean[:, None]
         mixed = (R + shortfall * (pi - Y)) / (1 + shortfall)
         # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
         return jnp.maximum(mixed, jnp.where(Y, -1, 0))
@@ -147,31 +146,40 @@ def lower_bound(problem: Problem, params: Params, any_size: bool = True) -> Boun
             N G are at most 1): their squares vanish nowhere then. Otherwise the bound is as valid,
             but loose where μ is below √(smallest number); the G of a record is used as it is.
     """
-    K, N, H, labels = problem.K, problem.N, params.H, problem.labels
-    dual, info = _dual(problem, params), jnp.finfo(H.dtype)
+
+    def residual(H, labels):
+        return losses.residual(logits(problem, params._replace(H=H)), labels)
+
+    return _bound(problem, params.H, residual, any_size)
+
+
+def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool) -> Bound:
+    """`lower_bound` from R = P − Y, which `residual` makes of a block of columns and its labels."""
+    K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
+    dual, info = _dual(problem, columns, residual), jnp.finfo(dtype)
     scale = 2.0 ** (info.maxexp // 2 - 2) if any_size else 1.0
 
-    def moments(H, labels):
-        A = dual(H, labels) * (scale / N) if any_size else dual(H, labels) / N
+    def moments(part, labels):
+        A = dual(part, labels) * (scale / N) if any_size else dual(part, labels) / N
         return (matmul(A, A.T) if K <= N else matmul(A.T, A)), jnp.sum(A, axis=1)
 
     # Beyond N classes the Gram matrix of the samples is the smaller one, and they stay together.
-    gram, sums = blocks.total(moments, H, labels, K) if K <= N else moments(H, labels)
-    sigma, mu = _root(gram, any_size) / scale, jnp.asarray(problem.mu, H.dtype)
+    gram, sums = blocks.total(moments, columns, labels, K) if K <= N else moments(columns, labels)
+    sigma, mu = _root(gram, any_size) / scale, jnp.asarray(problem.mu, dtype)
     # Entries whose squares are below the smallest normal number are lost, √(KN) of them in all.
     safe = sigma + (float(info.tiny) * (1 if any_size else info.tiny**-0.5)) * (K * N) ** 0.5
     alpha = jnp.where(safe > mu, mu / safe, 1)
-    penalty = jnp.zeros((), H.dtype)
+    penalty = jnp.zeros((), dtype)
     if problem.bias:
-        penalised = _penalised(problem, H.dtype)
-        root = jnp.sqrt(jnp.where(penalised, jnp.asarray(problem.lam_b, H.dtype), 1))
+        penalised = _penalised(problem, dtype)
+        root = jnp.sqrt(jnp.where(penalised, jnp.asarray(problem.lam_b, dtype), 1))
         slope = alpha * (jnp.sqrt(jnp.sum(jnp.square(sums))) / scale) / root
         penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
 
-    def entropy(H, labels):
-        return -jnp.sum(losses.conjugate(alpha * dual(H, labels), labels))
+    def entropy(part, labels):
+        return -jnp.sum(losses.conjugate(alpha * dual(part, labels), labels))
 
-    entropies = blocks.total(entropy, H, labels, K) / N
+    entropies = blocks.total(entropy, columns, labels, K) / N
     value, unit = entropies - penalty, 8 * float(info.eps)
     # Factor by factor: a small number less a smaller one may leave the normal numbers.
     proven = entropies * (1 - unit) - penalty * (1 + unit)
@@ -199,22 +207,32 @@ def _value_rounding(problem: Problem, params: Params) -> Scalar:
 
 
 def _certificate(problem: Problem, params: Params) -> Certificate:
-    value = objective(problem, params)
-    _, proven, sigma, rounding = lower_bound(problem, params)
-    grad_norm = gradient_norm(problem, params)
+    value, bound = objective(problem, params), lower_bound(problem, params)
+    return _summed(problem, params, value, gradient_norm(problem, params), bound)
+
+
+def _certificate_at(problem: Problem, params: Params, value, grad_norm, residual) -> Certificate:
+    """`_certificate` from R = P − Y at the point."""
+    bound = _bound(problem, residual, lambda R, _: R, any_size=True)
+    return _summed(problem, params, value, grad_norm, bound)
+
+
+def _summed(problem: Problem, params: Params, value, grad_norm, bound: Bound) -> Certificate:
+    _, proven, sigma, rounding = bound
     mu = jnp.asarray(problem.mu, sigma.dtype)
     ratio = jnp.where(mu > 0, sigma / jnp.where(mu > 0, mu, 1), jnp.where(sigma > 0, jnp.inf, 0))
     info = jnp.finfo(value.dtype)
     # Rounding may not lift the bound above the minimum, nor above f itself.
-    bound = jnp.minimum(proven, value)
+    least = jnp.minimum(proven, value)
     resolution = (
         16 * info.eps * jnp.abs(value) + 2 * rounding + _value_rounding(problem, params)
         + 16 * float(info.tiny)
     )  # fmt: skip
-    return Certificate(value, bound, value - bound, grad_norm, ratio, resolution)
+    return Certificate(value, least, value - least, grad_norm, ratio, resolution)
 
 
 _certificate_compiled = jax.jit(_certificate)
+_certificate_at_compiled = jax.jit(_certificate_at)
 
 
 def certify(problem: Problem, params: Params) -> Certificate:
@@ -249,6 +267,16 @@ def certify(problem: Problem, params: Params) -> Certificate:
         params = in_float64(params)
         certificate = Certificate(*map(float, _certificate_compiled(problem, params)))
     _check_range(certificate, params)
+    return certificate
+
+
+def certified(at: Evaluated) -> Certificate:
+    """`certify` of a point that has been evaluated."""
+    normal_decays(at.problem)
+    with jax.enable_x64(True):
+        found = _certificate_at_compiled(at.problem, at.params, at.value, at.grad_norm, at.residual)
+    certificate = Certificate(*map(float, found))
+    _check_range(certificate, at.params)
     return certificate
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm import problem as model
 from ufm.check import Refused
+from ufm.evaluation import Evaluated
 from ufm.problem import Params, Problem, in_float64, matmul
 
 DENSE_LIMIT = 2**31  # bytes of the dense matrix: 16,384 variables
@@ -49,6 +50,13 @@ def linearize(problem: Problem, params: Params) -> Linearization:
     P = jax.nn.softmax(model.logits(problem, params), axis=0)
     G = model.data_gradient(problem, params)
     return Linearization(problem, params, P, G, jnp.argmax(P, axis=0))
+
+
+def linearized(at: Evaluated) -> Linearization:
+    """`linearize` of a point that has been evaluated, in float64."""
+    with jax.enable_x64(True):
+        params, P, G = jax.tree.map(jnp.asarray, (at.params, at.P, at.G))
+        return Linearization(at.problem, params, P, G, jnp.argmax(P, axis=0))
 
 
 def gauss_newton(at: Linearization, tangent: Params) -> Params:
@@ -178,21 +186,28 @@ def _traced(*trees) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
 
 
-def _dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
+def matrix(problem: Problem, params: Params) -> Float[Array, "size size"]:
+    """∇²f as a symmetric matrix in the order of `flatten`, in the dtype of params. Traceable.
+
+    All columns at once where their products take little memory, otherwise block by block.
+    """
     at, size = linearize(problem, params), problem.size
     row_bytes = 8 * (4 * problem.K * problem.N + 4 * size)
 
-    def row(i):
-        unit = jnp.zeros(size, at.G.dtype).at[i].set(1)
+    def image(unit):
         return flatten(problem, apply(at, unflatten(problem, unit)))
 
-    rows = jax.lax.map(
-        row, jnp.arange(size), batch_size=max(1, min(size, _BLOCK_BYTES // row_bytes))
-    )
+    if size * row_bytes <= _BLOCK_BYTES:
+        rows = image(jnp.eye(size, dtype=at.G.dtype))
+    else:
+        rows = jax.lax.map(
+            lambda i: image(jnp.zeros(size, at.G.dtype).at[i].set(1)),
+            jnp.arange(size), batch_size=max(1, _BLOCK_BYTES // row_bytes),
+        )  # fmt: skip
     return (rows + rows.T) / 2
 
 
-_dense_compiled = jax.jit(_dense)
+_matrix_compiled = jax.jit(matrix)
 
 
 def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
@@ -214,10 +229,10 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
             "hessian.inertia for the index, hessian.spectrum at critical points"
         )
     if _traced(problem, params):
-        return _dense(problem, params)
+        return matrix(problem, params)
     model.check_finite(params)
     with jax.enable_x64(True):
-        return _dense_compiled(problem, in_float64(params))
+        return _matrix_compiled(problem, in_float64(params))
 
 
 class Orbit(NamedTuple):

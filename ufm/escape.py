@@ -26,9 +26,10 @@ from ufm import certificate, check, loop, newton
 from ufm import problem as model
 from ufm.check import Refused
 from ufm.curvature import dense, flatten, in_float64, unflatten
+from ufm.evaluation import evaluate
 from ufm.loop import Method, State, Status
 from ufm.problem import Params, Problem
-from ufm.stationarity import stationarity
+from ufm.stationarity import measured
 
 GAP_TOL, SGD_GAP_TOL = 1e-6, 1e-5  # nats; the noise of minibatches dies out slowly
 _EVERY = 50  # steps between two certificates
@@ -184,7 +185,8 @@ def unstable(problem: Problem, saddle: Params, key: Array) -> Unstable:
     Raises:
         Refused: if the point is not critical, or has no negative eigenvalue.
     """
-    found = stationarity(problem, saddle)
+    at = evaluate(problem, saddle)
+    found = measured(at)
     if not found.critical:
         raise Refused(
             f"got a point with {found.told()}; allowed: a saddle. Polish it with "
@@ -202,7 +204,7 @@ def unstable(problem: Problem, saddle: Params, key: Array) -> Unstable:
     u = drawn / np.linalg.norm(drawn)
     inside = space @ (space.T @ u)
     part = float(np.linalg.norm(inside))
-    slope = np.asarray(flatten(problem, model.gradient(problem, saddle)))
+    slope = np.asarray(flatten(problem, at.gradient))
     resolution = float(np.linalg.norm(space.T @ slope)) / -float(values[0])
     return Unstable(
         u, inside / part, part, float(values[0]), space.shape[1], float(values[-1]), resolution

@@ -33,6 +33,7 @@ from ufm.inertia import Inertia, inertia, inertia_of
 from ufm.problem import Params, Problem
 from ufm.reduction import spectrum
 from ufm.spectra import Spectrum
+from ufm.tridiagonal import tridiagonal
 from ufm.verdict import Verdict, Witness, verdict, witness
 
 __all__ = [
@@ -140,33 +141,12 @@ def _quadrature(at: Linearization, keys: Array, steps: int) -> tuple[Array, Arra
     """Gauss nodes and weights of every probe, (probes, steps) each."""
     size = at.problem.size
 
+    def image(v):
+        return flatten(at.problem, apply(at, unflatten(at.problem, v)))
+
     def one(key):
         start = jax.random.rademacher(key, (size,), at.G.dtype) / jnp.sqrt(size)
-        diagonal, beside = _lanczos(at, start, steps)
-        T = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-        nodes, vectors = jnp.linalg.eigh(T)
+        nodes, vectors = jnp.linalg.eigh(tridiagonal(image, start, steps))
         return nodes, jnp.square(vectors[0])
 
     return jax.lax.map(one, keys)
-
-
-def _lanczos(at: Linearization, start: Array, steps: int) -> tuple[Array, Array]:
-    """The diagonal and off-diagonal of the Lanczos matrix; both 0 once the space is exhausted."""
-    basis = jnp.zeros((steps, at.problem.size), start.dtype)
-
-    def step(carry, i):
-        basis, v, scale = carry
-        basis = basis.at[i].set(v)
-        image = flatten(at.problem, apply(at, unflatten(at.problem, v)))
-        alpha = jnp.vdot(v, image)
-        for _ in range(2):
-            image = image - model.matmul(model.matmul(basis, image), basis)
-        beta = jnp.linalg.norm(image)
-        scale = jnp.maximum(scale, jnp.abs(alpha) + beta)
-        alive = beta > 1e4 * jnp.finfo(v.dtype).eps * scale
-        beta = jnp.where(alive, beta, 0)
-        v = jnp.where(alive, image / jnp.where(alive, beta, 1), 0)
-        return (basis, v, scale), (alpha, beta)
-
-    first = (basis, start, jnp.zeros((), start.dtype))
-    return jax.lax.scan(step, first, jnp.arange(steps))[1]

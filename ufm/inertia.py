@@ -22,6 +22,7 @@ import numpy as np
 import scipy.linalg
 
 from ufm.check import Refused, real
+from ufm.evaluation import evaluate
 from ufm.problem import Params, Problem
 from ufm.reduction import (
     EPS,
@@ -33,7 +34,7 @@ from ufm.reduction import (
     feature_eigenvalues,
     lifted,
     outside,
-    reduce,
+    reduced,
 )
 from ufm.spectra import Spectrum
 from ufm.threads import lapack_on_one_thread
@@ -201,7 +202,13 @@ def inertia(
     shift = real("shift", shift)
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, above=0, also="or None")
-    core = reduce(problem, point)
+    return counted(problem, reduced(evaluate(problem, point)), shift, tolerance)
+
+
+def counted(
+    problem: Problem, core: Core, shift: float = 0.0, tolerance: float | None = None
+) -> Inertia:
+    """`inertia` at a point that has been reduced to its core."""
     check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
     lam_H = core.decays[1]
     margin, poles, needed = _margin(core, shift, tolerance)

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 from ufm import check
 from ufm.check import Refused
 from ufm.problem import matmul
+from ufm.tridiagonal import tridiagonal
 
 STATUSES = ("iteration_limit", "converged", "not_finite")
 STEPS = 8  # blocks between two restarts
@@ -105,22 +106,9 @@ def norm_estimate(operator: Any, size: int, key: Array) -> Float[Array, ""]:
         size: number of variables.
         key: draws the start; its draws are in JAX's default precision.
     """
-    v = jax.random.normal(key, (1, size), float)
+    v = jax.random.normal(key, (size,), float)
     v = v / jnp.linalg.norm(v)
-
-    def step(carry, _):
-        before, v, beta = carry
-        image = operator(v) - beta * before
-        alpha = jnp.sum(v * image)
-        image = image - alpha * v
-        after = jnp.linalg.norm(image)
-        beta = jnp.where(after > 0, after, 1)
-        return (v, image / beta, after), (alpha, after)
-
-    steps = min(NORM_STEPS, size)
-    start = (jnp.zeros_like(v), v, jnp.zeros((), v.dtype))
-    _, (alphas, betas) = jax.lax.scan(step, start, length=steps)
-    T = jnp.diag(alphas) + jnp.diag(betas[:-1], 1) + jnp.diag(betas[:-1], -1)
+    T = tridiagonal(lambda v: operator(v[None])[0], v, min(NORM_STEPS, size))
     return jnp.max(jnp.abs(jnp.linalg.eigvalsh(T)))
 
 

@@ -150,16 +150,16 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         columns, order = minibatch.draw(
             problem, state.key, state.step, state.order, method.batch_size
         )
-        grad = products = minibatch.gradient(problem, params, columns)
+        grad = data = minibatch.gradient(problem, params, columns)
     elif method.optimizer == "lbfgs":
         value_fn = closed_form(problem)
         # The line search has evaluated the point it chose; its state remembers both.
         value, grad = optax.value_and_grad_from_state(value_fn)(params, state=state.opt_state)
         extra = {"value": value, "grad": grad, "value_fn": value_fn}
-        products = grad
+        data = grad
     else:
-        products = model.products(problem, params)
-        grad = add_decay(problem, params, products)
+        data = model.pullback(problem, params)
+        grad = add_decay(problem, params, data)
         extra = {
             "value": objective(problem, params),
             "grad": grad,
@@ -168,7 +168,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
     updates, opt_state = optimizer.update(grad, state.opt_state, params, **extra)
     # Every update waits for both products, which read the old W and H: otherwise XLA copies W and H
     # before each step. The bare products: with decay the factor would read W and H once more.
-    read = (products.W[0, 0] < jnp.inf) & (products.H[0, 0] < jnp.inf)
+    read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
     done = jnp.where(read, 1, jnp.nan)
     updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
     params = optax.apply_updates(params, updates)

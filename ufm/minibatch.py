@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ufm import losses
-from ufm.problem import Params, Problem, decays, gradient_from, logits
+from ufm.problem import Params, Problem, add_decay, decays, logits, pullback
 
 
 def draw(problem: Problem, key: Array, step, order: Array, batch_size: int) -> tuple[Array, Array]:
@@ -41,8 +41,8 @@ def gradient(problem: Problem, params: Params, columns: Array) -> Params:
     W, H, b = params
     H_B = H[:, columns]
     B = columns.shape[0]
-    Z = logits(problem, Params(W, H_B, b))
-    G = losses.residual(Z, jnp.asarray(problem.labels)[columns]) / B
-    dW, dH_B, db = gradient_from(problem, Params(W, H_B, b), G)
+    part = Params(W, H_B, b)
+    G = losses.residual(logits(problem, part), jnp.asarray(problem.labels)[columns]) / B
+    dW, dH_B, db = add_decay(problem, part, pullback(problem, part, G))
     dH_B += (problem.N / B - 1) * decays(problem, H.dtype).H * H_B
     return Params(dW, jnp.zeros_like(H).at[:, columns].set(dH_B, unique_indices=True), db)

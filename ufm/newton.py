@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
 from ufm import problem as model
-from ufm.curvature import apply, flatten, linearize, unflatten
+from ufm.curvature import apply, flatten, linearize, matrix, unflatten
 from ufm.minres import minres
 from ufm.problem import Params, Problem
 
@@ -101,19 +101,12 @@ def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
     """(∇f as a vector, `scale`) at a flattened point."""
     params = unflatten(problem, x)
     G = model.data_gradient(problem, params)
-    return flatten(problem, model.gradient_from(problem, params, G)), scale(problem, params, G)
-
-
-def _matrix(problem: Problem, x: Array) -> Array:
-    """∇²f at a flattened point, all columns at once."""
-    units = unflatten(problem, jnp.eye(problem.size, dtype=x.dtype))
-    H = flatten(problem, apply(linearize(problem, unflatten(problem, x)), units))
-    return (H + H.T) / 2
+    return flatten(problem, model.gradient(problem, params, G)), scale(problem, params, G)
 
 
 def _dense_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
     """−Re (∇²f + iσ)⁻¹ g."""
-    H = _matrix(problem, x)
+    H = matrix(problem, unflatten(problem, x))
     floor = FLOOR * jnp.max(jnp.sum(jnp.abs(H), axis=1))
     shifted = H + 1j * jnp.maximum(sigma, floor) * jnp.eye(problem.size)
     return -jnp.linalg.solve(shifted, g.astype(shifted.dtype)).real

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm import pair, quotient, reduction
 from ufm import problem as model
-from ufm import quotient, reduction
+from ufm.evaluation import evaluate
 from ufm.inertia import inertia_of
 from ufm.problem import Params, Problem, matmul
 from ufm.spectra import orbit_dimension
-from ufm.verdict import verdict
+from ufm.verdict import judged
 
 # Distance of fingerprints, relative to their size, up to which two points are on one orbit: points
 # polished to 1e-14 agree to 1e-14/λ_min, some 1e-9.
@@ -109,7 +110,8 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     mean_problem = quotient.of_width(problem, problem.d)
     frame = jnp.eye(problem.d, small.W.shape[1])
     means = quotient.lift(mean_problem, small, frame)
-    found = verdict(mean_problem, means)
+    at = evaluate(mean_problem, means)
+    found = judged(at).verdict
     spectrum = reduction.spectrum(problem, quotient.lift(problem, small, frame))
     counts = inertia_of(spectrum)
     W, H = np.asarray(small.W), np.asarray(small.H)
@@ -121,14 +123,14 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     sigma = found.spectral_ratio * float(problem.mu)
     return Orbit(
         params=jax.tree.map(np.asarray, small),
-        value=float(model.objective(mean_problem, means)),
+        value=at.value,
         rank=rank,
         groups=groups(W, unit),
         morse_index=counts.negative,
         nullity=counts.zero,
         orbit_dimension=orbit_dimension(problem, rank),
         smallest=float(spectrum.eigenvalues[0]),
-        predicted=(lam_W + lam_H) / 2 - float(np.hypot((lam_W - lam_H) / 2, sigma)),
+        predicted=float(pair.eigenvalues(np, lam_W, lam_H, sigma)[0]),
         gap=found.gap,
         spectral_ratio=found.spectral_ratio,
         residual=found.residual,

@@ -449,46 +449,25 @@ def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
     return losses.residual(logits(problem, params), problem.labels) / problem.N
 
 
-def gradient(problem: Problem, params: Params) -> Params:
-    """∇_W f = G Hᵀ + λ_W W,  ∇_H f = Wᵀ G + λ_H H,  ∇_b f = G 1 + λ_b b,  G = (P − Y)/N.
+def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Params:
+    """(G Hᵀ, Wᵀ G, G 1), the gradient of the data term in (W, H, b); G 1 is 0 without a bias.
 
-    In closed form, equal to automatic differentiation of `objective`; ∇_b = 0 without a bias.
-
-    Raises:
-        Refused: if shapes or dtypes of params do not fit the problem.
+    Args:
+        problem, params: any point; params may hold some columns of H alone, those of a given G.
+        G: the gradient in the logits where it is at hand; None makes G = (P − Y)/N, in blocks of
+            samples where it is large.
     """
-    check_params(problem, params)
-    return add_decay(problem, params, products(problem, params))
-
-
-def gradient_norm(problem: Problem, params: Params) -> Scalar:
-    """‖∇f‖ at a point; the gradient need not exist as a whole."""
-    W, H, b = map(squared_norm, gradient(problem, params))
-    return scaling.norm(W + H + b, lambda: gradient(problem, params))
-
-
-def products(problem: Problem, params: Params) -> Params:
-    """(G Hᵀ, Wᵀ G, G 1) at a point, G in blocks of samples where it is large."""
-    W, _, b = params
-
-    def block(H, labels):
-        part = Params(W, H, b)
-        G = losses.residual(logits(problem, part), labels) / problem.N
-        dW, dH, db = data_products(problem, part, G)
-        return (dW, db), dH
-
-    (dW, db), dH = blocks.sweep(block, params.H, problem.labels, problem.K)
-    return Params(dW, dH, db)
-
-
-def gradient_from(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Params:
-    """The gradient in (W, H, b) of a point whose G = (P − Y)/N is already at hand."""
-    return add_decay(problem, params, data_products(problem, params, G))
-
-
-def data_products(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Params:
-    """(G Hᵀ, Wᵀ G, G 1), the gradient of the data term alone; G 1 is 0 without a bias."""
     W, H, b = params
+    if G is None:
+
+        def block(H, labels):
+            part = Params(W, H, b)
+            G = losses.residual(logits(problem, part), labels) / problem.N
+            dW, dH, db = pullback(problem, part, G)
+            return (dW, db), dH
+
+        (dW, db), dH = blocks.sweep(block, H, problem.labels, problem.K)
+        return Params(dW, dH, db)
     db = jnp.sum(G, axis=1) if problem.bias else jnp.zeros_like(b)
     # Wᵀ as an array of its own: XLA's product for CPUs reads a transposed left factor up to twice
     # as slowly, most of all when many small problems are mapped over.
@@ -496,10 +475,32 @@ def data_products(problem: Problem, params: Params, G: Float[Array, "K N"]) -> P
     return Params(matmul(G, H.T), matmul(Wt, G), db)
 
 
-def add_decay(problem: Problem, params: Params, products: Params) -> Params:
-    """The gradient of f from that of the data term: each part gains its λ x."""
+def add_decay(problem: Problem, params: Params, data: Params) -> Params:
+    """The gradient of f from that of its data term: each part gains its λ x."""
     lams = decays(problem, params.W.dtype)
-    return Params(*(g + lam * x for g, lam, x in zip(products, lams, params, strict=True)))
+    return Params(*(g + lam * x for g, lam, x in zip(data, lams, params, strict=True)))
+
+
+def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Params:
+    """∇_W f = G Hᵀ + λ_W W,  ∇_H f = Wᵀ G + λ_H H,  ∇_b f = G 1 + λ_b b,  G = (P − Y)/N.
+
+    In closed form, equal to automatic differentiation of `objective`; ∇_b = 0 without a bias.
+
+    Args:
+        problem, params: any point.
+        G: of the point, (P − Y)/N, where it is at hand.
+
+    Raises:
+        Refused: if shapes or dtypes of params do not fit the problem.
+    """
+    check_params(problem, params)
+    return add_decay(problem, params, pullback(problem, params, G))
+
+
+def gradient_norm(problem: Problem, params: Params) -> Scalar:
+    """‖∇f‖ at a point; the gradient need not exist as a whole."""
+    W, H, b = map(squared_norm, gradient(problem, params))
+    return scaling.norm(W + H + b, lambda: gradient(problem, params))
 
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:

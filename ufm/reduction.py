@@ -19,10 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ufm import pair
 from ufm.check import Refused, real
+from ufm.evaluation import Evaluated, evaluate
 from ufm.problem import Params, Problem
 from ufm.spectra import Spectrum, group
-from ufm.stationarity import EPS, on_the_host, probabilities, settled, stationarity
+from ufm.stationarity import EPS, Stationarity, measured
 
 MATRIX_LIMIT = 2**31  # bytes of one square matrix: 16,384 rows
 SAMPLE_BLOCK = 256
@@ -32,7 +34,7 @@ class Core(NamedTuple):
     """A point after merging equal samples and turning idle dimensions away, in NumPy float64.
 
     W (K, s), H (s, M), b (K,), P and G = (p − y)/N (K, M), weights (M,): samples merged in each
-    column.
+    column, which is their mean.
     rank: the first `rank` of the s dimensions hold the rows of W; the others see only H.
     frame: (d, s), orthonormal; W frameᵀ and frame H are the point itself.
     idle: d − s.  owner: column of every sample, (N,).
@@ -63,22 +65,27 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
             equal and is replaced by its mean; None takes rounding, 64 ε max|H|.
 
     Raises:
-        Refused: wrong shapes or entries that are not finite;
-            arrays that are not real floating, mixed dtypes, array-valued decays, tracers.
+        Refused: as `ufm.evaluation.evaluate`.
     """
-    W, H, b = on_the_host(problem, point)
+    return reduced(evaluate(problem, point), spread)
+
+
+def reduced(at: Evaluated, spread: float | None = None) -> Core:
+    """`reduce` of a point that has been evaluated."""
+    problem, (W, H, b) = at.problem, at.params
     spread = 64 * EPS * np.max(np.abs(H)) if spread is None else spread
-    H, owner = _merge(problem, H, spread)
-    labels = np.zeros(H.shape[1], np.int32)
-    labels[owner] = problem.labels
-    P, R = probabilities(W @ H + b[:, None], labels)
-    frame, rank = _frame(W, H)
+    equal = [
+        bool(np.max(np.abs(x - np.mean(x, axis=1, keepdims=True))) <= spread)
+        for x in _by_class(problem, H)
+    ]
+    H, P, G = (_merged(problem, equal, x) for x in (H, at.P, at.G))
+    owner, (frame, rank) = _owners(problem, equal), _frame(W, H)
     return Core(
         W=W @ frame,
         H=frame.T @ H,
         b=b,
         P=P,
-        G=R / problem.N,
+        G=G,
         weights=np.bincount(owner).astype(np.float64),
         rank=rank,
         frame=frame,
@@ -90,20 +97,28 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
     )
 
 
-def _merge(problem: Problem, H: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:
-    """One column for every class that has collapsed, all columns of the others."""
-    columns: list[np.ndarray] = []
-    owner: list[np.ndarray] = []
-    start = 0
-    for count in problem.counts:
-        features = H[:, start : start + count]
-        mean = np.mean(features, axis=1, keepdims=True)
-        collapsed = np.max(np.abs(features - mean)) <= spread
-        first = owner[-1][-1] + 1 if owner else 0
-        owner.append(first + (np.zeros(count, int) if collapsed else np.arange(count)))
-        columns.append(mean if collapsed else features)
-        start += count
-    return np.concatenate(columns, axis=1), np.concatenate(owner)
+def _by_class(problem: Problem, X: np.ndarray) -> list[np.ndarray]:
+    """The columns of the samples, class by class."""
+    return np.split(X, np.cumsum(problem.counts)[:-1], axis=1)
+
+
+def _merged(problem: Problem, equal: list[bool], X: np.ndarray) -> np.ndarray:
+    """The mean column of every class whose samples are equal, all columns of the others."""
+    parts = zip(equal, _by_class(problem, X), strict=True)
+    columns = [np.mean(x, axis=1, keepdims=True) if same else x for same, x in parts]
+    return np.concatenate(columns, axis=1)
+
+
+def _owners(problem: Problem, equal: list[bool]) -> np.ndarray:
+    """The column that every sample has become a part of, (N,)."""
+    own = [np.arange(1 if same else m) for same, m in zip(equal, problem.counts, strict=True)]
+    starts = np.cumsum([0, *map(len, own)])
+    return np.concatenate(
+        [
+            first + np.broadcast_to(columns, m)
+            for first, columns, m in zip(starts[:-1], own, problem.counts, strict=True)
+        ]
+    )
 
 
 def _frame(W: np.ndarray, H: np.ndarray) -> tuple[np.ndarray, int]:
@@ -143,10 +158,7 @@ def outside(core: Core) -> tuple[np.ndarray, list[int]]:
     lam_W, lam_H, _ = core.decays
     K, M = core.G.shape
     g = np.linalg.svd(core.G * np.sqrt(core.weights), compute_uv=False)
-    upper = (lam_W + lam_H) / 2 + np.hypot((lam_W - lam_H) / 2, g)
-    # The two multiply to λ_W λ_H − g²: no cancellation where ‖G‖ is close to μ.
-    mu = np.sqrt(lam_W) * np.sqrt(lam_H)
-    lower = np.divide((mu - g) * (mu + g), upper, out=np.zeros_like(g), where=upper > 0)
+    lower, upper = pair.eigenvalues(np, lam_W, lam_H, g)
     copies = core.weights.astype(int) - 1
     merged = np.flatnonzero(copies)
     differences = lam_H + feature_eigenvalues(core, merged)
@@ -222,16 +234,20 @@ def critical_core(problem: Problem, point: Params) -> Core:
         Refused: if the point is not critical (see `ufm.stationarity`), or its classes have
             not collapsed (possible at a critical point only if λ_H = 0).
     """
-    found = stationarity(problem, point)
+    return collapsed(measured(evaluate(problem, point)))
+
+
+def collapsed(found: Stationarity) -> Core:
+    """`critical_core` of a point that has been measured."""
     if not found.critical:
         raise Refused(
             f"got a point with {found.told()}. Polish it with ufm.solve(problem, point), or use "
             "hessian.inertia, which counts at any point"
         )
     # At a critical point λ_H (h_i − mean) is bounded by the residual.
-    lam_H, at = float(problem.lam_H), settled(problem, on_the_host(problem, point))
+    problem, lam_H = found.at.problem, float(found.at.problem.lam_H)
     spread = 4 * found.residual / lam_H if lam_H > 0 else 0.0
-    core = reduce(problem, at, max(spread, 64 * EPS * float(np.max(np.abs(at.H)))))
+    core = reduced(found.at, max(spread, 64 * EPS * float(np.max(np.abs(found.at.params.H)))))
     if len(core.weights) != problem.K:
         raise Refused(
             f"got a point with {len(core.weights)} distinct feature columns for K={problem.K} "

@@ -20,9 +20,9 @@ from jaxtyping import Array
 from ufm import check, newton, quotient
 from ufm import problem as model
 from ufm.check import Refused
+from ufm.evaluation import check_entries
 from ufm.loop import Method, start, step
 from ufm.problem import Params, Problem
-from ufm.stationarity import check_entries
 from ufm.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
@@ -153,8 +153,7 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     """The point of the large problem, ‖∇f‖ and its scale there."""
     params = quotient.lift(problem, small, frame)
     G = model.data_gradient(problem, params)
-    slope = model.gradient_from(problem, params, G)
-    residual = model.norm(slope)
+    residual = model.norm(model.gradient(problem, params, G))
     return params, residual, newton.scale(problem, params, G)
 
 

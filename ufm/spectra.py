@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ufm import minimum
+from ufm import minimum, pair
 from ufm.check import Refused, integer, normal_decays, real
 from ufm.problem import Problem, check_problem
 
@@ -105,12 +105,6 @@ def _exact(compute):
         return kept(problem.K, problem.d, problem.n, *decays, problem.bias)
 
     return exact
-
-
-def _pair(trace: Decimal, determinant: Decimal) -> tuple[Decimal, Decimal]:
-    """Eigenvalues of a 2×2 matrix, the lower from the determinant: nothing cancels in it."""
-    upper = (trace + (trace * trace - 4 * determinant).sqrt()) / 2
-    return determinant / upper, upper
 
 
 def _eigenvalues(A: list[list[Decimal]]) -> list[Decimal]:
@@ -193,15 +187,16 @@ def _minimum_table(problem: Problem) -> _Table:
     t = (1 + beta / c).ln()
     p2, q2 = t * mu / (lam_H * Decimal(n).sqrt()), t * mu / (lam_W * Decimal(n).sqrt())
 
-    def pair(kappa):  # of the block with −, whose determinant is 4κ(pq)μ
-        return _pair(lam_W + lam_H + kappa * (p2 + q2), 4 * kappa * t / Decimal(n).sqrt() * mu)
+    def block(kappa):  # with −, whose determinant is 4κ(pq)μ
+        trace = lam_W + lam_H + kappa * (p2 + q2)
+        return pair.of_determinant(trace, 4 * kappa * t / Decimal(n).sqrt() * mu)
 
     lifted = lam_W + lam_H + c / K * (p2 + q2)
     standard = _standard_block(problem, c, beta, p2, q2)
     antisymmetric, orthogonal = (K - 1) * (K - 2) // 2, d - K + 1
     return [
-        *((value, 1) for value in pair(c / K * (1 + (K - 1) * beta))),
-        *((value, max(K * (K - 3) // 2, 0)) for value in pair(c / K)),
+        *((value, 1) for value in block(c / K * (1 + (K - 1) * beta))),
+        *((value, max(K * (K - 3) // 2, 0)) for value in block(c / K)),
         (Decimal(0), antisymmetric),
         (lifted, antisymmetric),
         *((value, K - 1) for value in standard),
@@ -246,7 +241,7 @@ def _origin_table(problem: Problem) -> _Table:
     exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
     # λ_W λ_H − 1/(K² n): exactly 0 at the threshold.
     determinant = -Decimal(exact.numerator) / Decimal(exact.denominator) / (K * N)
-    lower, upper = _pair(lam_W + lam_H, determinant)
+    lower, upper = pair.of_determinant(lam_W + lam_H, determinant)
     bias = int(problem.bias)
     return [
         (lower, d * (K - 1)),

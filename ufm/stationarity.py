@@ -17,22 +17,19 @@ rescaled, (W A, A⁻¹H), which leaves the data term alone and lowers the decay.
 
 A share of up to 1e-8 counts as critical, and so does whatever `ufm.solve` calls converged: where
 decays are small beside G, float64 holds no point that is nearer to critical, and `uncertainty` says
-how little is known. NumPy, on the host.
+how little is known. NumPy, on the host, of a point as `ufm.evaluation` evaluates it.
 """
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from ufm import problem as model
-from ufm.check import Refused
+from ufm.evaluation import Evaluated, evaluate
 from ufm.newton import TOLERANCE as POLISHED
 from ufm.problem import Params, Problem
 
 EPS = np.finfo(np.float64).eps
 TOLERANCE = 1e-8  # share of the terms that cancel, up to which a point counts as critical
-LARGEST = 1e150
 # W and H both shorter than this, in units of their lengths at logits of order 1, are the origin.
 ORIGIN = 1e-10
 
@@ -46,6 +43,7 @@ class Stationarity(NamedTuple):
     allowed: up to which share it counts as critical: 1e-8, or more where ‖∇f‖ is at its rounding.
     uncertainty: the largest share with its rounding of all blocks and identities: how far off the
         point may be, in relative terms.
+    at: the point that was measured: itself, or the origin where it lies beside it (`settled`).
     """
 
     residual: float
@@ -53,6 +51,7 @@ class Stationarity(NamedTuple):
     share: float
     allowed: float
     uncertainty: float
+    at: Evaluated
 
     @property
     def critical(self) -> bool:
@@ -77,50 +76,6 @@ class _Measure(NamedTuple):
     polished: float
 
 
-def check_entries(params: Params) -> None:
-    """Refuse entries so large that their squares are no numbers.
-
-    Raises:
-        Refused: naming the largest one.
-    """
-    for name, x in zip("WHb", params, strict=True):
-        largest = float(abs(x).max())
-        if largest > LARGEST:
-            raise Refused(
-                f"got entries of {name} up to {largest:.3g}; allowed: up to {LARGEST:g}, so that "
-                "their squares are numbers. Look for a diverged run"
-            )
-
-
-def on_the_host(problem: Problem, point: Params) -> Params:
-    """(W, H, b) in NumPy float64, b = 0 without a bias.
-
-    Raises:
-        Refused: wrong shapes, entries that are not finite or beyond 1e150; arrays that are not
-            real floating, mixed dtypes, array-valued decays, traced values.
-    """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, point))):
-        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
-    model.check_problem(problem)
-    model.check_params(problem, point)
-    host = Params(*(np.asarray(x, np.float64) for x in point))
-    if not all(np.all(np.isfinite(x)) for x in host):
-        model.check_finite(point)
-    check_entries(host)
-    return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
-
-
-def probabilities(Z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P = softmax(Z) and P − Y, every entry with its relative accuracy."""
-    powers, columns = np.exp(Z - np.max(Z, axis=0)), np.arange(len(labels))
-    total = powers.sum(axis=0)
-    P = powers / total
-    powers[labels, columns] = 0
-    R = powers / total
-    R[labels, columns] = -R.sum(axis=0)
-    return P, R
-
-
 def length(x: np.ndarray) -> float:
     """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 have one."""
     largest = float(np.max(np.abs(x), initial=0.0))
@@ -135,56 +90,52 @@ def logit_rounding(point: Params) -> float:
     return float(2 * EPS * (2 + np.max(np.abs(W) @ np.abs(H) + np.abs(b)[:, None])))
 
 
-def settled(problem: Problem, point: Params) -> Params:
-    """A point on the host, with W = H = 0 where both are below 1e-10 of their natural lengths.
+def settled(at: Evaluated) -> Evaluated:
+    """The point, or that with W = H = 0 where both are below 1e-10 of their natural lengths.
 
     Logits WH of order 1 and the balance of decays give these: ‖W‖² = √(N λ_H/λ_W) and
     ‖H‖² = √(N λ_W/λ_H). So small an H, or W, moves f by 1e-20 of itself.
     """
+    problem, point = at.problem, at.params
     lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
-    if not min(lam_W, lam_H) > 0:
-        return point
+    if not min(lam_W, lam_H) > 0 or not (np.any(point.W) or np.any(point.H)):
+        return at
     ratio, size = (lam_H**0.25) / (lam_W**0.25), problem.N**0.25
     if length(point.W) <= ORIGIN * size * ratio and length(point.H) <= ORIGIN * size / ratio:
-        return point._replace(W=np.zeros_like(point.W), H=np.zeros_like(point.H))
-    return point
+        origin = point._replace(W=np.zeros_like(point.W), H=np.zeros_like(point.H))
+        return evaluate(problem, origin)
+    return at
 
 
 def stationarity(problem: Problem, point: Params) -> Stationarity:
     """Measure every block of ∇f and every identity of the module's head at a point.
 
     Raises:
-        Refused: as `on_the_host`.
+        Refused: as `ufm.evaluation.evaluate`.
     """
-    given = on_the_host(problem, point)
-    residual = length(np.concatenate([np.ravel(x) for x in _slope(problem, given)[1]]))
-    measures = [m for m in _measures(problem, settled(problem, given)) if m.terms > 0]
+    return measured(evaluate(problem, point))
+
+
+def measured(given: Evaluated) -> Stationarity:
+    """`stationarity` of a point that has been evaluated."""
+    residual, at = given.grad_norm, settled(given)
+    measures = [m for m in _measures(at) if m.terms > 0]
     if not measures:  # logits so large that G is 0, at the origin of W and H
-        return Stationarity(residual, "the gradient", 0.0, TOLERANCE, 0.0)
+        return Stationarity(residual, "the gradient", 0.0, TOLERANCE, 0.0, at)
     limits = [TOLERANCE + max(m.rounding, m.polished) / m.terms for m in measures]
     shares = [m.left / m.terms for m in measures]
     worst = int(np.argmax([share / limit for share, limit in zip(shares, limits, strict=True)]))
     uncertainty = max((m.left + m.rounding) / m.terms for m in measures)
     return Stationarity(
-        residual, measures[worst].where, shares[worst], limits[worst], float(uncertainty)
+        residual, measures[worst].where, shares[worst], limits[worst], float(uncertainty), at
     )
 
 
-def _slope(problem: Problem, point: Params) -> tuple[np.ndarray, Params]:
-    """(G, ∇f); the block of b is 0 without a bias."""
-    W, H, b = point
-    G = probabilities(W @ H + b[:, None], problem.labels)[1] / problem.N
-    slope_b = G.sum(axis=1) + float(problem.lam_b) * b if problem.bias else np.zeros_like(b)
-    return G, Params(
-        G @ H.T + float(problem.lam_W) * W, W.T @ G + float(problem.lam_H) * H, slope_b
-    )
-
-
-def _measures(problem: Problem, point: Params) -> list[_Measure]:
+def _measures(at: Evaluated) -> list[_Measure]:
     """Every block of ∇f and every identity."""
+    problem, point, G, slope = at.problem, at.params, at.G, at.gradient
     (W, H, b), root = point, problem.K**0.5
     lam_W, lam_H, lam_b = (float(x) for x in (problem.lam_W, problem.lam_H, problem.lam_b))
-    G, slope = _slope(problem, point)
     eta, pull = logit_rounding(point), np.abs(G)
     size_W, size_H, size_b = (length(x) for x in point)
     scale = (size_W + size_H + (problem.N**0.5 if problem.bias else 0.0)) * length(G)

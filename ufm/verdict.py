@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from ufm import certificate, reduction
+from ufm import certificate, pair, reduction
 from ufm.check import Refused
-from ufm.curvature import in_float64, product
+from ufm.curvature import Linearization, apply, in_float64, linearized
+from ufm.evaluation import Evaluated, evaluate
 from ufm.inertia import Inertia
-from ufm.problem import Params, Problem, check_problem
+from ufm.problem import Params, Problem
 from ufm.reduction import Core
 from ufm.spectra import orbit_dimension
-from ufm.stationarity import EPS, logit_rounding, on_the_host, stationarity
+from ufm.stationarity import EPS, logit_rounding, measured
 
 Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
 
@@ -71,6 +72,17 @@ class Verdict(NamedTuple):
     inertia: Inertia | None
 
 
+class Judged(NamedTuple):
+    """A verdict with what it was made of: for those who ask more of the point.
+
+    proof: the certificate.  core: of the critical point; None if the point is not critical.
+    """
+
+    verdict: Verdict
+    proof: certificate.Certificate
+    core: Core | None
+
+
 def witness(problem: Problem, point: Params) -> Witness:
     """The direction of negative curvature at a critical point that is not a global minimiser.
 
@@ -84,24 +96,25 @@ def witness(problem: Problem, point: Params) -> Witness:
         Refused: a point that is not critical, wrong shapes or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
-    return _witness(problem, point, reduction.critical_core(problem, point))
+    at = evaluate(problem, point)
+    return _witness(at, reduction.collapsed(measured(at)))
 
 
-def _witness(problem: Problem, point: Params, core: Core) -> Witness:
+def _witness(at: Evaluated, core: Core) -> Witness:
     if core.idle:
         direction, predicted = _orthogonal_direction(core)
     else:
         direction, predicted = _smallest_eigenvector(core)
     with jax.enable_x64(True):
-        at, tangent = in_float64(point), in_float64(direction)
-        curvature = float(_rayleigh(problem, at, tangent))
+        tangent = in_float64(direction)
+        curvature = float(_rayleigh(linearized(at), tangent))
     return Witness(tangent, curvature, predicted, core.idle > 0)
 
 
 @jax.jit
-def _rayleigh(problem: Problem, point: Params, tangent: Params) -> jax.Array:
+def _rayleigh(at: Linearization, tangent: Params) -> jax.Array:
     """⟨tangent, ∇²f tangent⟩."""
-    image = product(problem, point, tangent)
+    image = apply(at, tangent)
     return jnp.sum(jnp.stack([jnp.vdot(x, y) for x, y in zip(tangent, image, strict=True)]))
 
 
@@ -109,8 +122,7 @@ def _orthogonal_direction(core: Core) -> tuple[Params, float]:
     """α(u aᵀ, 0) + γ(0, −a vᵀ), (α, γ) the lower eigenvector of [[λ_W, −g], [−g, λ_H]]."""
     lam_W, lam_H, _ = core.decays
     U, g, Vt = np.linalg.svd(core.G * np.sqrt(core.weights), full_matrices=False)
-    values, vectors = np.linalg.eigh([[lam_W, -g[0]], [-g[0], lam_H]])
-    alpha, gamma = vectors[:, 0]
+    alpha, gamma = pair.lower_axis(lam_W, lam_H, -g[0])
     # The axis that is worst covered by the frame leaves the longest part outside it.
     a = np.zeros(len(core.frame))
     a[np.argmin(np.sum(core.frame**2, axis=1))] = 1.0
@@ -119,7 +131,7 @@ def _orthogonal_direction(core: Core) -> tuple[Params, float]:
         a /= np.linalg.norm(a)
     v = (Vt[0] / np.sqrt(core.weights))[core.owner]
     direction = Params(alpha * np.outer(U[:, 0], a), -gamma * np.outer(a, v), np.zeros(len(U)))
-    return direction, float(values[0])
+    return direction, float(pair.eigenvalues(np, lam_W, lam_H, g[0])[0])
 
 
 def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
@@ -175,29 +187,34 @@ def verdict(problem: Problem, point: Params) -> Verdict:
         Refused: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries;
             arrays that are not real floating, array-valued decays, traced values.
     """
-    check_problem(problem)
+    return judged(evaluate(problem, point)).verdict
+
+
+def judged(at: Evaluated) -> Judged:
+    """`verdict` of a point that has been evaluated."""
+    problem = at.problem
     if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
         raise Refused(
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
             "without decay the infimum is not attained"
         )
-    slope, proof = stationarity(problem, point), certificate.certify(problem, point)
+    slope, proof = measured(at), certificate.certified(at)
     evidence = (slope.residual, float(proof.gap), float(proof.spectral_ratio))
     if not slope.critical:
         reason = f"{slope.told()}; polish the point with ufm.solve"
-        return Verdict("not critical", reason, *evidence, float("nan"), None)
-    core = reduction.critical_core(problem, point)
-    curvature = _witness(problem, point, core).curvature
+        return Judged(Verdict("not critical", reason, *evidence, float("nan"), None), proof, None)
+    core = reduction.collapsed(slope)
+    curvature = _witness(at, core).curvature
     if slope.uncertainty > BLIND:
         reason = (
             f"float64 leaves {slope.uncertainty:.3g} of the terms that cancel in grad f uncertain "
             f"(more than {BLIND:g}): too small are the decays {core.decays} beside G"
         )
-        return Verdict("undecided", reason, *evidence, curvature, None)
-    entries = logit_rounding(on_the_host(problem, point))
+        return Judged(Verdict("undecided", reason, *evidence, curvature, None), proof, core)
+    entries = logit_rounding(at.params)
     doubt = _Doubt(entries, entries / (2 * EPS) * slope.uncertainty)
     kind, reason, counts = _decided(problem, core, proof, doubt, curvature)
-    return Verdict(kind, reason, *evidence, curvature, counts)
+    return Judged(Verdict(kind, reason, *evidence, curvature, counts), proof, core)
 
 
 def _decided(

@@ -10,12 +10,16 @@ import numpy as np
 import tyro
 
 import ufm
-from ufm import hessian, reduction, storage, values
+from ufm import hessian, storage, values
 from ufm.check import Refused
 from ufm.commands.files import FORMATS
 from ufm.commands.shared import show, stored_point
+from ufm.evaluation import evaluate
+from ufm.inertia import counted
 from ufm.problem import Params, Problem
+from ufm.reduction import Core, reduced
 from ufm.spectra import orbit_dimension
+from ufm.verdict import judged
 
 End = Literal["smallest", "largest"]
 ENDS: tuple[End, ...] = ("smallest", "largest")
@@ -121,14 +125,13 @@ class Probe:
 
 def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
     """Verdict and counts, under the names that JSON prints."""
-    verdict = hessian.verdict(problem, params)
-    critical = verdict.kind != "not critical"
-    core = (reduction.critical_core if critical else reduction.reduce)(problem, params)
-    counts = verdict.inertia or hessian.inertia(problem, params)
+    at = evaluate(problem, params)
+    verdict, certificate, critical_core = judged(at)
+    core = reduced(at) if critical_core is None else critical_core
+    counts = verdict.inertia or counted(problem, core)
     off = _along_the_orbit(core, verdict.residual)
-    if critical and not verdict.inertia and off > counts.tolerance:
-        counts = hessian.inertia(problem, params, tolerance=counts.tolerance + off)
-    certificate = ufm.certify(problem, params)
+    if critical_core and not verdict.inertia and off > counts.tolerance:
+        counts = counted(problem, core, tolerance=counts.tolerance + off)
     rank = core.W.shape[1]
     return {
         "verdict": verdict.kind,
@@ -146,7 +149,7 @@ def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
     } | ({"note": counts.note} if counts.note else {})
 
 
-def _along_the_orbit(core: reduction.Core, residual: float) -> float:
+def _along_the_orbit(core: Core, residual: float) -> float:
     """How far from 0 the eigenvalues of the orbit may be at a point known to a residual.
 
     ∇²f (W Aᵀ, A H) = −(∇_W Aᵀ, A ∇_H) for antisymmetric A, and the tangent is at least as long as
