@@ -1,25 +1,28 @@
 """Where the theorem ends: spurious local minima appear as d falls below K−1.
 
-Claim. For d ≥ K−1 every local minimum found is global. Below there are spurious ones: points with
-‖∇f‖ at rounding, exact Morse index 0, no zero eigenvalue beyond the symmetry orbit, and a value
-above the lowest one found by far more than rounding; for d = 2 they appear at K = 6 already, where
-f = 0.11549 and f = 0.15569 (λ_W = λ_H = 1e-3, λ_b = 0.01, n = 3) are both local minima.
+Claim. For d ≥ K−1 every local minimum is global, and no smaller bound on d will do: at d = K−2
+there are spurious ones for every K from 5 to 10. These are points with ‖∇f‖ at rounding, Morse
+index 0, no zero eigenvalue beyond the symmetry orbit, and a value above the lowest one found by far
+more than rounding; for d = 2 they appear at K = 6 already, where f = 0.11549 and f = 0.15569 (λ_W =
+λ_H = 1e-3, λ_b = 0.01, n = 3) are both local minima.
 
 Starts that do not reach rounding are counted apart when they lie in a valley whose curvature off
 the symmetry orbit is below 1e-6 ‖∇²f‖. In the plane there are such valleys: an inner ring of three
 classes turns inside an outer ring of seven, and only the 21st harmonic of the angle holds it.
 
-Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, for d > K, and arXiv 2407.10702 for d = K;
-d = K−1 is conjecture. For d < K−1 the certificate need not close, so "lowest" is the lowest found.
+Source. For d ≥ K−1 a theorem of this project, proved in `ufm.landscape`, with no published source
+known to us; Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, have d > K and arXiv 2407.10702 d = K.
+For d < K−1 the certificate need not close, so "lowest" is the lowest found.
 
-Reproduces. The assumption on d in theorem 3.2 of Zhu et al., from the other side. Extends it by a
-map of where spurious minima are found below it.
+Reproduces. The assumption on d in theorem 3.2 of Zhu et al., from the other side. Extends it to
+the least d for which it holds, with a map of where spurious minima are found below.
 
 Shown. Spurious local minima found at each K and d (a number; ~ where some starts ended in valleys
 too flat to decide) and how far the worst lies above the lowest (colour); right of the line, d ≥
 K−1. Second figure: minima in the plane, arrows for classifier rows, rings for class means.
 
-Refuted by a spurious local minimum found for d ≥ K−1, or by none found for d = 2 and K ≥ 6.
+Refuted by a spurious local minimum found for d ≥ K−1, or by none found for d = 2 and K ≥ 6, or for
+d = K−2 and K ≥ 5 at any λ.
 """
 
 import sys
@@ -180,6 +183,14 @@ def check(config: Config, results: dict) -> list[Verdict]:
     ):
         if shown:
             verdicts.append(judge(f"{name}: spurious local minima found", bad[side].sum(), 0, 0))
+    sharp = [
+        any(table(results, K, lam, K - 2)[0] for lam in config.lams)
+        for K, width in config.shapes
+        if K >= 5 and width >= K - 2
+    ]
+    if sharp:
+        claim = "d = K−2: share of K ≥ 5 with a spurious local minimum at some λ"
+        verdicts.append(judge(claim, np.mean(sharp), 1, 0))
     least = min(config.lams)
     counts = [table(results, K, least, 2)[0] for K, width in config.shapes if K >= 6 and width >= 2]
     if counts:
@@ -222,7 +233,7 @@ def _draw_table(config: Config, results: dict) -> Figure:
                 flat = results["flat"][here & (results["cell_lam"] == lam)].item() > 0
                 dark = "white" if worst > 1e-3 else "black"
                 ax.text(d, i, f"{count}~" if flat else f"{count}", color=dark, **MIDDLE)
-            # From this line to the right, d ≥ K − 1: none is expected.
+            # From this line to the right, d ≥ K − 1: by the theorem there is none.
             ax.plot([K - 1.5] * 2, [i - 0.5, i + 0.5], color="black", linewidth=1.2)
             if i:
                 ax.plot(

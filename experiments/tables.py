@@ -27,10 +27,12 @@ CHOSEN = {
         ("c07", "K=7: partitions"),
         ("c07", "K=7: orbits of index 0"),
         ("c08", "share of strict saddles"),
+        ("c08", "without a way down at d = K−1"),
         ("c08", "deepest eigenvalue below λ₋"),
         ("c09", "K=4, d=5: worst error of"),
         ("c09", "K=4, d=5: GD: runs"),
         ("c10", "d = K−1: spurious local minima"),
+        ("c10", "d = K−2: share of K ≥ 5 with a spurious"),
         ("c10", "share of K ≥ 6 with a spurious local minimum"),
     ),
     "networks": (

@@ -35,6 +35,28 @@ def test_theory_prints_the_closed_form(capsys):
     assert got["condition_number"] == ufm.theory.condition_number(problem)
     assert got["gd_rate"] == pytest.approx(1 - 2 / (got["condition_number"] + 1))
     assert got["is_collapsed"] is False
+    assert all(one["fails"] is None for one in got["theorems"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "assumption"),
+    [
+        (("--d", 3), "d >= K-1 (got d=3, K-1=9)"),
+        (("--lam-H", 0), "lam_W, lam_H > 0 (got lam_W=0.0005, lam_H=0.0)"),
+        (("--K", 3, "--n", 5, 2, 1), "equal class counts (got n=(5, 2, 1))"),
+    ],
+)
+def test_theory_names_the_assumption_that_fails_and_leaves_out_the_closed_form(
+    capsys, arguments, assumption
+):
+    status, out, _ = run(capsys, "theory", *arguments, "--json")
+    got = json.loads(out)
+    assert (status, set(got)) == (0, {"theorems"})
+    assert got["theorems"][0]["fails"] == assumption
+    status, out, _ = run(capsys, "theory", *arguments)
+    assert status == 0
+    assert "Theorems" in out
+    assert "closed form" not in out
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_in_silence():
@@ -197,8 +219,7 @@ def test_a_diverged_run_is_kept_and_has_its_own_exit_status(capsys, tmp_path):
         (("verify", "--K"), "got --K without a value"),
         (("verify", "--escapes", -1), "got escapes=-1"),
         (("verify", "--starts", 0), "got starts=0"),
-        (("theory", "--d", 3), "got d=3 < K-1=9"),
-        (("theory", "--lam-H", 0), "got lam_H=0.0"),
+        (("theory", "--lam-H", -1), "got lam_H=-1.0"),
         (("certify", "absent"), "holds no run"),
         (("probe", "absent"), "holds no run"),
         (("probe", "absent.npz"), "does not exist"),

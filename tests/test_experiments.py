@@ -49,7 +49,9 @@ TINY = {
     },
     # The same K and starts, so that both use the same compiled programs.
     "c07_ladder": {"classes": (3,), "starts": 16, "other_classes": (3,), "other_starts": 16},
-    "c08_strict_saddle": {"effort": ((3, 16, 1, 2),), "widths": (1.0, 1.6)},
+    "c08_strict_saddle": {
+        "effort": ((3, 16, 1, 2),), "unequal": ((3, 16, 1, 1),), "widths": (1.0, 1.6),
+    },
     "c09_escape": {"starts": 8, "lengths": 3, "slope_tol": 0.1},
     "c10_boundary": {"starts": 24},
 }  # fmt: skip
@@ -356,6 +358,8 @@ def test_an_orbit_that_is_no_strict_saddle_is_refuted_by_name():
         ("refused", lambda x: x + 1, "refused by the strict residual"),
         ("saddles", lambda x: x - 1, "share of strict saddles"),
         ("lower", lambda x: 0 * x + 0.01, "deepest eigenvalue below λ₋"),
+        ("stuck", lambda x: x + 1, "without a way down at d = K−1"),
+        ("full_error", lambda x: x + 0.01, "points of rank K−1"),
         ("error", lambda x: x + 0.01, "worst |f − f*|"),
     ],
 )

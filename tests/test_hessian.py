@@ -654,7 +654,7 @@ def test_the_witness_is_a_unit_direction_whose_curvature_is_the_predicted_eigenv
     arrow = flat(problem, found.direction)
     image = by_loops(problem, point) @ arrow
     assert_near(image, found.curvature * arrow, np.max(np.abs(eigenvalues)))
-    # Conjectured for the explicit direction, and true by construction for the computed one.
+    # A theorem for the explicit direction, and true by construction for the computed one.
     if eigenvalues[0] < -1e-9:
         assert_near(found.curvature, eigenvalues[0], np.max(np.abs(eigenvalues)))
 

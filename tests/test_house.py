@@ -33,6 +33,7 @@ FLOORS = (
     {"evaluation", "tridiagonal"},
     {
         "interactive",
+        "landscape",
         "minimum",
         "metrics",
         "certificate",

@@ -36,7 +36,18 @@ STATEMENTS = {
     ),
     "(up to a constant if $\\lambda_b=0$)": "test_data_term_ignores_common_shifts_of_the_classes",
     "NC3 of Papyan": "test_all_measures_vanish_at_perfect_collapse",
-    "is a *strict saddle*": "test_only_the_simplex_is_a_minimum_and_all_others_are_strict_saddles",
+    "is a *strict saddle*": (
+        "test_every_orbit_at_d_of_k_minus_1_is_a_global_minimiser_or_a_strict_saddle"
+    ),
+    "rank $K-1$ is a global minimiser": (
+        "test_every_orbit_at_d_of_k_minus_1_is_a_global_minimiser_or_a_strict_saddle"
+    ),
+    r"\lambda_{\min}(\nabla^2f)\ge\min(\lambda_b,\lambda_-)": (
+        "test_no_eigenvalue_lies_below_the_bound_at_any_point"
+    ),
+    r"this is an equality if $d\ge\max(K-1,2)$": (
+        "test_the_bound_holds_at_every_orbit_and_is_attained_from_d_of_k_minus_1_on"
+    ),
     r"if and only if $\|G\|_2\le\mu$": (
         "test_the_verdict_is_what_dense_eigenvalues_and_the_certificate_say"
     ),

@@ -1,9 +1,16 @@
-"""Closed forms: the global minimum, and the spectrum of the Hessian there and at the origin.
+"""Closed forms and theorems: the global minimum, spectra there and at the origin, the landscape.
 
-The public names of two rooms, `minimum` (Zhu et al. 2021, theorem 3.1) and `spectra`. Neither
+The public names of three rooms, `minimum` (Zhu et al. 2021, theorem 3.1), `spectra` and
+`landscape` (which theorems hold for a problem, and the least eigenvalue by them). None of them
 imports an optimiser or a probe, so that agreement with a simulation is evidence.
 """
 
+from ufm.landscape import (
+    Theorem,
+    least_eigenvalue_bound,
+    least_free_eigenvalue,
+    theorems,
+)
 from ufm.minimum import (
     Norms,
     check_assumptions,
@@ -27,6 +34,7 @@ from ufm.spectra import (
 __all__ = [
     "Norms",
     "Spectrum",
+    "Theorem",
     "check_assumptions",
     "condition_number",
     "gd_rate",
@@ -34,10 +42,13 @@ __all__ = [
     "global_value",
     "hessian_spectrum",
     "is_collapsed",
+    "least_eigenvalue_bound",
+    "least_free_eigenvalue",
     "margin",
     "norms",
     "optimal_step",
     "orbit_dimension",
     "origin_spectrum",
+    "theorems",
     "wrong_probability",
 ]

@@ -1,13 +1,14 @@
 """What a critical point is: global minimiser, strict saddle or local minimiser, with evidence.
 
-A critical point is a global minimiser iff ‖G‖₂ ≤ μ = √(λ_W λ_H). Otherwise, with (u, v) the top
+A critical point with ‖G‖₂ ≤ μ = √(λ_W λ_H) is a global minimiser. Otherwise, with (u, v) the top
 singular pair of G and a unit vector a orthogonal to the row space of [Wᵀ, H] (there is one if d
 exceeds its dimension), the plane of (u aᵀ, 0) and (0, −a vᵀ) holds an exact eigenvector of ∇²f,
 
     λ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²) < 0,
 
-so the point is a strict saddle (Zhu et al. 2021, arXiv 2105.02375, theorem 3.2). Without an
-orthogonal direction the smallest eigenvalue is computed, and the index counted.
+so the point is a strict saddle. For d ≥ K−1 there always is one (`ufm.landscape`; Zhu et al. 2021,
+arXiv 2105.02375, theorem 3.2, for d > K). Below, without an orthogonal direction, the smallest
+eigenvalue is computed, and the index counted.
 
 (W, H) ↦ (sW, H/s) turns the decays into one, μ, and leaves the signs of all eigenvalues (Sylvester)
 and all comparisons below as they are: nothing here depends on λ_H/λ_W.
@@ -167,7 +168,8 @@ def verdict(problem: Problem, point: Params) -> Verdict:
 
     1. A share of the terms that cancel in ∇f is left over (`ufm.stationarity`): "not critical".
        Rounding leaves more than 1e-2 of them uncertain: "undecided".
-    2. ‖G‖₂ > μ, and a direction orthogonal to the row space: "strict saddle".
+    2. ‖G‖₂ > μ, and a direction orthogonal to the row space, or d ≥ K−1, where every critical
+       point but the minimisers has one, and negative curvature: "strict saddle".
     3. certified gap f − f* within rounding and residual, and these within 1e-6 f*: "global
        minimiser".
     4. no such direction (r = d): eigenvalues of ∇²f off the symmetry orbit. A negative one makes a
@@ -229,10 +231,14 @@ def _decided(
     mu = lam_W**0.5 * lam_H**0.5
     sigma = float(np.linalg.norm(core.G * np.sqrt(core.weights), 2))
     error = doubt.of(sigma, mu)
-    if core.idle and sigma - mu > error:
+    wide = problem.d >= problem.K - 1
+    # Without an idle dimension rounding alone keeps W from the lower rank that the theorem gives.
+    if (core.idle or (wide and curvature < 0)) and sigma - mu > error:
+        theorem = f", a strict saddle by the theorem for d >= K-1 (d={problem.d}, K={problem.K})"
         reason = (
-            f"an explicit direction has curvature {curvature:.6g}: |G|_2 = {sigma:.6g} exceeds "
-            f"mu = {mu:.6g} by more than {error:.3g}"
+            f"{'an explicit' if core.idle else 'the lowest'} direction has curvature "
+            f"{curvature:.6g}: |G|_2 = {sigma:.6g} exceeds mu = {mu:.6g} by more than {error:.3g}"
+            f"{theorem if wide else ''}"
         )
         return "strict saddle", reason, None
     gap, value = float(proof.gap), float(proof.value)
@@ -294,8 +300,13 @@ def from_counts(problem: Problem, core: Core, counts: Inertia) -> tuple[Kind, st
     if counts.negative:
         return "strict saddle", f"the Hessian has {counts.negative} negative eigenvalues"
     if counts.zero == orbit:
+        theorem = (
+            "; by the theorem for d >= K-1 the critical point near by is a global minimiser, but "
+            "the certified gap does not show it"
+        )
         return "local minimiser", (
             f"no eigenvalue below {counts.tolerance:.3g} but the {orbit} of the symmetry orbit"
+            f"{theorem if problem.d >= problem.K - 1 else ''}"
         )
     return "undecided", (
         f"no negative eigenvalue, but {counts.zero} within {counts.tolerance:.3g} of 0 where the "

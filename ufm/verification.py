@@ -1,10 +1,10 @@
 """The theory held against one problem: threshold, minimiser, certificate, spectrum, census, escape.
 
 Each check compares routes that share no code: closed forms (`theory`, `spectra`) with the
-certificate, the reductions, Newton's method from everywhere, and descent. For d ≥ K every critical
-point must be a simplex ETF (the origin above the threshold) or a strict saddle (Zhu et al. 2021,
-arXiv 2105.02375, theorem 3.2 for d > K; arXiv 2407.10702 for d = K). For d = K − 1 the minimum is
-known and the landscape is not: what is found there is reported, and is no violation.
+certificate, the reductions, Newton's method from everywhere, and descent. Every critical point must
+be a simplex ETF (the origin above the threshold) or a strict saddle, for every d ≥ K−1
+(`ufm.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2 for d > K; arXiv 2407.10702 for
+d = K).
 """
 
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def verify(
         say("escape")
         tried = saddles[:escapes]
         escaped = _escaped(problem, tried, key_escape)
-        if escaped < len(tried) and problem.d >= problem.K:
+        if escaped < len(tried):
             wrong.append(f"descent from {len(tried) - escaped} perturbed saddles found no minimum")
     return Cell(
         problem, collapsed, value, gap, error,
@@ -159,9 +159,7 @@ def _class_of(problem: Problem, orbit: Orbit, value: float, collapsed: bool) -> 
         text = f"{label}: global, but no simplex ETF (NC2 {nc2:.2g}, NC3 {nc3:.2g})"
         return "minimiser", "" if max(nc2, nc3) <= ETF_TOL else text
     if orbit.kind == "local minimiser":
-        return "local", f"{label}: a local minimiser that is not global" if (
-            problem.d >= problem.K
-        ) else ""
+        return "local", f"{label}: a local minimiser that is not global"
     return "undecided", ""
 
 
