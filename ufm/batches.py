@@ -112,24 +112,16 @@ def rows(
 def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
     first = cells[0]
     # Cells hold numbers, None or "auto": `ufm.grid` has converted everything else.
-    rates = [_rate(cell) for cell in cells]
+    rates = [optimizers.rate(cell.optimizer, cell.learning_rate) for cell in cells]
     momentum = optimizers.MOMENTUM.get(first.optimizer, 0.0)
     momenta = [momentum if cell.momentum is None else cell.momentum for cell in cells]
     return _Lanes(
         jax.tree.map(lambda *x: np.array(x, float), *(cell.problem for cell in cells)),
         np.array([rate == "auto" for rate in rates]),
-        np.array([0.0 if rate == "auto" else rate for rate in rates], float),
+        np.array([0.0 if rate in ("auto", None) else rate for rate in rates], float),
         np.array(momenta, float),
         np.array([cell.seed for cell in cells], np.uint32),
     )
-
-
-def _rate(cell: SweepCell) -> Any:
-    """The learning rate that a cell runs with: a number, or "auto"; 0 for a line search."""
-    if cell.optimizer == "lbfgs":
-        return 0.0
-    default = optimizers.LEARNING_RATE.get(cell.optimizer, "auto")
-    return default if cell.learning_rate is None else cell.learning_rate
 
 
 @partial(jax.jit, static_argnames=("method", "dtype"))

@@ -269,11 +269,10 @@ def prepare(
     """
     if not isinstance(optimizer, str):
         return Method(optimizer, None, batch_size), ()
-    if optimizer == "lbfgs":  # its line search finds the step
+    learning_rate = optimizers.rate(optimizer, learning_rate)
+    if learning_rate is None:
         return Method(optimizer, None, batch_size), (1.0, 0.0)
     momentum = optimizers.MOMENTUM.get(optimizer, 0.0) if momentum is None else momentum
-    if learning_rate is None:
-        learning_rate = optimizers.LEARNING_RATE.get(optimizer, "auto")
     if callable(learning_rate):
         return Method(optimizer, learning_rate, batch_size), (None, momentum)
     if isinstance(learning_rate, str):

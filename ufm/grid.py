@@ -255,9 +255,8 @@ def _check_cell(cell: SweepCell, precision: str) -> None:
     )
     if settings.batch_size is not None:
         descent.check_batch(problem, settings.batch_size)
-    rates = optimizers.LEARNING_RATE.get(cell.optimizer, "auto")
-    rate = rates if cell.learning_rate is None else cell.learning_rate
-    if rate == "auto" and cell.optimizer != "lbfgs" and not problem.mu > 0:
+    rate = optimizers.rate(cell.optimizer, cell.learning_rate)
+    if rate == "auto" and not problem.mu > 0:
         raise Refused(
             f"got learning_rate 'auto' with lam_W={problem.lam_W}, lam_H={problem.lam_H}; allowed: "
             "both > 0, since its step is proportional to the smaller one. Give a number"

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ufm import pair
 from ufm.check import real
 from ufm.problem import Problem, check_problem
 
@@ -52,7 +53,7 @@ class Theorem(NamedTuple):
 def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
     """λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), an eigenvalue wherever a direction is free.
 
-    Computed as (μ − ‖G‖₂)(μ + ‖G‖₂) over the other root: right to rounding also near 0.
+    By `ufm.pair`: right to rounding also near 0.
 
     Args:
         problem: any, with scalar decays.
@@ -64,9 +65,7 @@ def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
     check_problem(problem)
     g = real("spectral_norm", spectral_norm, least=0)
     lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
-    upper = (lam_W + lam_H) / 2 + float(np.hypot((lam_W - lam_H) / 2, g))
-    mu = lam_W**0.5 * lam_H**0.5
-    return (mu - g) * ((mu + g) / upper) if upper > 0 else 0.0
+    return float(pair.eigenvalues(np, lam_W, lam_H, g)[0])
 
 
 def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:

@@ -46,6 +46,16 @@ MOMENTUM = {"heavy_ball": 0.9, "nesterov": 0.9, "sgd": 0.9}
 LEARNING_RATE = {"sgd": 0.05, "adam": 1e-3}
 
 
+def rate(optimizer: str, learning_rate: Any) -> Any:
+    """The learning rate that a named method runs with: the given one, or its default for None.
+
+    "auto" is the default of the full-batch methods; None stands for the line search of "lbfgs".
+    """
+    if optimizer == "lbfgs":
+        return None
+    return LEARNING_RATE.get(optimizer, "auto") if learning_rate is None else learning_rate
+
+
 def curvature_bound(problem: Problem, value):
     """L(F) of the module's head: ‖∇²f‖ from above wherever f ≤ F.
 
