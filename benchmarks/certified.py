@@ -22,7 +22,7 @@ import torch
 
 import ufm
 from benchmarks import paired
-from ufm.curvature import flatten, unflatten
+from ufm.hessian.curvature import flatten, unflatten
 
 SIZES = (10, 100, 1000)  # K = d
 SAMPLES, DECAY, SCALE, GAP = 10, 1e-5, 0.1, 1e-8

@@ -25,8 +25,9 @@ import torch
 
 import ufm
 from benchmarks import paired
-from ufm import descent, loop
-from ufm.threads import lapack_on_one_thread
+from ufm.descent import loop
+from ufm.descent import run as descent
+from ufm.runtime.threads import lapack_on_one_thread
 
 SHAPES = ((10, 20, 100), (100, 128, 100), (1000, 512, 10), (10, 512, 5000))
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
@@ -42,7 +43,7 @@ def problem_and_start(shape: tuple[int, int, int]) -> tuple[ufm.Problem, ufm.Par
 
 
 def ours(problem: ufm.Problem, start: ufm.Params) -> tuple[Callable[[int], Any], float]:
-    """Steps of `ufm.loop`, as `ufm.descend` runs them, and the seconds their compilation took."""
+    """Steps of the compiled loop, as `ufm.descend` runs them, and the seconds to compile it."""
     method, hyper = descent.prepare(problem, 1.0, "heavy_ball", LEARNING_RATE, MOMENTUM)
     state = jax.jit(loop.start, static_argnames="method")(problem, start, method, hyper)
 
@@ -57,7 +58,7 @@ def ours(problem: ufm.Problem, start: ufm.Params) -> tuple[Callable[[int], Any],
 
 
 def recording(problem: ufm.Problem, start: ufm.Params, step_seconds: float) -> float:
-    """Seconds that one record adds to a run of `ufm.loop.trajectory`, median over rounds."""
+    """Seconds that one record adds to a run of the compiled loop, median over rounds."""
     method, hyper = descent.prepare(problem, 1.0, "heavy_ball", LEARNING_RATE, MOMENTUM)
     state = jax.jit(loop.start, static_argnames="method")(problem, start, method, hyper)
     steps = max(4, min(RECORDS - 1, int(SECONDS / (10 * step_seconds))))

@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 
 import ufm
 from benchmarks import paired
-from ufm import descent, loop, plots
+from ufm import plots
+from ufm.descent import loop
+from ufm.descent import run as descent
 
 ROUNDS, SECONDS, DISTANCE, GAP = 3, 0.2, 1e-4, 1e-8
 PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax")

@@ -19,7 +19,7 @@ import numpy as np
 import ufm
 from benchmarks import paired
 from benchmarks.descent_steps import LEARNING_RATE, MOMENTUM, ours, problem_and_start, pytorch
-from ufm import loop
+from ufm.descent import loop
 
 SHAPE, COUNTS, ROUNDS = (10, 20, 10), (16, 32, 64, 256), 5
 SHORT, LONG = 20_000, 100_000  # steps of whole sweeps

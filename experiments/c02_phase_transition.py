@@ -31,7 +31,7 @@ from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Problem, init_params, plots, theory
-from ufm.loop import Limits, Method, Status, start, trajectory
+from ufm.descent.loop import Limits, Method, Status, start, trajectory
 
 # √t below which a minimum counts as collapsed; it is 0.03 at the nearest point below x = 1.
 VANISHED = 1e-3

@@ -32,7 +32,7 @@ from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Problem, init_params, plots, theory
-from ufm.geometry import simplex_etf
+from ufm.theory.geometry import simplex_etf
 
 # Steps of the stills, beside the last one.
 STILLS = (0, 32, 100)

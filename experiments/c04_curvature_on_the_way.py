@@ -7,7 +7,8 @@ gap stays up. It ends at the global minimum, where the Hessian has no negative e
 its spectrum, with multiplicities, is that of the closed form: at most 16 distinct eigenvalues.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2: every critical point but the global minima
-is a strict saddle. The spectra in closed form are derived in `ufm.spectra`. Passages from saddle to
+is a strict saddle. The spectra in closed form are derived in `ufm.theory.spectra`. Passages from
+saddle to
 saddle from a small start: Jacot et al. 2021 (arXiv 2106.15933), for linear networks.
 
 Reproduces. Theorem 3.2 of Zhu et al. at the critical points that descent comes near. Extends it to
@@ -34,8 +35,8 @@ from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, hessian, init_params, plots, theory
-from ufm.loop import Method, measurements, start, step
-from ufm.spectra import Spectrum, hessian_spectrum, origin_spectrum
+from ufm.descent.loop import Method, measurements, start, step
+from ufm.theory.spectra import Spectrum, hessian_spectrum, origin_spectrum
 
 CURVES = ("loss", "gap", "grad_norm")
 EIGENVALUES = ("smallest", "largest", "index", "dense_index")

@@ -7,7 +7,7 @@ nullity of ∇²f: f is Morse–Bott there. All other eigenvalues are positive, 
 has a closed form, which falls to 0 on either side of the threshold and only there.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1, for the minimum; nullity and eigenvalues
-are derived in `ufm.spectra`.
+are derived in `ufm.theory.spectra`.
 
 Reproduces. Theorem 3.1 of Zhu et al. (the minimiser is one up to rotation), seen in the Hessian.
 Extends it by nullity and smallest nonzero eigenvalue, on both sides of the threshold.
@@ -33,8 +33,8 @@ from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge_all_below, judge_all_zero
 from ufm import Problem, hessian, init_params, plots
-from ufm.spectra import hessian_spectrum, orbit_dimension
 from ufm.theory import is_collapsed
+from ufm.theory.spectra import hessian_spectrum, orbit_dimension
 
 UNITS = r"$x = K^2 n \lambda_W \lambda_H$"
 

@@ -6,8 +6,8 @@ the symmetry orbit. With λ_min and λ_max from the closed form the best step is
 η* = 2/(λ_min + λ_max), there ρ = (κ−1)/(κ+1) with κ = λ_max/λ_min, and from ηλ_max = 2 on the
 minimum repels: ‖∇f‖ grows by ρ > 1 a step.
 
-Source. The closed-form spectrum in `ufm.spectra`, derived there from the global minimum of Zhu et
-al. 2021 (arXiv 2105.02375, theorem 3.1). That the orbit does not slow descent down is the
+Source. The closed-form spectrum in `ufm.theory.spectra`, derived there from the global minimum of
+Zhu et al. 2021 (arXiv 2105.02375, theorem 3.1). That the orbit does not slow descent down is the
 Morse–Bott property, claim c05; the rate of a quadratic is classical (Polyak 1964).
 
 Reproduces. No figure of these papers. Extends theorem 3.1 of Zhu et al. by the speed at which
@@ -34,8 +34,8 @@ from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Params, Problem, plots, theory
-from ufm.loop import Limits, Method, Status, start, trajectory
-from ufm.spectra import condition_number, gd_rate, optimal_step
+from ufm.descent.loop import Limits, Method, Status, start, trajectory
+from ufm.theory.spectra import condition_number, gd_rate, optimal_step
 
 RECORDS = 64  # records of a run
 LATE = 0.7  # share of a run after which its slope is taken

@@ -35,10 +35,11 @@ from matplotlib.ticker import MaxNLocator
 from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_above, judge_below
-from ufm import Problem, plots, sources, theory
-from ufm.census import Census, census, polish, quotient_of
-from ufm.orbits import Orbit
-from ufm.orbits import judge as judge_orbit
+from ufm import Problem, plots, theory
+from ufm.critical import sources
+from ufm.critical.orbits import Orbit
+from ufm.critical.orbits import judge as judge_orbit
+from ufm.critical.search import Census, census, polish, quotient_of
 
 JUDGED = 20  # orbits judged again for their cost
 NUMBERS = ("value", "smallest", "predicted", "residual")

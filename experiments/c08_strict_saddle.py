@@ -9,8 +9,9 @@ eigenvalue is
 with an eigenvector that leaves the row space of W. Points of different d are the same points, found
 once for each problem, in K − 1 dimensions, and judged at every d.
 
-Source. Both are theorems of this project, proved in `ufm.landscape`; no published source is known
-to us. They contain theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375; balanced, d > K) and arXiv
+Source. Both are theorems of this project, proved in `ufm.theory.landscape`; no published source is
+known to us. They contain theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375; balanced, d > K) and
+arXiv
 2407.10702 (d = K). The saddles of K = 10 by which the census is held against another program were
 found by padding solutions of lower rank, before this script.
 
@@ -39,10 +40,12 @@ from matplotlib.figure import Figure
 from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
-from ufm import Params, Problem, newton, orbits, pair, plots, theory
-from ufm import problem as model
-from ufm.census import Census, census, quotient_of
-from ufm.curvature import dense, flatten
+from ufm import Params, Problem, plots, theory
+from ufm.critical import newton, orbits
+from ufm.critical.search import Census, census, quotient_of
+from ufm.hessian.curvature import dense, flatten
+from ufm.linalg import pair
+from ufm.model import objective as terms
 
 UNITS = r"$K\sqrt{n\lambda_W\lambda_H}$"
 KINDS = ("strict saddle", "global minimiser", "local minimiser", "undecided", "not critical")
@@ -216,8 +219,8 @@ def _measure(problem: Problem, small: Problem, points: Params) -> tuple[Array, .
     root = jnp.sqrt(problem.N / small.N)
 
     def one(params):
-        G = model.data_gradient(small, params)
-        slope = flatten(small, jax.grad(lambda x: model.objective(small, x))(params))
+        G = terms.data_gradient(small, params)
+        slope = flatten(small, jax.grad(lambda x: terms.objective(small, x))(params))
         residual = jnp.linalg.norm(slope) / newton.scale(small, params, G)
         units = Params(jnp.ones_like(params.W), jnp.full_like(params.H, 1 / root),
                        jnp.ones_like(params.b))  # fmt: skip
@@ -225,7 +228,7 @@ def _measure(problem: Problem, small: Problem, points: Params) -> tuple[Array, .
         core = jnp.linalg.eigvalsh(unit[:, None] * dense(small, params) * unit)[0]
         g = jnp.linalg.norm(G, 2) / root  # the sum over n samples of a class, each G/n
         predicted, _ = pair.eigenvalues(jnp, lam_W, lam_H, g)
-        value = model.objective(small, params)
+        value = terms.objective(small, params)
         sizes = jnp.linalg.svd(params.W, compute_uv=False)
         full = sizes[-1] / jnp.maximum(sizes[0], 1e-8)
         return value, residual, core, predicted, g / jnp.sqrt(lam_W * lam_H), full

@@ -34,11 +34,12 @@ from matplotlib.ticker import NullFormatter
 from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_all_below
-from ufm import Problem, plots, quotient
-from ufm import problem as model
-from ufm.census import census
-from ufm.escape import GAP_TOL, SGD_GAP_TOL, Escape, escape
-from ufm.orbits import Orbit
+from ufm import Problem, plots
+from ufm.critical.orbits import Orbit
+from ufm.critical.search import census
+from ufm.critical.unstable import GAP_TOL, SGD_GAP_TOL, Escape, escape
+from ufm.model import objective as terms
+from ufm.model import quotient
 
 CRITICAL = 1e-12  # ‖∇f‖ below which a run has stopped
 # ε‖Pu‖ must exceed this many times the distance between the polished point and the saddle.
@@ -132,7 +133,7 @@ def _slopes(problem: Problem, run: Escape) -> np.ndarray:
 
 @jax.jit
 def _norms(problem, points):
-    return jax.vmap(lambda x: model.norm(model.gradient(problem, x)))(points)
+    return jax.vmap(lambda x: terms.norm(terms.gradient(problem, x)))(points)
 
 
 def judged(results: dict) -> np.ndarray:

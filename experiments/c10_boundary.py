@@ -10,9 +10,9 @@ Starts that do not reach rounding are counted apart when they lie in a valley wh
 the symmetry orbit is below 1e-6 ‖∇²f‖. In the plane there are such valleys: an inner ring of three
 classes turns inside an outer ring of seven, and only the 21st harmonic of the angle holds it.
 
-Source. For d ≥ K−1 a theorem of this project, proved in `ufm.landscape`, with no published source
-known to us; Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, have d > K and arXiv 2407.10702 d = K.
-For d < K−1 the certificate need not close, so "lowest" is the lowest found.
+Source. For d ≥ K−1 a theorem of this project, proved in `ufm.theory.landscape`, with no published
+source known to us; Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, have d > K and arXiv
+2407.10702 d = K. For d < K−1 the certificate need not close, so "lowest" is the lowest found.
 
 Reproduces. The assumption on d in theorem 3.2 of Zhu et al., from the other side. Extends it to
 the least d for which it holds, with a map of where spurious minima are found below.
@@ -38,8 +38,11 @@ from matplotlib.figure import Figure
 from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
-from ufm import Params, Problem, census, newton, orbits, plots, quotient, solver, sources, theory
-from ufm.curvature import dense
+from ufm import Params, Problem, plots, theory
+from ufm.critical import newton, orbits, solver, sources
+from ufm.critical import search as census
+from ufm.hessian.curvature import dense
+from ufm.model import quotient
 
 ABOVE = 1e-8  # nats above the lowest value from which a minimum is spurious
 KNOWN: dict[str, Any] = {"K": 6, "d": 2, "lam": 1e-3, "values": (0.11549, 0.15569), "digits": 5e-6}
@@ -101,7 +104,7 @@ def _minima(config: Config, problem: Problem, width: int, key) -> tuple[list[dic
     H = jnp.pad(drawn.H, ((0, 0), (0, pad), (0, 0)))
     points, _ = solver.downhill(small, Params(W, H, drawn.b), config.steps)
     solved = census.polish(small, points)
-    arrived = solved.status == newton.Status.converged
+    arrived = solved.status == newton.Arrival.converged
     W, H, b = solved.params
     points = Params(W[:, :, : problem.d], H[:, : problem.d], b)
     orbit_dimension = theory.orbit_dimension(problem, min(problem.d, problem.K - 1))

@@ -17,8 +17,8 @@ from PIL import Image
 
 from experiments import tables
 from experiments.tables import cells, counted, escaped
-from ufm import claims
-from ufm.claims import Verdict
+from ufm.runs import claims
+from ufm.runs.claims import Verdict
 
 KEYS = ("Claim", "Source", "Reproduces", "Shown", "Refuted by")
 PIXELS = 105  # of the sheet, for an inch of a figure

@@ -27,7 +27,8 @@ from rich.progress import Progress
 
 from experiments import gallery
 from experiments.verdicts import Verdict, conclude
-from ufm import plots, record
+from ufm import plots
+from ufm.runs import record
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ufm.claims import HOLDS, Verdict, shown
+from ufm.runs.claims import HOLDS, Verdict, shown
 
 # (script, part of the claim that no other verdict of the script has).
 CHOSEN = {

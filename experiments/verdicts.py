@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ufm.claims import (
+from ufm.runs.claims import (
     HOLDS,
     NOT_CONVERGED,
     REFUTED,

@@ -13,7 +13,8 @@ import numpy as np
 from hypothesis import settings
 
 from ufm import theory
-from ufm.problem import Params, Problem, gradient, objective
+from ufm.model.objective import gradient, objective
+from ufm.model.problem import Params, Problem
 
 # Compilation makes the first example slow, and a shared machine makes any example slow.
 few_examples = settings(deadline=None, max_examples=20, derandomize=True)

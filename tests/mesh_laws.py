@@ -18,7 +18,8 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling is what t
 
 def laws(how: str, which: str) -> dict[str, object]:
     import ufm
-    from ufm import blocks, hessian
+    from ufm import hessian
+    from ufm.runtime import blocks
 
     problem = ufm.Problem(8, 6, (10, 12, 8, 10, 6, 14, 10, 10), 5e-3, 5e-3, 5e-3)
     key = jax.random.key(0)
@@ -58,7 +59,7 @@ def laws(how: str, which: str) -> dict[str, object]:
 
 
 def lbfgs_step(problem, params):
-    from ufm import loop
+    from ufm.descent import loop
 
     method, hyper = loop.Method("lbfgs", None, None), (0.0, 0.0)
     return loop.step(problem, method, hyper, loop.start(problem, params, method, hyper))
@@ -66,7 +67,8 @@ def lbfgs_step(problem, params):
 
 def kept(how: str, folder: Path) -> dict[str, object]:
     import ufm
-    from ufm import descent, record
+    from ufm.descent import run as descent
+    from ufm.runs import record
 
     problem = ufm.Problem(4, 3, 10, 5e-3, 5e-3, 5e-3)
     params = ufm.init_params(jax.random.key(0), problem)
@@ -89,7 +91,9 @@ def kept(how: str, folder: Path) -> dict[str, object]:
 
 
 def swept(folder: Path) -> dict[str, object]:
-    from ufm import Grid, Plan, batches, sweeps
+    from ufm import Grid, Plan
+    from ufm.sweeps import batches
+    from ufm.sweeps import run as sweeps
 
     lam_H = [5e-3, 1e-2, 2e-2]
     grid = Grid(K=3, d=4, n=5, lam_W=5e-3, lam_H=lam_H, optimizer="heavy_ball", seed=[0, 1, 2])

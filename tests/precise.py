@@ -130,7 +130,7 @@ class Precise:
         raise ArithmeticError("no critical point found in 40 digits")
 
     def shares(self, params):
-        """Shares of the terms that cancel which a point leaves over, as `ufm.stationarity` says."""
+        """Shares of the terms that cancel which a point leaves over."""
         point = self.lifted(params)
         (W, H, b), (slope_W, slope_H, slope_b) = point, self.gradient(point)
         lam_W, lam_H, lam_b = self.lams

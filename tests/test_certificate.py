@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ufm import theory
 from ufm.certificate import Certificate, certify
-from ufm.problem import Params
+from ufm.model.problem import Params
 
 EACH = pytest.mark.parametrize("problem", laws.PROBLEMS.values(), ids=laws.PROBLEMS.keys())
 EACH_CLOSED_FORM = pytest.mark.parametrize(

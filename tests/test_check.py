@@ -11,8 +11,12 @@ import optax
 import pytest
 
 import ufm
-from ufm import check, descent, grid, optimizers, sweeps
-from ufm.grid import Grid, Plan
+from ufm import check
+from ufm.descent import optimizers
+from ufm.descent import run as descent
+from ufm.sweeps import grid
+from ufm.sweeps import run as sweeps
+from ufm.sweeps.grid import Grid, Plan
 
 HALVES = [
     0.5,

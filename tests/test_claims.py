@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm import claims
-from ufm.claims import (
+from ufm.runs import claims
+from ufm.runs.claims import (
     HOLDS,
     NOT_CONVERGED,
     REFUTED,

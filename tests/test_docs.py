@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import tyro
 
-from ufm import cli, grid
+from ufm import cli
 from ufm.commands import menu
+from ufm.sweeps import grid
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

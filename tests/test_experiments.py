@@ -24,8 +24,8 @@ from experiments.verdicts import (
     judge_all_below,
     judge_all_zero,
 )
-from ufm import record
-from ufm.loop import Status
+from ufm.descent.loop import Status
+from ufm.runs import record
 
 SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10")
 TINY = {

@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ufm
-from ufm import check, cli, descent, optimizers
-from ufm.grid import Grid, Plan
+from ufm import check, cli
+from ufm.descent import optimizers
+from ufm.descent import run as descent
+from ufm.sweeps.grid import PROBLEM, Grid, Plan
 
 
 def examples(count: int) -> hypothesis.settings:
@@ -109,7 +111,7 @@ def test_a_grid_is_cells_that_say_what_was_asked_or_a_refusal(axes):
         return
     for name, value in axes.items():
         values = [value] if check.several(value) is None else list(value)
-        shown = {getattr(cell, name) for cell in found}
+        shown = {getattr(cell.problem if name in PROBLEM else cell, name) for cell in found}
         if name in ("lam_W", "lam_H", "lam_b"):
             assert shown == {float(x) for x in values}
         elif name in ("K", "d", "seed", "batch_size"):

@@ -11,8 +11,9 @@ from PIL import Image
 
 from experiments import gallery, runner, tables
 from experiments.verdicts import NOT_CONVERGED, judge, judge_above, judge_below
-from ufm import plots, record
-from ufm.claims import agrees
+from ufm import plots
+from ufm.runs import record
+from ufm.runs.claims import agrees
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 FIGURES = README.parent / "figures"

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,113 +11,100 @@ import pytest
 import ufm
 
 PACKAGE = Path(ufm.__file__).parent
+# Folders and modules of `ufm` itself; those of one floor do not import each other.
 FLOORS = (
-    {"check", "interrupts"},
-    {"labels", "values"},
-    {
-        "blocks",
-        "features",
-        "geometry",
-        "losses",
-        "threads",
-        "leader",
-        "processes",
-        "programs",
-        "sessions",
-        "storage",
-        "minres",
-        "claims",
-        "scaling",
-        "pair",
-    },
-    {"problem", "lbfgs", "record", "plots", "report"},
-    {"evaluation", "tridiagonal"},
-    {
-        "interactive",
-        "landscape",
-        "minimum",
-        "metrics",
-        "certificate",
-        "curvature",
-        "lanczos",
-        "optimizers",
-        "minibatch",
-        "mesh",
-        "quotient",
-    },
-    {"spectra", "loop", "newton"},
-    {"stationarity"},
-    {"theory", "reduction", "descent", "solver"},
-    {"inertia", "grid"},
-    {"batches"},
-    {"verdict", "eigenpairs", "sweeps"},
-    {"hessian", "orbits", "sources"},
-    {"census", "escape"},
-    {"atlas", "verification"},
-    {"stored"},
-    {"critical", "sections"},
-    {"networks.data", "networks.models"},
-    {"networks.checkpoints"},
-    {"networks.training", "networks.evaluation"},
-    {"commands.files"},
-    {"commands.shared"},
-    {"commands.table"},
-    {
-        f"commands.{name}"
-        for name in (
-            "theory",
-            "descend",
-            "certify",
-            "probe",
-            "measure",
-            "census",
-            "verify",
-            "sweep",
-            "report",
-        )
-    },
-    {"commands.menu"},
+    {"check"},
+    {"linalg", "runtime", "losses"},
+    {"runs", "metrics"},
+    {"model", "plots"},
+    {"theory", "certificate"},
+    {"descent", "hessian", "networks"},
+    {"critical", "sweeps"},
+    {"report"},
+    {"commands"},
     {"cli"},
 )
-FLOOR = {module: i for i, floor in enumerate(FLOORS) for module in floor}
-MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    for path in PACKAGE.rglob("*.py")
-    if path.stem != "__init__"
-)
+FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def imports(module: str) -> set[str]:
-    tree = ast.parse((PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text())
+def name_of(path: Path) -> str:
+    """The module of a file below `ufm`, as "model.problem"."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = [name_of(path) for path in FILES]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports, at any depth."""
     found = set()
-    for node in ast.walk(tree):
-        folders = "ufm", "ufm.networks", "ufm.commands"
-        if isinstance(node, ast.ImportFrom) and node.module in folders:
-            room = node.module.removeprefix("ufm").lstrip(".")
-            found |= {f"{room}.{alias.name}".lstrip(".") for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ufm."):
-            found.add((node.module or "").removeprefix("ufm."))
-    return found
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not f"{node.module}.".startswith("ufm."):
+            continue
+        base = (node.module or "").removeprefix("ufm").lstrip(".")
+        for alias in node.names:
+            inner = f"{base}.{alias.name}".lstrip(".")
+            found.add(inner if inner in MODULES else base)
+    return found - {""}
+
+
+IMPORTS = {name_of(path): imports(path) for path in FILES}
+
+
+def floor_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downwards(module):
-    above = {name for name in imports(module) if FLOOR[name] >= FLOOR[module]}
-    assert not above, f"ufm.{module} on floor {FLOOR[module]} imports {above}"
+    own = floor_of(module)
+    others = {floor_of(name) for name in IMPORTS[module]} - {own}
+    above = {name for name in others if FLOOR[name] >= FLOOR[own]}
+    assert not above, f"ufm.{module} on floor {FLOOR[own]} imports {above}"
 
 
-def test_theory_imports_no_optimiser_and_no_probe():
-    below, todo = set(), ["theory"]
+@pytest.mark.parametrize("folder", sorted(FLOOR))
+def test_no_circle_inside_a_folder(folder):
+    """Faces, the `__init__` of folders, are above what they show."""
+    inside = {name for name in MODULES if floor_of(name) == folder}
+    left = {name: IMPORTS[name] & inside - {name} for name in inside}
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these import each other: {left}"
+
+
+def test_theory_imports_no_optimiser_no_probe_and_no_certificate():
+    below, todo = set(), [name for name in MODULES if floor_of(name) == "theory"]
     while todo:
         module = todo.pop()
-        below.add(module)
-        todo.extend(imports(module) - below)
+        below.add(floor_of(module))
+        todo.extend(name for name in IMPORTS[module] if floor_of(name) not in below)
     # What minimises, and what computes curvature or bounds: agreement with these is evidence.
-    optimisers = {"optimizers", "lbfgs", "minibatch", "loop", "descent", "newton", "solver"}
-    probes = {"certificate", "curvature", "reduction", "inertia", "lanczos", "eigenpairs",
-              "verdict", "hessian", "metrics", "orbits"}  # fmt: skip
-    assert optimisers | probes <= FLOOR.keys()
-    assert not below & (optimisers | probes)
+    assert not below & {"descent", "critical", "certificate", "hessian", "sweeps", "networks"}
+
+
+def map_of_the_house() -> list[str]:
+    """One line a folder, with the sentence at its head, then the names of its modules."""
+    lines = []
+    for name in (name for floor in FLOORS for name in sorted(floor)):
+        room = importlib.import_module(f"ufm.{name}")
+        head = (room.__doc__ or "").strip().partition("\n")[0]
+        if not hasattr(room, "__path__"):
+            lines.append(f"{name + '.py':<16}{head}")
+            continue
+        files = sorted(path.stem for path in (PACKAGE / name).glob("*.py"))
+        inside = ", ".join(stem for stem in files if stem != "__init__")
+        lines.append(f"{name + '/':<16}{head}")
+        lines += textwrap.wrap(inside, 84, initial_indent=" " * 16, subsequent_indent=" " * 16)
+    return lines
+
+
+def test_the_map_of_the_readme_is_the_tree():
+    told = "\n".join(map_of_the_house())
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{told}\n```\n" in readme, f"the map in README.md should read\n{told}"
 
 
 def test_every_public_name_is_documented():

@@ -13,7 +13,7 @@ import reference
 import scipy.optimize
 
 import ufm
-from ufm.problem import Params, Problem
+from ufm.model.problem import Params, Problem
 
 TESTS = Path(__file__).resolve().parent
 PAGE = (TESTS.parent / "docs" / "model.md").read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def test_a_statement_of_the_page_is_held_by_a_test(words):
 
 @functools.cache
 def names_of_tests():
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.glob("test_*.py"))
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("test_*.py"))
     return {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

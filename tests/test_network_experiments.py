@@ -18,9 +18,10 @@ from experiments.networks import n05_controlled_collapse as n05
 from experiments.networks import trainings
 from experiments.runner import Options
 from experiments.verdicts import HOLDS, NOT_CONVERGED, REFUTED
-from ufm import Problem, record, theory
+from ufm import Problem, theory
 from ufm.networks import data
 from ufm.networks.evaluation import Evaluation
+from ufm.runs import record
 
 SCRIPTS = runner.names("n")
 ROOT = Path(runner.__file__).parent.parent

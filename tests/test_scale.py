@@ -14,9 +14,13 @@ from precise import Precise
 
 import ufm
 import ufm.cli
-from ufm import hessian, metrics, scaling, values
+from ufm import hessian
 from ufm.certificate import certify
-from ufm.problem import Params, Problem, decay, gradient_norm, norm
+from ufm.linalg import scaling
+from ufm.metrics import measures as metrics
+from ufm.model.objective import decay, gradient_norm, norm
+from ufm.model.problem import Params, Problem
+from ufm.runs import values
 
 BALANCED = {
     "narrowest": (Problem(K=3, d=2, n=2, lam_W=1, lam_H=1, lam_b=1), 4000),

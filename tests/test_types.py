@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm import critical, descent, geometry, hessian, mesh, metrics, optimizers, theory
+from ufm import critical, hessian, theory
+from ufm.descent import optimizers
+from ufm.descent import run as descent
+from ufm.metrics import measures as metrics
+from ufm.model import mesh
+from ufm.theory import geometry
 
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
 ODD = [None, 5, -1, "x", "", b"", [], {}, 1j, True, float("nan"), np.zeros(3), print]
@@ -86,6 +91,9 @@ CALLS = {
             "wrong_probability",
         )
     },
+    "theory.least_free_eigenvalue": (theory.least_free_eigenvalue, lambda: (P, 0.1)),
+    "theory.least_eigenvalue_bound": (theory.least_eigenvalue_bound, lambda: (P, 0.1)),
+    "theory.theorems": (theory.theorems, lambda: (P,)),
     "theory.gd_rate": (theory.gd_rate, lambda: (P, 0.1)),
     "theory.global_minimizer": (theory.global_minimizer, lambda: (P, 0)),
     "theory.orbit_dimension": (theory.orbit_dimension, lambda: (P, 2)),

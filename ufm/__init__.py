@@ -11,27 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ufm import (
-        certificate,
-        critical,
-        descent,
-        geometry,
-        hessian,
-        losses,
-        mesh,
-        metrics,
-        optimizers,
-        solver,
-        sweeps,
-        theory,
-    )
+    from ufm import certificate, critical, descent, hessian, losses, metrics, plots, sweeps, theory
     from ufm.certificate import Certificate, certify
     from ufm.check import Refused
-    from ufm.descent import Run, descend
-    from ufm.grid import Grid, Plan
-    from ufm.problem import Params, Problem, gradient, init_params, objective
-    from ufm.solver import Solution, solve
-    from ufm.sweeps import sweep
+    from ufm.critical import solver
+    from ufm.critical.solver import Solution, solve
+    from ufm.descent import optimizers
+    from ufm.descent.run import Run, descend
+    from ufm.model import mesh
+    from ufm.model.objective import gradient, objective
+    from ufm.model.problem import Params, Problem, init_params
+    from ufm.runs import record
+    from ufm.sweeps.grid import Grid, Plan
+    from ufm.sweeps.run import sweep
+    from ufm.theory import geometry
 
 __all__ = [
     "Certificate",
@@ -56,6 +49,8 @@ __all__ = [
     "metrics",
     "objective",
     "optimizers",
+    "plots",
+    "record",
     "solve",
     "solver",
     "sweep",
@@ -63,24 +58,31 @@ __all__ = [
     "theory",
 ]
 
-# Where the names live that are no modules. All are imported at first use: JAX takes a second, in
-# which the command `ufm` has to answer Ctrl-C already.
+# Where the names live: of a module, or a module itself. All are imported at first use: JAX takes a
+# second, in which the command `ufm` has to answer Ctrl-C already.
 _HOMES = {
     "Certificate": "certificate",
-    "Grid": "grid",
-    "Params": "problem",
-    "Plan": "grid",
-    "Problem": "problem",
+    "Grid": "sweeps.grid",
+    "Params": "model.problem",
+    "Plan": "sweeps.grid",
+    "Problem": "model.problem",
     "Refused": "check",
-    "Run": "descent",
-    "Solution": "solver",
+    "Run": "descent.run",
+    "Solution": "critical.solver",
     "certify": "certificate",
-    "descend": "descent",
-    "gradient": "problem",
-    "init_params": "problem",
-    "objective": "problem",
-    "solve": "solver",
-    "sweep": "sweeps",
+    "descend": "descent.run",
+    "gradient": "model.objective",
+    "init_params": "model.problem",
+    "objective": "model.objective",
+    "solve": "critical.solver",
+    "sweep": "sweeps.run",
+}
+_MODULES = {
+    "geometry": "theory.geometry",
+    "mesh": "model.mesh",
+    "optimizers": "descent.optimizers",
+    "record": "runs.record",
+    "solver": "critical.solver",
 }
 
 
@@ -90,10 +92,11 @@ def __getattr__(name: str) -> Any:
     elif name.startswith("_"):
         raise AttributeError(f"module 'ufm' has no attribute {name!r}")
     else:
+        home = f"ufm.{_MODULES.get(name, name)}"
         try:
-            value = importlib.import_module(f"ufm.{name}")
+            value = importlib.import_module(home)
         except ModuleNotFoundError as error:
-            if error.name != f"ufm.{name}":
+            if error.name != home:
                 raise
             raise AttributeError(f"module 'ufm' has no attribute {name!r}") from None
     globals()[name] = value

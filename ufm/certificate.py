@@ -24,21 +24,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from ufm import blocks, losses, scaling
 from ufm.check import Refused, normal_decays, one_problem, traced
-from ufm.evaluation import Evaluated
-from ufm.problem import (
+from ufm.linalg import scaling
+from ufm.linalg.products import matmul
+from ufm.losses import softmax as losses
+from ufm.model.evaluation import Evaluated
+from ufm.model.objective import gradient_norm, logits, objective
+from ufm.model.problem import (
     Params,
     Problem,
     check_finite,
     check_params,
     check_precision,
-    gradient_norm,
     in_float64,
-    logits,
-    matmul,
-    objective,
 )
+from ufm.runtime import blocks
 
 
 class Certificate(NamedTuple):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ufm import interrupts
+from ufm.runtime import interrupts
 
 FAILED, REFUSED = 1, 2
 # What printing raises, which names no file.

@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
-from ufm import storage
 from ufm.check import Refused
+from ufm.runs import storage
 
 # Widths in inches of a column, or of the text where a venue has one column.
 WIDTHS = {

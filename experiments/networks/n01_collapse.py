@@ -37,7 +37,7 @@ from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import plots
 from ufm.networks import evaluation
-from ufm.networks.training import Method
+from ufm.networks.training import Recipe
 
 DOTS = (0, (1, 1))
 RUNS = {"sgd": "SGD", "adam": "Adam", "lbfgs": "L-BFGS"}
@@ -92,12 +92,12 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     return results
 
 
-def _network(config: Config, run: str, train) -> tuple[Any, Method]:
+def _network(config: Config, run: str, train) -> tuple[Any, Recipe]:
     if run == "lbfgs":
-        method = Method("lbfgs", config.iterations, 0, decay=config.decay)
+        method = Recipe("lbfgs", config.iterations, 0, decay=config.decay)
         return trainings.mlp(train, config.hidden, config.seed), method
     rate = config.rates[list(RUNS).index(run)]
-    method = Method(run, config.epochs, config.batch_size, rate, config.decay)
+    method = Recipe(run, config.epochs, config.batch_size, rate, config.decay)
     return trainings.resnet(config, train), method
 
 

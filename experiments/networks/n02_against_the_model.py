@@ -41,7 +41,7 @@ from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, plots, theory
 from ufm.networks import evaluation, models
 from ufm.networks.evaluation import Evaluation
-from ufm.networks.training import Method
+from ufm.networks.training import Recipe
 
 RUNS = {"lbfgs": "MLP, L-BFGS", "sgd": "ResNet, SGD"}
 
@@ -119,11 +119,11 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     return results
 
 
-def _network(config: Config, run: str, train) -> tuple[Any, Method]:
+def _network(config: Config, run: str, train) -> tuple[Any, Recipe]:
     if run == "sgd":
-        method = Method("sgd", config.epochs, config.batch_size, config.rate, config.decay)
+        method = Recipe("sgd", config.epochs, config.batch_size, config.rate, config.decay)
         return trainings.resnet(config, train), method
-    method = Method("lbfgs", config.iterations, 0, decay=config.decay)
+    method = Recipe("lbfgs", config.iterations, 0, decay=config.decay)
     return trainings.mlp(train, config.hidden, config.seed), method
 
 

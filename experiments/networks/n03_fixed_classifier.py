@@ -33,7 +33,7 @@ from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import plots
 from ufm.networks import evaluation, models, training
-from ufm.networks.training import Method
+from ufm.networks.training import Recipe
 
 # head, whether d = K, how it is called
 FORMS = (
@@ -65,7 +65,7 @@ class Config(Setting):
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """Histories (forms, records), and of every form: parameters, seconds and bytes a step."""
     train, test = trainings.images(config)
-    method = Method("sgd", config.epochs, config.batch_size, config.rate, config.decay)
+    method = Recipe("sgd", config.epochs, config.batch_size, config.rate, config.decay)
 
     def measure(model) -> dict[str, float]:
         seen = evaluation.evaluate(model, train)

@@ -32,7 +32,7 @@ from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import plots
 from ufm.networks import data, evaluation
-from ufm.networks.training import Method
+from ufm.networks.training import Recipe
 
 MEASURES = ("error", "nc1", "nc2_means", "nc3", "nc4")
 
@@ -58,7 +58,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """Measures (widths, starts, records) on the training images under their random labels."""
     train, _ = trainings.images(config)
     part = data.random_labels(train, config.seed)
-    method = Method("sgd", config.epochs, config.batch_size, config.rate, config.decay)
+    method = Recipe("sgd", config.epochs, config.batch_size, config.rate, config.decay)
 
     def measure(model) -> dict[str, float]:
         seen = evaluation.evaluate(model, part)

@@ -50,7 +50,7 @@ from experiments.verdicts import Verdict, judge_above, judge_below
 from ufm import metrics, plots
 from ufm.networks import data, evaluation, training
 from ufm.networks.data import Images
-from ufm.networks.training import Method
+from ufm.networks.training import Recipe
 
 # entropy bonus, projector, how it is called
 FORMS = (
@@ -153,7 +153,7 @@ def judge_layers(model: Any, parts: Parts, limit: int) -> np.ndarray:
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """Measures of every layer (runs, layers), NaN where a form has no projector; form (runs,)."""
     parts = images(config)
-    method = Method("sgd", config.epochs, config.batch_size, config.rate, config.decay)
+    method = Recipe("sgd", config.epochs, config.batch_size, config.rate, config.decay)
 
     def measure(model) -> training.Record:
         errors = [evaluation.evaluate(model, part).error for part in parts[:2]]

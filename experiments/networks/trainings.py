@@ -21,7 +21,7 @@ from flax import nnx
 from experiments import runner
 from ufm.networks import data, models, training
 from ufm.networks.data import Images
-from ufm.networks.training import Method
+from ufm.networks.training import Recipe
 
 CLASSES = tuple(range(10))
 # SHA-256 of FashionMNIST's test pixels. Results of other images are kept apart.
@@ -138,7 +138,7 @@ class Trainings:
         name: str,
         model: Any,
         part: Images,
-        method: Method,
+        method: Recipe,
         measure: Callable[[Any], training.Record],
         records: int,
         **options: Any,

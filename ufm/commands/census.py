@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ufm import atlas, check, values
-from ufm import census as room
-from ufm.commands.shared import LOOK, Model
+from ufm import check
+from ufm.commands.shared import LOOK, ModelFlags
+from ufm.critical import atlas
+from ufm.critical import search as room
+from ufm.runs import values
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Census:
     Example: ufm census --K 4 --d 6 --out runs/atlas
     """
 
-    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: Model(K=4, d=5, n=(10,), lam_W=5e-3, lam_H=5e-3, lam_b=5e-3)
+    model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: ModelFlags(K=4, d=5, n=(10,), lam_W=5e-3, lam_H=5e-3, lam_b=5e-3)
     )
     starts: int = 256
     """starts per source and round"""

@@ -16,11 +16,14 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ufm import check, descent, record, stored
+from ufm import check
 from ufm.certificate import certify
 from ufm.check import real
-from ufm.commands.shared import FAILED, Model, show
-from ufm.problem import Params, Problem, init_params
+from ufm.commands.shared import FAILED, ModelFlags, show
+from ufm.descent import run as descent
+from ufm.model.problem import Params, Problem, init_params
+from ufm.report import stored
+from ufm.runs import record
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Descend:
     Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
     """
 
-    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = field(default_factory=Model)
+    model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelFlags)
     optimizer: Literal["gd", "heavy_ball", "nesterov", "sgd", "adam", "lbfgs"] = "lbfgs"
     """full batch: gd, heavy_ball, nesterov, lbfgs, adam; minibatches: sgd, adam"""
     steps: int = 10_000
@@ -90,7 +93,7 @@ class Descend:
                 arrays = dict(zip("WHb", map(np.asarray, run.params), strict=True))
                 arrays |= {f"history/{name}": x for name, x in run.history.items()}
                 record.close_run(handle, arrays, _plain(results))
-        show("Descent", results, tuple(results), self.json)
+        _show(results, self.json)
         return FAILED if run.status == "diverged" else 0
 
 
@@ -161,7 +164,14 @@ def _plain(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _show(results: dict[str, Any], as_json: bool) -> None:
+    """The results; in words how the run ended, where people read it."""
+    name = results["status"]
+    words = {} if as_json else {"status": f"{name}: {descent.Status[name].sentence}"}
+    show("Descent", results | words, tuple(results), as_json)
+
+
 def _report_run(path: Path, as_json: bool) -> int:
     results = stored.results(record.load_run(path).manifest, f"{path / 'manifest.json'}")
-    show("Descent", results, tuple(results), as_json)
+    _show(results, as_json)
     return FAILED if results["status"] == "diverged" else 0

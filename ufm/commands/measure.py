@@ -5,10 +5,10 @@ from pathlib import Path
 
 import tyro
 
-from ufm import metrics
 from ufm.commands.files import arrays_of
 from ufm.commands.shared import named, show
-from ufm.features import columns, numbers
+from ufm.metrics import measures as metrics
+from ufm.metrics.features import columns, numbers
 
 
 @dataclass(frozen=True)

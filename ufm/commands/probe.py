@@ -10,16 +10,17 @@ import numpy as np
 import tyro
 
 import ufm
-from ufm import hessian, storage, values
+from ufm import hessian
 from ufm.check import Refused
 from ufm.commands.files import FORMATS
 from ufm.commands.shared import show, stored_point
-from ufm.evaluation import evaluate
-from ufm.inertia import counted
-from ufm.problem import Params, Problem
-from ufm.reduction import Core, reduced
-from ufm.spectra import orbit_dimension
-from ufm.verdict import judged
+from ufm.hessian.decision import judged
+from ufm.hessian.reduction import Core, reduced
+from ufm.hessian.signs import counted
+from ufm.model.evaluation import evaluate
+from ufm.model.problem import Params, Problem
+from ufm.runs import storage, values
+from ufm.theory.spectra import orbit_dimension
 
 End = Literal["smallest", "largest"]
 ENDS: tuple[End, ...] = ("smallest", "largest")

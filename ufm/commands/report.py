@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from ufm import storage
 from ufm.check import Refused
+from ufm.runs import storage
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Report:
     def act(self) -> int:
         """Read every run, write the page."""
         try:
-            from ufm import report, sections
+            from ufm.report import page as report
+            from ufm.report import sections
         except ModuleNotFoundError as error:
             raise Refused(
                 f"ufm report needs {error.name}, which is not installed: pip install "

@@ -11,11 +11,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ufm import record, stored, values
 from ufm.check import Refused, flag, shown
 from ufm.commands.files import arrays_of, is_file
-from ufm.features import columns, numbers
-from ufm.problem import Params, Problem, check_params
+from ufm.metrics.features import columns, numbers
+from ufm.model.problem import Params, Problem, check_params
+from ufm.report import stored
+from ufm.runs import record, values
 
 FAILED = 1
 # Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
@@ -29,7 +30,7 @@ OTHERS = {
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFlags:
     """The unconstrained feature model: sizes and decays."""
 
     K: int = 10

@@ -8,9 +8,10 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ufm import grid, sweeps
 from ufm.check import real
 from ufm.commands.table import print_json, print_table
+from ufm.sweeps import grid
+from ufm.sweeps import run as sweeps
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
-from ufm import storage, sweeps, values
 from ufm.check import Refused, integer
 from ufm.commands.shared import LOOK, refuse_others
+from ufm.runs import storage, values
+from ufm.sweeps import run as sweeps
 
 # Columns that differ within a sweep are shown beside these.
 _RESULTS = ("status", "steps", "value", "gap", "nc1")

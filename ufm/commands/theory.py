@@ -9,9 +9,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ufm import minimum, theory, values
-from ufm.commands.shared import Model, show
-from ufm.problem import Problem
+from ufm import theory
+from ufm.commands.shared import ModelFlags, show
+from ufm.model.problem import Problem
+from ufm.runs import values
+from ufm.theory import minimum
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Theory:
     Example: ufm theory --K 10 --d 512 --n 5000 --lam-W 5e-4 --lam-H 1e-7
     """
 
-    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = field(default_factory=Model)
+    model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelFlags)
     json: bool = False
     """print JSON for machines instead of tables"""
 

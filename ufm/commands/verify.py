@@ -13,11 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ufm import census, check, record, storage, stored, theory, values, verification
+from ufm import check, theory
 from ufm.check import Refused, integer
 from ufm.commands.shared import FAILED, LOOK
-from ufm.problem import Problem
-from ufm.verification import Cell
+from ufm.critical import search as census
+from ufm.critical import verification
+from ufm.critical.verification import Cell
+from ufm.model.problem import Problem
+from ufm.report import stored
+from ufm.runs import record, storage, values
 
 COLUMNS = (
     "K", "d", "n", "λ_W", "λ_H", "minimum", "ETF minimisers", "strict saddles", "other minima",

@@ -19,8 +19,8 @@ import numpy as np
 import pooch
 
 from ufm.check import Refused
-from ufm.features import numbers
-from ufm.labels import as_array, samples
+from ufm.metrics.features import numbers
+from ufm.metrics.labels import as_array, samples
 
 FASHION_MNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 # MD5 of the gzipped files as their authors publish them. Debian's copies hold the same bytes

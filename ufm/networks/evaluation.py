@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 from safetensors.numpy import save_file
 
-from ufm import metrics
-from ufm.labels import samples
+from ufm.metrics import measures as metrics
+from ufm.metrics.labels import samples
 from ufm.networks import models
 from ufm.networks.data import RENUMBER, Images, check_pixels
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ufm import geometry
 from ufm.check import Refused
+from ufm.theory import geometry
 
 STEMS = ("3x3", "3x3/2", "7x7/2")
 

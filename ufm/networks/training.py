@@ -7,7 +7,7 @@ momentum 0.9 and rate 0.05, Adam with rate 1e-3, both divided by 10 after every 
 L-BFGS of memory 10 with a line search for the strong Wolfe conditions.
 
 Everything is computed in float32. On GPUs that means float32 products too; TF32 or bfloat16 ones
-only if `Method.precision` asks for them. On one device a run that was stopped and resumed ends
+only if `Recipe.precision` asks for them. On one device a run that was stopped and resumed ends
 with the same bits as one that was not.
 """
 
@@ -38,7 +38,7 @@ Record = dict[str, Any]  # numbers, or lists of numbers, by name
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Recipe:
     """How to train.
 
     optimizer: "sgd", "adam" or "lbfgs".
@@ -103,7 +103,7 @@ def cross_entropy(model, pixels: Array, labels: Array) -> Array:
 def train(
     model: Any,
     images: Images,
-    method: Method,
+    method: Recipe,
     *,
     seed: int = 0,
     measure: Callable[[Any], Record],
@@ -189,7 +189,7 @@ class Cost(NamedTuple):
     bytes: int
 
 
-def cost(model: Any, images: Images, method: Method, epochs: int = 5) -> Cost:
+def cost(model: Any, images: Images, method: Recipe, epochs: int = 5) -> Cost:
     """Measure a step of a training by running some epochs of it; the model is not changed."""
     classes = _rows(model, images)
     batch = method.batch_size or len(classes)
@@ -216,7 +216,7 @@ def _rows(model: Any, images: Images) -> np.ndarray:
     return data.rows(images, len(models.classifier(model)[1]) if known else None)
 
 
-def _start(model: Any, method: Method, steps: int) -> tuple[Any, State]:
+def _start(model: Any, method: Recipe, steps: int) -> tuple[Any, State]:
     """(structure, state at the start) of a model in training mode; steps an epoch."""
     model = nnx.clone(model)
     model.train()
@@ -238,7 +238,7 @@ def _evaluated(graph, state: State):
     return model
 
 
-def _check_finite(loss: float, epoch: int, method: Method) -> None:
+def _check_finite(loss: float, epoch: int, method: Recipe) -> None:
     if not np.isfinite(loss):
         raise FloatingPointError(
             f"the loss is {loss} in epoch {epoch + 1} of {method.optimizer!r}; lower the learning "

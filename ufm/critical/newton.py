@@ -1,0 +1,182 @@
+"""Newton's method for ∇f = 0 with steps of minimum length, from near a critical point to rounding.
+
+    s(σ) = −Re (∇²f + iσ)⁻¹ ∇f = −Σ_j λ_j/(λ_j² + σ²) ⟨v_j, ∇f⟩ v_j
+
+over the eigenpairs (λ_j, v_j) of ∇²f: the Levenberg–Marquardt step for the equation ∇f = 0, from
+one complex factorisation as well conditioned as ∇²f + iσ itself. As σ → 0 it becomes the Newton
+step of least length, which leaves the zero modes of the symmetry orbit alone; it goes towards
+saddles and minima alike. σ is proportional to ‖∇f‖, so convergence is quadratic wherever the
+critical points near by are one orbit and ∇²f vanishes along that orbit only (Yamashita and
+Fukushima 2001, with the error bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖;
+where none does the method has stalled, and says so: ‖∇f‖ has local minima that are no zeros.
+
+Problems too large for a matrix take the step of MINRES (Paige and Saunders 1975) from zero, which
+has least length too. Everything here is traceable and meant for float64.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Scalar
+
+from ufm.hessian.curvature import apply, flatten, linearize, matrix, unflatten
+from ufm.hessian.stationarity import POLISHED
+from ufm.linalg.minres import minres
+from ufm.model import objective as terms
+from ufm.model.problem import Params, Problem
+
+DENSE_SIZE = 2500  # variables up to which a step factorises the matrix
+EPS = 2.0**-52
+# σ/‖∇²f‖ from below: rounding in the zero modes moves a point by at most 1e-16/1e-10 then, and
+# eigenvalues of 1e-5 ‖∇²f‖ still converge by five digits a step.
+FLOOR = 1e-10
+RECORDS = 128  # residuals kept of a polish
+_LEAST, _MOST = 1e-3, 1e9  # range of σ(1 + ‖x‖)/‖∇f‖; beyond it no step lowers ‖∇f‖
+_INEXACT = 0.1  # largest relative residual of a MINRES step
+
+
+class Arrival(IntEnum):
+    """How a polish ended."""
+
+    running = 0
+    converged = 1  # ‖∇f‖ ≤ 1e-14 scale
+    stalled = 2  # no step lowers ‖∇f‖ any more
+    step_limit = 3
+
+
+class Polished(NamedTuple):
+    """A polished point.
+
+    params: the last point. residual: ‖∇f‖ there. scale: `scale` there.
+    newton_step: length of the last Newton step tried, an estimate of the distance to the
+        critical point from where it was taken.
+    steps: factorisations. status: code of `Arrival`.
+    residuals: (RECORDS,), ‖∇f‖ before each step while there is room, NaN past the end.
+    """
+
+    params: Params
+    residual: Float[Array, ""]
+    scale: Float[Array, ""]
+    newton_step: Float[Array, ""]
+    steps: Int[Array, ""]
+    status: Int[Array, ""]
+    residuals: Float[Array, " records"]
+
+
+class _Loop(NamedTuple):
+    x: Array
+    g: Array
+    scale: Array
+    factor: Array
+    newton_step: Array
+    steps: Array
+    status: Array
+    residuals: Array
+
+
+def length(x: Array) -> Scalar:
+    """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 have one."""
+    largest = jnp.max(jnp.abs(x))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.linalg.norm(jnp.ravel(x / unit))
+
+
+def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
+    """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖H‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
+
+    Without a bias √N is ε√N: features so much shorter than at logits of order 1 are the origin,
+    whose ∇f is 0. Rounding leaves a residual of about 1e-16 of it; unlike ‖∇f‖ alone, the ratio
+    ‖∇f‖/scale is not small just because a point is near the origin.
+    """
+    sizes = [length(x) for x in params]
+    lams = terms.decays(problem, G.dtype)
+    pull = sizes[0] + sizes[1] + problem.N**0.5 * (1.0 if problem.bias else EPS)
+    decay = sum(lam * size for lam, size in zip(lams, sizes, strict=True))
+    return pull * length(G) + decay
+
+
+def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
+    """(∇f as a vector, `scale`) at a flattened point."""
+    params = unflatten(problem, x)
+    G = terms.data_gradient(problem, params)
+    return flatten(problem, terms.gradient(problem, params, G)), scale(problem, params, G)
+
+
+def _dense_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
+    """−Re (∇²f + iσ)⁻¹ g."""
+    H = matrix(problem, unflatten(problem, x))
+    floor = FLOOR * jnp.max(jnp.sum(jnp.abs(H), axis=1))
+    shifted = H + 1j * jnp.maximum(sigma, floor) * jnp.eye(problem.size)
+    return -jnp.linalg.solve(shifted, g.astype(shifted.dtype)).real
+
+
+def _free_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
+    """The same step by MINRES on ∇²f s = −g, shortened by σ as a limit on its accuracy."""
+    at = linearize(problem, unflatten(problem, x))
+    tolerance = jnp.clip(sigma, 1e-4, _INEXACT)
+    return minres(lambda v: flatten(problem, apply(at, unflatten(problem, v))), -g, tolerance, 500)
+
+
+class Step(NamedTuple):
+    """s, the step from a flattened point. g: ∇f there."""
+
+    s: Float[Array, " size"]
+    g: Float[Array, " size"]
+
+
+def step(problem: Problem, x: Float[Array, " size"], factor) -> Step:
+    """The step s(σ) of the module's head with σ = factor ‖∇f‖/(1 + ‖x‖). Traceable."""
+    g, _ = _slope(problem, x)
+    return Step(_step(problem, x, g, factor), g)
+
+
+def _step(problem: Problem, x: Array, g: Array, factor) -> Array:
+    sigma = factor * length(g) / (1 + length(x))
+    one = _dense_step if problem.size <= DENSE_SIZE else _free_step
+    return one(problem, x, g, sigma)
+
+
+def polish(problem: Problem, params: Params, limit=100) -> Polished:
+    """From params to the critical point that Newton's method finds from there. Traceable.
+
+    Args:
+        problem: any problem; decays may be mapped over.
+        params: where to start; its dtype should be float64.
+        limit: most steps; may be traced.
+
+    Returns:
+        A `Polished`; under `jax.vmap`, one of each for every start.
+    """
+
+    def judged(g, size, factor, steps):
+        status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
+        status = jnp.where(factor > _MOST, Arrival.stalled, status)
+        status = jnp.where(length(g) <= POLISHED * size, Arrival.converged, status)
+        return status.astype(jnp.int32)
+
+    def body(state: _Loop) -> _Loop:
+        residual = length(state.g)
+        s = _step(problem, state.x, state.g, state.factor)
+        g, size = _slope(problem, state.x + s)
+        better = length(g) < (1 - 1e-4) * residual  # False for NaN
+        x, g = jnp.where(better, state.x + s, state.x), jnp.where(better, g, state.g)
+        size = jnp.where(better, size, state.scale)
+        factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
+        steps = state.steps + 1
+        residuals = state.residuals.at[steps].set(length(g), mode="drop")
+        distance, status = length(s), judged(g, size, factor, steps)
+        return _Loop(x, g, size, factor, distance, steps, status, residuals)
+
+    x = flatten(problem, params)
+    g, size = _slope(problem, x)
+    none, factor = jnp.int32(0), jnp.ones((), x.dtype)
+    residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(length(g))
+    untried, status = jnp.zeros((), x.dtype), judged(g, size, factor, none)
+    first = _Loop(x, g, size, factor, untried, none, status, residuals)
+    last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
+    return Polished(
+        unflatten(problem, last.x), length(last.g), last.scale, last.newton_step,
+        last.steps, last.status, last.residuals,
+    )  # fmt: skip

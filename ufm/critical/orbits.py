@@ -1,0 +1,145 @@
+"""Critical points up to symmetry: telling orbits apart, and saying what each of them is.
+
+The symmetries are (W, H) ↦ (W Qᵀ, Q H), Q ∈ O(d), and permutations of classes of equal count. With
+the counts n_k on the diagonal of D and C = D^½ W Wᵀ D^½, an orbit is told by f and the sorted
+
+    eigenvalues of C,   C_kk,   C_jk (j < k),   Σ_j C_jk³,
+
+all of which are continuous and none of which the symmetries change. Two points with equal
+fingerprints are taken for one orbit: a common orbit implies it, the converse is what no pair of
+orbits seen so far contradicts.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.hessian import reduction
+from ufm.hessian.decision import judged
+from ufm.hessian.signs import inertia_of
+from ufm.linalg import pair
+from ufm.linalg.products import matmul
+from ufm.model import objective as terms
+from ufm.model import problem as model
+from ufm.model import quotient
+from ufm.model.evaluation import evaluate
+from ufm.model.problem import Params, Problem
+from ufm.theory.spectra import orbit_dimension
+
+# Distance of fingerprints, relative to their size, up to which two points are on one orbit: points
+# polished to 1e-14 agree to 1e-14/λ_min, some 1e-9.
+SAME = 1e-7
+
+
+class Orbit(NamedTuple):
+    """One orbit of critical points, by a representative, and what is known of it.
+
+    params: representative in the coordinates of `ufm.model.quotient`, NumPy float64.
+    value: f, in nats.  rank: of W.  groups: sizes of the groups of classes with equal rows of W.
+    morse_index: negative eigenvalues of ∇²f.  nullity: zero ones.
+    orbit_dimension: how many of these the symmetries O(d) and b + s1 account for.
+    smallest: least eigenvalue of ∇²f.  predicted: of the two-by-two of theory,
+        (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²); the two are compared, not assumed equal.
+    gap: certified bound on f − f*.  spectral_ratio: ‖G‖₂/μ.
+    residual: ‖∇f‖.  newton_step: length of a Newton step from a point of ‖∇f‖ ≤ 1e-14.
+    kind, reason: of `hessian.verdict`.
+    hits: how many polished starts ended here, by source.
+    """
+
+    params: Params
+    value: float
+    rank: int
+    groups: tuple[int, ...]
+    morse_index: int
+    nullity: int
+    orbit_dimension: int
+    smallest: float
+    predicted: float
+    gap: float
+    spectral_ratio: float
+    residual: float
+    newton_step: float
+    kind: str
+    reason: str
+    hits: dict[str, int]
+
+
+def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
+    """f and the sorted invariants of the module's head, in units of tr C. Traceable."""
+    model.check_types(problem, params)
+    root = jnp.sqrt(jnp.asarray(problem.counts, params.W.dtype))
+    A = root[:, None] * params.W
+    C = matmul(A, A.T)
+    size = jnp.trace(C)
+    C = C / jnp.where(size > 0, size, 1)
+    # In units of logits of order 1: small means small whatever λ_H/λ_W is.
+    size = size / (problem.N / problem.K * _unit(problem) ** 2)
+    upper = C[np.triu_indices(problem.K, 1)]
+    parts = [jnp.linalg.eigvalsh(C), jnp.diagonal(C), upper, jnp.sum(C**3, axis=0)]
+    # The size itself, on a scale on which rounding at the origin does not count.
+    value = terms.objective(problem, params)
+    head = jnp.stack([value, jnp.log1p(size)])
+    # Directions mean nothing where W vanishes to rounding.
+    return jnp.concatenate([head] + [jnp.where(size > 1e-16, jnp.sort(x), 0) for x in parts])
+
+
+def _unit(problem: Problem):
+    """(λ_H N/λ_W)^¼ up to N^¼: the size of W at logits of order 1 and balanced decays."""
+    return (jnp.sqrt(problem.lam_H) / jnp.sqrt(problem.lam_W)) ** 0.5
+
+
+def groups(W: np.ndarray, unit: float = 1.0) -> tuple[int, ...]:
+    """Sizes of the groups of rows of W that are equal in a unit of its entries, largest first."""
+    tolerance = 1e-6 * max(float(np.max(np.abs(W))), 1e-6 * unit)
+    left, sizes = list(range(len(W))), []
+    while left:
+        same = [k for k in left if np.max(np.abs(W[k] - W[left[0]])) <= tolerance]
+        sizes.append(len(same))
+        left = [k for k in left if k not in same]
+    return tuple(sorted(sizes, reverse=True))
+
+
+def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, int]) -> Orbit:
+    """Everything that `Orbit` holds, for a polished point in the coordinates of the quotient.
+
+    Verdict, gap and counts are those of the problem with one sample a class, which do not depend
+    on n; eigenvalues are those of the problem itself.
+
+    Raises:
+        Refused: if the point is not critical.
+    """
+    mean_problem = quotient.of_width(problem, problem.d)
+    frame = jnp.eye(problem.d, small.W.shape[1])
+    means = quotient.lift(mean_problem, small, frame)
+    at = evaluate(mean_problem, means)
+    found = judged(at).verdict
+    spectrum = reduction.spectrum(problem, quotient.lift(problem, small, frame))
+    counts = inertia_of(spectrum)
+    W, H = np.asarray(small.W), np.asarray(small.H)
+    unit = float(_unit(problem))
+    sizes = np.linalg.svd(np.concatenate([W.T / unit, H * unit], axis=1), compute_uv=False)
+    # Of order 1 in these units but at the origin, where rounding has a rank but no meaning.
+    rank = int(np.sum(sizes > 1e-8 * max(float(sizes[0]), 1.0)))
+    lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
+    sigma = found.spectral_ratio * float(problem.mu)
+    return Orbit(
+        params=jax.tree.map(np.asarray, small),
+        value=at.value,
+        rank=rank,
+        groups=groups(W, unit),
+        morse_index=counts.negative,
+        nullity=counts.zero,
+        orbit_dimension=orbit_dimension(problem, rank),
+        smallest=float(spectrum.eigenvalues[0]),
+        predicted=float(pair.eigenvalues(np, lam_W, lam_H, sigma)[0]),
+        gap=found.gap,
+        spectral_ratio=found.spectral_ratio,
+        residual=found.residual,
+        newton_step=newton_step,
+        kind=found.kind,
+        reason=found.reason,
+        hits=hits,
+    )

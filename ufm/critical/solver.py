@@ -1,0 +1,186 @@
+"""From any start to a critical point at rounding: fewer variables, descent, Newton.
+
+1. `ufm.model.quotient`: class means in the row space, which does not raise f.
+2. L-BFGS down to a small gradient.
+3. `ufm.critical.newton`: steps of minimum length, quadratic, to ‖∇f‖ ≤ 1e-14 of the terms that
+cancel.
+
+The result is lifted back and judged where the caller will use it. Whether it is a minimum or a
+saddle is for `hessian.verdict` to say.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from ufm import check
+from ufm.check import Refused
+from ufm.critical import newton
+from ufm.descent.loop import Method, start, step
+from ufm.model import objective as terms
+from ufm.model import problem as model
+from ufm.model import quotient
+from ufm.model.evaluation import check_entries
+from ufm.model.problem import Params, Problem
+from ufm.runtime.threads import lapack_on_one_thread
+
+_METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
+# ‖∇f‖, in units of newton.scale at the start, at which Newton takes over. MINRES needs hundreds of
+# products for a step, L-BFGS one: there the descent goes on longer (and MINRES, begun too far out,
+# stalled at K = d = 1000).
+_HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
+
+
+class Solution(NamedTuple):
+    """A critical point, or how far its search came; one entry a start where many were given.
+
+    params: float64.
+    residual: ‖∇f‖ at params.  scale: size of the terms that cancel in it (`newton.scale`).
+    status: "converged" (residual ≤ 1e-14 scale), "stalled" or "step_limit".
+    descent_steps, newton_steps: how many were taken.
+    residuals: ‖∇f‖ before each Newton step, in the coordinates of `quotient`, NaN past the end.
+    """
+
+    params: Params
+    residual: Any
+    scale: Any
+    status: Any
+    descent_steps: Any
+    newton_steps: Any
+    residuals: Any
+
+
+def solve(
+    problem: Problem,
+    params: Params,
+    *,
+    descend: bool = True,
+    steps: int = 10_000,
+    newton_steps: int = 100,
+) -> Solution:
+    """A critical point near the end of a descent from params, ‖∇f‖ ≤ 1e-14 of what cancels in it.
+
+    Computed in float64 whatever the precision of params and of JAX's configuration. Starts that
+    share a problem are solved side by side, compiled once a shape.
+
+    Args:
+        problem: any problem with λ_H > 0, one number for each decay.
+        params: a start, or many behind one leading axis.
+        descend: False leaves out the descent: Newton then finds a critical point of any index
+            near the start, for polishing saddles.
+        steps: most steps of L-BFGS.
+        newton_steps: most steps of Newton's method.
+
+    Returns:
+        A `Solution` with Python numbers and a name as status, or with arrays for many starts.
+
+    Raises:
+        Refused: λ_H = 0 (samples need not collapse then), limits below 1, wrong shapes or
+            entries that are not finite;
+            arrays that are not real floating, mixed dtypes, array-valued decays.
+    """
+    _check(problem, params, steps, newton_steps)
+    many = params.W.ndim == 3
+    with jax.enable_x64(True), lapack_on_one_thread():
+        starts = model.in_float64(params)
+        at = _compiled(quotient.restrict, many)(problem, starts)
+        small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
+        if many:  # the problem is common to all starts: its decays come back once
+            at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
+        if descend:
+            small, taken = _compiled(_downhill, many)(at.problem, small, np.int32(steps))
+        polished = _compiled(newton.polish, many)(at.problem, small, np.int32(newton_steps))
+        points, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
+        # Small things only: what is large stays on its device.
+        residual, scale, taken, codes, factorised, residuals = jax.device_get(
+            (residual, scale, taken, polished.status, polished.steps, polished.residuals)
+        )
+    if not (many or np.isfinite(residual)):
+        raise Refused(
+            f"got decays and a start whose ∇f is no float64 number (its norm is {residual}); "
+            "allowed: those where it is. Scale them down"
+        )
+    # Lifting rounds: what counts is the residual of the point that is handed out.
+    lost = (codes == newton.Arrival.converged) & (residual > 4 * newton.POLISHED * scale)
+    codes = np.where(lost, newton.Arrival.stalled, codes)
+    status = np.array([newton.Arrival(int(code)).name for code in codes.ravel()])
+    counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
+    numbers: tuple = counts if many else tuple(x.item() for x in counts)
+    return Solution(*(points, *numbers, residuals))
+
+
+@functools.cache
+def _compiled(f: Callable, many: bool) -> Callable:
+    """f(problem, start, …) compiled, for one start or for many behind a leading axis.
+
+    A map over one start would take both sides of every branch: line searches are full of them.
+    """
+    if not many:
+        return jax.jit(f)
+    shared = {_downhill: (None, 0, None), newton.polish: (None, 0, None), _lifted: (None, 0, 0)}
+    return jax.jit(jax.vmap(f, in_axes=shared.get(f, (None, 0))))
+
+
+def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
+    model.check_types(problem, params)
+    if check.traced(params):
+        raise Refused("got traced params: solve runs on the host; call it outside jit and vmap")
+    check.one_problem(problem)
+    if not float(problem.lam_H) > 0:
+        raise Refused(
+            f"got lam_H={problem.lam_H}; allowed: > 0. Without it samples of a class need not "
+            "share their features at a critical point; use ufm.descend"
+        )
+    check.integer("steps", steps, 1, 2**31 - 1)
+    check.integer("newton_steps", newton_steps, 1, 2**31 - 1)
+    if len({np.ndim(x) - axes for x, axes in zip(params, (2, 2, 1), strict=True)}) > 1:
+        raise Refused(
+            f"got shapes {[np.shape(x) for x in params]}; allowed: W (K, d), H (d, N), b (K,), or "
+            "all three behind one leading axis"
+        )
+    one = params
+    if np.ndim(params.W) == 3:
+        if len({len(x) for x in params}) > 1 or len(params.W) == 0:
+            raise Refused(f"got {[len(x) for x in params]} starts in W, H and b")
+        one = Params(*(x[0] for x in params))
+    model.check_params(problem, one)
+    model.check_finite(params)
+    check_entries(params)
+
+
+def _lifted(problem: Problem, small: Params, frame: Array):
+    """The point of the large problem, ‖∇f‖ and its scale there."""
+    params = quotient.lift(problem, small, frame)
+    G = terms.data_gradient(problem, params)
+    residual = terms.norm(terms.gradient(problem, params, G))
+    return params, residual, newton.scale(problem, params, G)
+
+
+def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
+    """L-BFGS from one start until Newton's method takes over: (point, steps taken)."""
+    handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
+    size = newton.scale(problem, params, terms.data_gradient(problem, params))
+
+    def going(carry):
+        state, slope = carry
+        return (slope > handover * size) & (state.step < steps)
+
+    def ahead(carry):
+        state = step(problem, _METHOD, _HYPER, carry[0])
+        # The line search has evaluated the point that it chose.
+        return state, terms.norm(optax.tree.get(state.opt_state, "grad"))
+
+    slope = terms.norm(terms.gradient(problem, params))
+    begin = start(problem, params, _METHOD, _HYPER)
+    state, _ = jax.lax.while_loop(going, ahead, (begin, slope))
+    return state.params, state.step
+
+
+def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, Array]:
+    """L-BFGS to where Newton's method takes over, many starts side by side: (points, steps)."""
+    return _compiled(_downhill, True)(problem, starts, np.int32(steps))

@@ -1,0 +1,240 @@
+"""Where to look for critical points: starts for Newton's method, one function a source.
+
+Random starts mostly fall into the origin, so there are many sources, and each knows some of the
+structure: classes that move as one, fewer dimensions than allowed, slow passages of descent, the
+neighbourhood and the eigenvectors of what is known already, and deflation of what is known.
+Every function returns `Params` behind one leading axis, in the coordinates of `ufm.model.quotient`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm import check
+from ufm.critical import newton, solver
+from ufm.hessian.curvature import dense, flatten, unflatten
+from ufm.linalg.products import matmul
+from ufm.model import objective as terms
+from ufm.model.objective import gradient
+from ufm.model.problem import Params, Problem
+
+# Standard deviations of random starts, in units of the entries at a global minimum.
+SCALES = (0.3, 1.0, 1.7, 3.0)
+_PASSAGE_RECORDS, _PASSAGE_STRIDE = 80, 25
+_DEFLATED_STEPS = 12
+
+
+def units(problem: Problem) -> tuple[Array, Array]:
+    """Root mean square entry of W and of H at a global minimum, by the closed form or nearly so.
+
+    ‖W‖² = (K−1) t √(n λ_H/λ_W) with the mean n; t from below by 1. Traceable.
+    """
+    K, n = problem.K, problem.N / problem.K
+    c = jnp.sqrt(n * jnp.asarray(problem.lam_W, float) * problem.lam_H)
+    t = jnp.maximum(jnp.log(jnp.maximum(1 / c - (K - 1), 1.0)), 1.0)
+    ratio = jnp.sqrt(n * problem.lam_H / jnp.asarray(problem.lam_W, float))
+    spread = (K - 1) * t / (K * problem.d)
+    return jnp.sqrt(spread * ratio), jnp.sqrt(spread / ratio)
+
+
+def partitions(K: int, largest: int | None = None) -> Iterator[tuple[int, ...]]:
+    """The partitions of K classes into groups, by the sizes of the groups, largest first."""
+    if check.integer("K", K, 0) == 0:
+        yield ()
+        return
+    for size in range(min(K, largest or K), 0, -1):
+        for rest in partitions(K - size, size):
+            yield (size, *rest)
+
+
+def random(problem: Problem, key: Array, count: int) -> Params:
+    """Gaussian entries at the scales of `SCALES` in turn."""
+    scales = jnp.asarray(np.resize(SCALES, count))
+    return _gaussian(problem, key, scales)
+
+
+def _gaussian(problem: Problem, key: Array, scales: Float[Array, " count"]) -> Params:
+    key_W, key_H, key_b = jax.random.split(key, 3)
+    unit_W, unit_H = units(problem)
+    count, (K, d, N) = len(scales), (problem.K, problem.d, problem.N)
+    W = unit_W * scales[:, None, None] * jax.random.normal(key_W, (count, K, d), float)
+    H = unit_H * scales[:, None, None] * jax.random.normal(key_H, (count, d, N), float)
+    b = scales[:, None] * jax.random.normal(key_b, (count, K), float) if problem.bias else 0
+    return Params(W, H, jnp.zeros((count, K)) + b)
+
+
+def tied(problem: Problem, key: Array, count: int) -> Params:
+    """Random starts in which the classes of a group share row, feature and bias.
+
+    Every partition of the classes with 2 … K−1 groups in turn, the classes in a random order. The
+    tied points form a fixed space of a symmetry (for equal counts), so Newton's method stays in
+    it. By fixed spaces: critical points of f restricted to it are critical points of f.
+    """
+    sizes = [p for p in partitions(problem.K) if 1 < len(p) < problem.K] or [(1,) * problem.K]
+    table = np.stack([np.repeat(np.arange(len(p)), p) for p in sizes])
+    groups = jnp.asarray(np.resize(table, (count, problem.K)))
+    key_order, key_start = jax.random.split(key)
+    groups = jax.random.permutation(key_order, groups, axis=1, independent=True)
+    free = random(problem, key_start, count)
+    first = jnp.argmax(groups[:, :, None] == groups[:, None, :], axis=2)  # leader of each group
+    samples = np.cumsum(problem.counts) - problem.counts
+    W = jnp.take_along_axis(free.W, first[:, :, None], axis=1)
+    H = jnp.take_along_axis(free.H, jnp.asarray(samples)[first][:, None, problem.labels], axis=2)
+    return Params(W, H, jnp.take_along_axis(free.b, first, axis=1))
+
+
+def padded(problem: Problem, key: Array, count: int) -> Params:
+    """Random starts that use only the first 1 … d−1 dimensions, in turn; the others are zero.
+
+    Zero coordinates are a fixed space of reflections, so Newton's method stays at that rank. So
+    does descent, which every second round of ranks goes down first: the lowest critical points of
+    each rank are minima of the narrower problem, and saddles of this one.
+    """
+    ranks = max(problem.d - 1, 1)
+    widths = jnp.asarray(1 + np.arange(count) % ranks)
+    used = jnp.arange(problem.d) < widths[:, None]
+    free = random(problem, key, count)
+    # Fewer dimensions share the same norms.
+    gain = jnp.sqrt(problem.d / widths)[:, None, None]
+    starts = Params(gain * free.W * used[:, None, :], gain * free.H * used[:, :, None], free.b)
+    # All go down, so that `descended` shares the program: compiling it takes seconds.
+    points, _ = solver.downhill(problem, starts)
+    down = np.arange(count) // ranks % 2 == 1
+    return jax.tree.map(
+        lambda x, y: jnp.where(down.reshape(-1, *[1] * (x.ndim - 1)), y, x), starts, points
+    )
+
+
+def passages(problem: Problem, key: Array, count: int) -> Params:
+    """Points where ‖∇f‖ is least on the way of gradient descent from small starts.
+
+    Half of the runs start near the origin, half near a tied point: descent lingers at saddles of
+    falling index, and each local minimum of ‖∇f‖ along a run is one start.
+    """
+    key_small, key_tied, key_noise, key_pick = jax.random.split(key, 4)
+    runs = max(count // 4, 2)
+    near = jax.tree.map(lambda x: 1e-3 * x, random(problem, key_small, runs // 2))
+    ties = tied(problem, key_tied, runs - runs // 2)
+    noise = random(problem, key_noise, runs - runs // 2)
+    ties = jax.tree.map(lambda x, y: x + 1e-4 * y, ties, noise)
+    starts = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), near, ties)
+    points, slopes = _ways(problem, starts)
+    inner = slopes[:, 1:-1]
+    low = (inner <= slopes[:, :-2]) & (inner <= slopes[:, 2:]) & np.isfinite(inner)
+    run, at = np.nonzero(np.asarray(low))
+    if len(run) == 0:
+        run, at = np.arange(runs), np.full(runs, _PASSAGE_RECORDS - 2)
+    chosen = np.resize(np.asarray(jax.random.permutation(key_pick, len(run))), count)
+    return jax.tree.map(lambda x: x[run[chosen], at[chosen] + 1], points)
+
+
+def descended(problem: Problem, key: Array, count: int) -> Params:
+    """Where descent from random starts has come to: near minima."""
+    return solver.downhill(problem, random(problem, key, count))[0]
+
+
+@jax.jit
+def _ways(problem: Problem, starts: Params) -> tuple[Params, Array]:
+    """Points of normalised gradient descent and ‖∇f‖ there, (runs, records, …)."""
+
+    def step(_, params):
+        g = gradient(problem, params)
+        # Step sizes of 4, shortened where the slope is steep: a path, not a method.
+        eta = 4.0 / (1 + 4.0 * terms.norm(g))
+        return jax.tree.map(lambda x, y: x - eta * y, params, g)
+
+    def record(params, _):
+        new = jax.lax.fori_loop(0, _PASSAGE_STRIDE, step, params)
+        return new, (new, terms.norm(gradient(problem, new)))
+
+    def way(params):
+        return jax.lax.scan(record, params, None, length=_PASSAGE_RECORDS)[1]
+
+    return jax.vmap(way)(starts)
+
+
+def perturbed(problem: Problem, key: Array, count: int, known: Params) -> Params:
+    """Known points with Gaussian noise of 3 % to 100 % of the entries at a minimum."""
+    points = _cycle(known, count)
+    noise = _gaussian(problem, key, jnp.asarray(np.resize(np.geomspace(0.03, 1.0, 7), count)))
+    return jax.tree.map(jnp.add, points, noise)
+
+
+def followed(problem: Problem, key: Array, count: int, known: Params) -> Params:
+    """Known points moved along their eigenvectors, softest and most negative first.
+
+    From a saddle the way along one negative eigenvector leads to saddles of neighbouring index.
+    """
+    key_pick, key_length = jax.random.split(key)
+    vectors = _eigenvectors(problem, known)
+    orbits, which = len(known.W), min(problem.size, 2 * problem.K)
+    order = np.asarray(jax.random.permutation(key_pick, orbits * which))
+    index = np.resize(order, count)
+    directions = vectors[index // which, index % which]
+    unit = np.sqrt(problem.size) * sum(units(problem)) / 2
+    lengths = unit * jax.random.uniform(key_length, (count,), float, -1.0, 1.0)
+    points = jax.vmap(partial(flatten, problem))(known)[index // which]
+    return unflatten(problem, points + lengths[:, None] * directions)
+
+
+@jax.jit
+def _eigenvectors(problem: Problem, known: Params) -> Array:
+    """Eigenvectors of ∇²f by rising eigenvalue, (orbits, 2K, size)."""
+    which = min(problem.size, 2 * problem.K)
+    return jax.lax.map(lambda x: jnp.linalg.eigh(dense(problem, x))[1].T[:which], known)
+
+
+def deflated(problem: Problem, key: Array, count: int, known: Params) -> Params:
+    """Where Newton's method goes from random starts when the known points are no roots any more.
+
+    m(x) ∇f(x) with m = Π_j (1 + s/‖φ(x) − φ_j‖²) has the critical points of f but the known ones;
+    its Newton step is that of ∇f times 1/(1 − ⟨∇ log m, s_N⟩) (Farrell, Birkisson and Funke
+    2015). φ are invariants of the symmetries, tr (WWᵀ)^p and tr (HᵀH)^p, so that a whole orbit is
+    deflated at once.
+    """
+    return _deflated(problem, random(problem, key, count), known)
+
+
+@jax.jit
+def _deflated(problem: Problem, starts: Params, known: Params) -> Params:
+    unit_W, unit_H = units(problem)
+
+    def invariants(params):
+        powers = []
+        for A, unit in ((params.W, unit_W), (params.H.T, unit_H)):
+            gram = matmul(A.T, A) / (unit**2 * problem.K * problem.d)
+            square = matmul(gram, gram)
+            powers += [jnp.trace(gram), jnp.trace(square), jnp.trace(matmul(square, gram))]
+        return jnp.stack(powers)
+
+    roots = jax.vmap(invariants)(known)
+
+    def log_m(x):
+        distances = jnp.sum((invariants(unflatten(problem, x)) - roots) ** 2, axis=1)
+        return jnp.sum(jnp.log1p(0.1 / (distances + 1e-12)))
+
+    def step(_, x):
+        s = newton.step(problem, x, 1.0).s
+        stretch = 1 / (1 - jnp.vdot(jax.grad(log_m)(x), s))
+        length = jnp.linalg.norm(s)
+        # Where the stretched step would leave the region of interest it is cut to its size.
+        most = problem.size**0.5 * (unit_W + unit_H) / 2
+        stretch = jnp.clip(stretch, -most / (length + 1e-300), most / (length + 1e-300))
+        new = x + stretch * s
+        return jnp.where(jnp.all(jnp.isfinite(new)), new, x)
+
+    def one(params):
+        return unflatten(
+            problem, jax.lax.fori_loop(0, _DEFLATED_STEPS, step, flatten(problem, params))
+        )
+
+    return jax.vmap(one)(starts)
+
+
+def _cycle(known: Params, count: int) -> Params:
+    index = np.resize(np.arange(len(known.W)), count)
+    return jax.tree.map(lambda x: jnp.asarray(x)[index], known)

@@ -1,0 +1,183 @@
+"""The theory held against one problem: threshold, minimiser, certificate, spectrum, census, escape.
+
+Each check compares routes that share no code: closed forms (`theory`, `spectra`) with the
+certificate, the reductions, Newton's method from everywhere, and descent. Every critical point must
+be a simplex ETF (the origin above the threshold) or a strict saddle, for every d ≥ K−1
+(`ufm.theory.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2 for d > K; arXiv 2407.10702
+for d = K).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm import certificate, check, hessian, theory
+from ufm.critical import search as room
+from ufm.critical.orbits import Orbit
+from ufm.critical.unstable import escape
+from ufm.hessian.stationarity import stationarity
+from ufm.metrics import measures as metrics
+from ufm.model import quotient
+from ufm.model.problem import Problem
+from ufm.runtime.programs import make_room
+
+VALUE_TOL = 1e-10  # nats between the value found and the closed form
+SPECTRUM_TOL = 1e-10  # between eigenvalues of two routes, relative to the largest
+ETF_TOL = 1e-6  # NC2 and NC3 of a minimiser found
+
+
+class Cell(NamedTuple):
+    """One problem held against the theory.
+
+    problem: which.  collapsed: K² n λ_W λ_H ≥ 1, so that the minimum is the origin.
+    value: f* in closed form.  gap: certified, at the closed-form minimiser.
+    spectrum_error: largest difference of its eigenvalues by reduction and in closed form,
+        relative to the largest.
+    points: polished starts that arrived at a critical point.  refused: those that did not.
+    minimisers: orbits of global minimisers that are ETFs (or the origin above the threshold).
+    saddles: orbits of strict saddles.  local: orbits of local minimisers that are not global.
+    undecided: orbits that the verdict left open.
+    softest: the least |most negative eigenvalue| of a saddle; NaN without saddles.
+    escaped, escapes: saddles from which a perturbed gradient descent reached the certified
+        minimum, of how many.
+    violations: what contradicts the theory, in words; empty if nothing does.
+    """
+
+    problem: Problem
+    collapsed: bool
+    value: float
+    gap: float
+    spectrum_error: float
+    points: int
+    refused: int
+    minimisers: int
+    saddles: int
+    local: int
+    undecided: int
+    softest: float
+    escaped: int
+    escapes: int
+    violations: tuple[str, ...]
+
+
+def verify(
+    problem: Problem,
+    key: Array,
+    *,
+    starts: int = 64,
+    rounds: int = 2,
+    escapes: int = 4,
+    report: Callable[[str], None] | None = None,
+) -> Cell:
+    """Hold one problem against the theory.
+
+    Args:
+        problem: balanced, d ≥ K − 1, λ_W, λ_H > 0.
+        key: a JAX PRNG key.
+        starts, rounds: of the census.
+        escapes: saddles to escape from, the lowest first; 0 leaves it out.
+        report: told what is being done.
+
+    Raises:
+        Refused: outside the theorem's assumptions, or what `census.check` refuses.
+    """
+    theory.check_assumptions(problem)
+    key, escapes = check.key(key), check.integer("escapes", escapes, 0)
+    room.check(problem, starts, rounds)
+    make_room()
+    say = report or (lambda _: None)
+    key_minimum, key_census, key_escape = jax.random.split(key, 3)
+    with jax.enable_x64(True):
+        say("minimiser")
+        value, collapsed = float(theory.global_value(problem)), bool(theory.is_collapsed(problem))
+        gap, error, wrong = _minimiser(problem, key_minimum)
+        say("census")
+        found = room.census(
+            problem, key_census, starts=starts, rounds=rounds,
+            report=lambda source, _, orbits: say(f"census: {orbits} orbits, {source}"),
+        )  # fmt: skip
+        kinds = [_class_of(problem, orbit, value, collapsed) for orbit in found.orbits]
+        wrong += [text for _, text in kinds if text]
+        names = [name for name, _ in kinds]
+        if "minimiser" not in names:
+            wrong.append("the census did not find the global minimiser")
+        saddles = [o for o, name in zip(found.orbits, names, strict=True) if name == "saddle"]
+        say("escape")
+        tried = saddles[:escapes]
+        escaped = _escaped(problem, tried, key_escape)
+        if escaped < len(tried):
+            wrong.append(f"descent from {len(tried) - escaped} perturbed saddles found no minimum")
+    return Cell(
+        problem, collapsed, value, gap, error,
+        sum(room.hits(orbit) for orbit in found.orbits), sum(found.refused.values()),
+        names.count("minimiser"), len(saddles), names.count("local"), names.count("undecided"),
+        min((abs(orbit.smallest) for orbit in saddles), default=float("nan")),
+        escaped, len(tried), tuple(wrong),
+    )  # fmt: skip
+
+
+def _minimiser(problem: Problem, key: Array) -> tuple[float, float, list[str]]:
+    """(certified gap, error of the spectrum, violations) at the closed-form minimiser."""
+    point, wrong = theory.global_minimizer(problem, key, jnp.float64), []
+    proof = certificate.certify(problem, point)
+    if not proof.gap <= 16 * proof.resolution:
+        wrong.append(f"the closed-form minimiser has a certified gap of {proof.gap:.3g}")
+    slope = stationarity(problem, point)
+    if not slope.critical:
+        wrong.append(f"the closed-form minimiser has {slope.told()}")
+        return float(proof.gap), float("nan"), wrong
+    measured, closed = hessian.spectrum(problem, point, 0.0), theory.hessian_spectrum(problem)
+    error = _distance(measured, closed)
+    if not error <= SPECTRUM_TOL:
+        wrong.append(f"its spectrum differs from the closed form by {error:.3g} of the largest")
+    return float(proof.gap), error, wrong
+
+
+def _distance(first: theory.Spectrum, second: theory.Spectrum) -> float:
+    """Largest difference of sorted eigenvalues with multiplicities, relative to the largest."""
+    edges = np.union1d(np.cumsum(first.multiplicities), np.cumsum(second.multiplicities))
+    values = [
+        spectrum.eigenvalues[np.searchsorted(np.cumsum(spectrum.multiplicities), edges)]
+        for spectrum in (first, second)
+    ]
+    return float(np.max(np.abs(values[0] - values[1])) / np.max(np.abs(values[1])))
+
+
+def _class_of(problem: Problem, orbit: Orbit, value: float, collapsed: bool) -> tuple[str, str]:
+    """(minimiser, saddle, local or undecided; what contradicts the theory, or nothing)."""
+    label = f"orbit f={orbit.value:.10g}, rank {orbit.rank}, index {orbit.morse_index}"
+    if orbit.kind == "strict saddle":
+        return "saddle", ""
+    if orbit.kind == "global minimiser":
+        if abs(orbit.value - value) > VALUE_TOL:
+            return "minimiser", f"{label}: certified global, but f* = {value:.10g} in closed form"
+        if collapsed:
+            return "minimiser", "" if orbit.rank == 0 else f"{label}: global, but not the origin"
+        nc2, nc3 = _collapse(problem, orbit)
+        text = f"{label}: global, but no simplex ETF (NC2 {nc2:.2g}, NC3 {nc3:.2g})"
+        return "minimiser", "" if max(nc2, nc3) <= ETF_TOL else text
+    if orbit.kind == "local minimiser":
+        return "local", f"{label}: a local minimiser that is not global"
+    return "undecided", ""
+
+
+def _collapse(problem: Problem, orbit: Orbit) -> tuple[float, float]:
+    means = room.quotient_of(problem)
+    W, H, b = orbit.params
+    measured = metrics.collapse(np.asarray(W), np.asarray(H), np.asarray(b), means.labels)
+    return float(measured.nc2), float(measured.nc3)
+
+
+def _escaped(problem: Problem, saddles: list[Orbit], key: Array) -> int:
+    """From how many saddles gradient descent reaches the certified minimum once perturbed."""
+    means, reached = quotient.of_width(problem, problem.d), 0
+    for i, orbit in enumerate(saddles):
+        frame = jnp.eye(problem.d, orbit.params.W.shape[1])
+        point = quotient.lift(means, jax.tree.map(jnp.asarray, orbit.params), frame)
+        run = escape(means, point, jax.random.fold_in(key, i))
+        reached += run.status == "certified"
+    return reached

@@ -1,0 +1,144 @@
+"""L-BFGS in its compact form: two passes over the memory a step, and sums that devices can share.
+
+From the last m pairs s = x⁺ − x, y = ∇f⁺ − ∇f as columns of S and Y, with R the upper triangle of
+SᵀY, D its diagonal and γ = sᵀy/yᵀy of the newest pair, the direction is −p with
+
+    p = γ g + S a − γ Y w,    w = R⁻¹ Sᵀg,    a = R⁻ᵀ ((D + γ YᵀY) w − γ Yᵀg)
+
+(Byrd, Nocedal and Schnabel 1994, Mathematical Programming 63, Theorem 2.2 with H_0 = γ I). It is
+the product of the well-known two loops, whose 2m inner products wait for one another. Loops of sums
+over devices are what a mesh cannot bear on CPUs: XLA runs them beside other such sums, each waits
+for threads that the other holds, and the run stands still.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from ufm.runtime import blocks
+
+MEMORY = 10
+SEARCH_STEPS = 20
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Memory(NamedTuple):
+    """What the next direction is made of.
+
+    steps: how many so far.  point, slope: x and ∇f of the step before.  S, Y: the pairs, one behind
+    each index of the leading axis; slots not filled yet, and pairs without positive curvature, are
+    zero.  SY: SᵀY where y is no older than s.  YY: YᵀY.  gamma: γ.
+    """
+
+    steps: Array
+    point: Any
+    slope: Any
+    S: Any
+    Y: Any
+    SY: Array
+    YY: Array
+    gamma: Array
+
+
+def lbfgs() -> optax.GradientTransformationExtraArgs:
+    """L-BFGS with a zoom line search (strong Wolfe conditions) on W, H, b, as an optax method.
+
+    `update` wants value, grad and value_fn: f, ∇f at params, and f as a function.
+    """
+    towards = direction(MEMORY)
+    search = optax.scale_by_zoom_linesearch(SEARCH_STEPS, initial_guess_strategy="one")
+
+    def init(params):
+        return towards.init(_flat(params)), search.init(params)
+
+    def update(updates, state, params, *, value, grad, value_fn):
+        memory, found = state
+        p, memory = towards.update(_flat(updates), memory, _flat(params))
+        p = jax.tree.map(lambda x, like: x.reshape(like.shape), p, params)
+        # The search flattens what it multiplies. Split over samples (N, d) is flattened in place;
+        # of (d, N) every device would gather the whole.
+        turn = _turned if _split(params) else lambda x: x
+        updates, found = search.update(
+            turn(p), found._replace(grad=turn(found.grad)), turn(params), value=value,
+            grad=turn(grad), value_fn=lambda rows: value_fn(turn(rows)),
+        )  # fmt: skip
+        return turn(updates), (memory, found._replace(grad=turn(found.grad)))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _split(params: Any) -> bool:
+    """Whether H lies on several devices."""
+    return blocks.devices(params.H) > 1
+
+
+def _flat(params: Any) -> Any:
+    """Each array as one vector, in which form XLA keeps the memory in place; not where split."""
+    return params if _split(params) else jax.tree.map(jnp.ravel, params)
+
+
+def _turned(params: Any) -> Any:
+    """H by rows in the place of columns, or back."""
+    return params._replace(H=params.H.T)
+
+
+def direction(size: int) -> optax.GradientTransformation:
+    """−p of the module's head from the last `size` pairs, for any tree of arrays.
+
+    The first step is along −∇f, min(1, 1/‖∇f‖) of it. A pair with sᵀy ≤ ε yᵀy is left out.
+    """
+
+    def init(params):
+        # Made of the point, so that on a mesh they are split as it is.
+        nothing = jax.tree.map(lambda x: 0 * x, params)
+        none = jax.tree.map(lambda x: jnp.stack([x] * size), nothing)
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        square = jnp.zeros((size, size), dtype)
+        one = jnp.ones((), dtype)
+        return Memory(jnp.int32(0), params, nothing, none, none, square, square, one)
+
+    def update(g, memory, params):
+        steps, point, slope, S, Y, SY, YY, gamma = memory
+        s, y = optax.tree.sub(params, point), optax.tree.sub(g, slope)
+        sy, yy = _dot(s, y), _dot(y, y)
+        sound = (steps > 0) & (sy > jnp.finfo(sy.dtype).eps * yy)
+        first = jnp.minimum(1, 1 / jnp.sqrt(_dot(g, g)))
+        gamma = jnp.where(sound, sy / yy, jnp.where(steps > 0, gamma, first))
+        at = (steps - 1) % size  # the place of the oldest pair becomes that of the newest
+        s, y = jax.tree.map(lambda x: jnp.where(sound, x, 0), (s, y))
+        S, Y = jax.tree.map(lambda pairs, x: pairs.at[at].set(x), (S, Y), (s, y))
+        Yy = _dot(Y, y)
+        SY = SY.at[:, at].set(_dot(S, y))
+        YY = YY.at[:, at].set(Yy).at[at].set(Yy)
+        a, w = _coefficients(SY, YY, gamma, _dot(S, g), _dot(Y, g), at)
+        p = jax.tree.map(lambda g, S, Y: gamma * (_sum(w, Y) - g) - _sum(a, S), g, S, Y)
+        return p, Memory(steps + 1, params, g, S, Y, SY, YY, gamma)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _coefficients(SY, YY, gamma, Sg, Yg, newest) -> tuple[Array, Array]:
+    """(a, w) of the module's head, in the order of the memory."""
+    size = len(SY)
+    order = (newest + 1 + jnp.arange(size)) % size  # the oldest first
+    R, YY, Sg, Yg = jnp.triu(SY[order][:, order]), YY[order][:, order], Sg[order], Yg[order]
+    D = jnp.diagonal(R)
+    R = R + jnp.diag((D == 0).astype(R.dtype))  # a pair left out is a zero row and column
+    solve = jax.scipy.linalg.solve_triangular
+    w = solve(R, Sg)
+    a = solve(R, D * w + gamma * (jnp.matmul(YY, w, precision=HIGHEST) - Yg), trans="T")
+    return jnp.zeros_like(a).at[order].set(a), jnp.zeros_like(w).at[order].set(w)
+
+
+def _dot(pairs: Any, x: Any) -> Array:
+    """⟨x', x⟩ for every x' behind the leading axis of pairs; ⟨pairs, x⟩ where there is none."""
+    parts = jax.tree.map(lambda p, v: jnp.tensordot(p, v, v.ndim, precision=HIGHEST), pairs, x)
+    return jax.tree.reduce(jnp.add, parts)
+
+
+def _sum(coefficients: Array, pairs: Array) -> Array:
+    """Σ_i c_i x_i over the leading axis."""
+    return jnp.tensordot(coefficients, pairs, 1, precision=HIGHEST)

@@ -1,0 +1,273 @@
+"""The compiled loop of descent: a step, a chunk of steps, a recorded trajectory; all traceable.
+
+    x_{t+1} = x_t + u_t,   u_t = optimizer(∇f(x_t)), or of a minibatch estimate of ∇f
+
+The loop runs in chunks of `record_every` steps. After each chunk the point is measured and the
+stopping rules are tested, all inside the compiled program. Failure is a status, never an
+exception or a NaN passed on.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from ufm import certificate
+from ufm.descent import minibatch, optimizers
+from ufm.linalg import scaling
+from ufm.linalg.scaling import anyone
+from ufm.metrics import measures as metrics
+from ufm.model import objective as terms
+from ufm.model.objective import add_decay, gradient, gradient_norm, logits, objective
+from ufm.model.problem import Params, Problem
+from ufm.runtime import blocks
+
+
+class Status(IntEnum):
+    """How a run ended."""
+
+    running = 0
+    step_limit = 1
+    converged = 2
+    certified = 3
+    diverged = 4
+
+    @property
+    def sentence(self) -> str:
+        """How, in words."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.running: "it has not ended",
+    Status.step_limit: "all steps were taken before a tolerance was reached",
+    Status.converged: "the gradient norm is at most grad_tol",
+    Status.certified: "the certified gap, with its rounding, is at most gap_tol",
+    Status.diverged: "the next point was not finite, or its objective exploded",
+}
+
+
+HISTORY = (
+    "step",
+    "loss",
+    "grad_norm",
+    "gap",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nc4",
+    "norm_W",
+    "norm_H",
+    "norm_b",
+    "accuracy",
+)
+# f may rise for a while on the way down, but not by four orders of magnitude.
+EXPLOSION = 1e4
+
+
+class State(NamedTuple):
+    """Everything that the next step depends on; a run resumes from it bit for bit.
+
+    params, opt_state: the point and the optimiser's memory. step: steps taken. start: f at the
+    first point, the yardstick of an explosion. key, order: PRNG key of the minibatches and the
+    permutation of samples of the current epoch (None for full batches).
+    """
+
+    params: Params
+    opt_state: Any
+    step: Any
+    start: Any
+    key: Any = None
+    order: Any = None
+
+
+class Method(NamedTuple):
+    """What of the optimiser is compiled in: its name or transformation, and the batch size."""
+
+    optimizer: Any
+    schedule: Callable | None
+    batch_size: int | None
+
+    def transformation(self, hyper) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation at the (traced) hyperparameters (learning rate, momentum)."""
+        if not isinstance(self.optimizer, str):
+            return optax.with_extra_args_support(self.optimizer)
+        learning_rate, momentum = hyper
+        return optimizers.named(self.optimizer, self.schedule or learning_rate, momentum)
+
+
+class Limits(NamedTuple):
+    """Traced stopping rules: steps in all, steps between records, ‖∇f‖ and gap to stop at."""
+
+    steps: Any
+    record_every: Any
+    grad_tol: Any
+    gap_tol: Any
+
+
+def measurements(problem: Problem, params: Params) -> dict[str, Array]:
+    """One row of the history at a point; traceable. Keys as in `Run.history`, less "step"."""
+    labels = problem.labels
+
+    def scores(H):
+        return logits(problem, params._replace(H=H))
+
+    def hits(H, labels):
+        Z = scores(H)
+        return jnp.sum((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype))
+
+    loss = objective(problem, params)
+    bound = certificate.lower_bound(problem, params, any_size=False).value
+    collapse = metrics.measure(jnp, *params, labels, scores)
+    row = {
+        "loss": loss,
+        "grad_norm": gradient_norm(problem, params),
+        "gap": loss - bound,
+        "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
+    }
+    row |= {name: getattr(collapse, name) for name in ("nc1", "nc2", "nc3", "nc4")}
+    for name, x in zip("WHb", params, strict=True):
+        unit = 1 / scaling.binade(jnp, x)
+        row[f"norm_{name}"] = jnp.sqrt(scaling.squared_norm(x * unit)) / unit
+    return row
+
+
+def start(problem: Problem, params: Params, method: Method, hyper, key=None) -> State:
+    """State before the first step; traceable."""
+    opt_state = method.transformation(hyper).init(params)
+    order = None if method.batch_size is None else minibatch.epoch_order(problem, key, 0)
+    return State(params, opt_state, jnp.int32(0), objective(problem, params), key, order)
+
+
+def closed_form(problem: Problem) -> Callable[[Params], Array]:
+    """f as a function of params alone, whose derivative is the closed-form gradient."""
+    value_fn = jax.custom_vjp(partial(objective, problem))
+    value_fn.defvjp(
+        lambda params: (objective(problem, params), params),
+        lambda params, weight: (jax.tree.map(lambda g: weight * g, gradient(problem, params)),),
+    )
+    return value_fn
+
+
+def step(problem: Problem, method: Method, hyper, state: State) -> State:
+    """One step of the optimiser; traceable."""
+    optimizer, params, order, extra = method.transformation(hyper), state.params, state.order, {}
+    if method.batch_size is not None:
+        columns, order = minibatch.draw(
+            problem, state.key, state.step, state.order, method.batch_size
+        )
+        grad = data = minibatch.gradient(problem, params, columns)
+    elif method.optimizer == "lbfgs":
+        value_fn = closed_form(problem)
+        # The line search has evaluated the point it chose; its state remembers both.
+        value, grad = optax.value_and_grad_from_state(value_fn)(params, state=state.opt_state)
+        extra = {"value": value, "grad": grad, "value_fn": value_fn}
+        data = grad
+    else:
+        data = terms.pullback(problem, params)
+        grad = add_decay(problem, params, data)
+        extra = {
+            "value": objective(problem, params),
+            "grad": grad,
+            "value_fn": closed_form(problem),
+        }
+    updates, opt_state = optimizer.update(grad, state.opt_state, params, **extra)
+    # Every update waits for both products, which read the old W and H: otherwise XLA copies W and H
+    # before each step. The bare products: with decay the factor would read W and H once more.
+    read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
+    done = jnp.where(read, 1, jnp.nan)
+    updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
+    params = optax.apply_updates(params, updates)
+    return state._replace(params=params, opt_state=opt_state, step=state.step + 1, order=order)
+
+
+def _sound(value, first):
+    """Whether an objective value is finite and has not exploded."""
+    return jnp.isfinite(value) & (value <= EXPLOSION * (1 + first))
+
+
+def _verdict(row: dict[str, Array], state: State, limits: Limits) -> Array:
+    """Status of a freshly measured, sound point."""
+    eps = jnp.finfo(row["loss"].dtype).eps
+    rounding = 4 * eps * (2 * row["loss"] - row["gap"])
+    status = jnp.where(state.step >= limits.steps, Status.step_limit, Status.running)
+    status = jnp.where(row["grad_norm"] <= limits.grad_tol, Status.converged, status)
+    status = jnp.where(row["gap"] + rounding <= limits.gap_tol, Status.certified, status)
+    return status.astype(jnp.int32)
+
+
+def trajectory(
+    problem: Problem,
+    state: State,
+    method: Method,
+    hyper: Any,
+    limits: Limits,
+    records: int,
+    chunks: Any = None,
+) -> tuple[State, dict[str, Array], Array]:
+    """Up to `chunks` chunks of `record_every` steps from `state`; pure and traceable.
+
+    This is what `descend` compiles; under `jax.vmap` over decays, starts or hyperparameters it
+    runs a whole sweep in one call. A diverged run keeps the point of its last sound record.
+
+    Args:
+        problem, state, method, hyper: see `start`.
+        limits: stopping rules; `steps` and `record_every` must not be mapped over.
+        records: static capacity of the history, at least chunks + 1.
+        chunks: how many chunks to run, by default records − 1.
+
+    Returns:
+        (state, history, status): history holds arrays of length `records`, whose row 0 is the
+        start and whose rows past the end of the run are NaN (step: −1).
+    """
+    chunks = records - 1 if chunks is None else chunks
+    begin = state.step
+
+    def run_chunk(i, state, history, status):
+        # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
+        left = limits.steps - begin - limits.record_every * (i - 1)
+        count = jnp.where(i == 0, 0, jnp.minimum(limits.record_every, left))
+        new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
+        row = {"step": new.step} | measurements(problem, new.params)
+        running = status == Status.running
+        sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
+        kept = jax.lax.cond(running & sound, lambda: new, lambda: state)
+        history = {
+            name: x.at[i].set(jnp.where(running & sound, row[name], x[i]))
+            for name, x in history.items()
+        }
+        code = jnp.where(sound, _verdict(row, new, limits), jnp.int32(Status.diverged))
+        return kept, history, jnp.where(running, code, status)
+
+    def body(i, carry):
+        return jax.lax.cond(
+            anyone(carry[2] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
+        )
+
+    history = {name: jnp.full(records, jnp.nan, state.params.W.dtype) for name in HISTORY}
+    history["step"] = jnp.full(records, -1, state.step.dtype)
+    status = jnp.asarray(Status.running, jnp.int32)
+    return jax.lax.fori_loop(0, chunks + 1, body, (state, history, status))
+
+
+def last_sound(problem: Problem, state: State, method: Method, hyper, count) -> State:
+    """Repeat a chunk that diverged, one checked step at a time, up to its last sound point."""
+
+    def ahead(state):
+        return step(problem, method, hyper, state)
+
+    def sound(state):
+        finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in state.params])
+        return jnp.all(finite) & _sound(objective(problem, state.params), state.start)
+
+    limit = state.step + count
+    return jax.lax.while_loop(
+        lambda pair: sound(pair[1]) & (pair[0].step < limit),
+        lambda pair: (pair[1], ahead(pair[1])),
+        (state, ahead(state)),
+    )[0]

@@ -1,0 +1,179 @@
+"""Named descent methods as optax transformations, and a step size that cannot diverge.
+
+Curvature bound. On the set where f ≤ F, with δZ = ΔW H + W ΔH + Δb 1ᵀ, the second derivative
+along a unit direction (theory of `ufm.model.problem`) is
+
+    (1/N) Σ_i δz_iᵀ S_i δz_i + 2⟨G, ΔW ΔH⟩ + decay.
+
+S_i has norm ≤ 1/2 and ‖δZ‖² ≤ ‖W‖² + ‖H‖² + N. Decay bounds the norms, λ_W‖W‖² + λ_H‖H‖² ≤ 2F,
+hence ‖W‖² + ‖H‖² ≤ 2F/min(λ_W, λ_H). Finally ‖p_i − y_i‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ_i) gives
+2⟨G, ΔW ΔH⟩ ≤ ‖G‖ ≤ √(2 min(1, F)/N). So the curvature is at most
+
+    L(F) = 1/2 + F/(N min(λ_W, λ_H)) + √(2 min(1, F)/N) + max(λ_W, λ_H, λ_b)
+
+on that set (1/2 and λ_b fall away without a bias).
+
+Descent. Let β be the momentum (0 for plain gradient descent), F = f(x_0) and 0 < η < 2(1−β)/L(F).
+
+- Heavy ball, v⁺ = βv − η∇f, x⁺ = x + v⁺: with E = f + (β/2η)‖v‖² the descent lemma gives
+  E⁺ ≤ E − ((1−β)/η − L/2)‖v⁺‖².
+- Nesterov as in optax, m⁺ = βm + ∇f, x⁺ = x − η(∇f + βm⁺): with E = f + (αη/2)‖m‖²,
+  α = 1 + β − β² − ηL(1 + 2β)/2 ≥ β², E⁺ − E is a quadratic form in (m⁺, m) whose matrix has equal
+  diagonal entries and is negative semidefinite exactly when ηL ≤ 2(1−β).
+
+Both start at E_0 = F, so f ≤ F for ever: the iterates stay where L(F) holds. (The segment between
+two iterates does too: at x + s(x⁺ − x), 0 ≤ s ≤ 1, the same lemma gives f ≤ E, and by continuity
+the first exit cannot happen.) `auto_step` returns half of the limit, η = (1−β)/L(F).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ufm import check
+from ufm.check import Refused
+from ufm.descent.lbfgs import lbfgs
+from ufm.model.problem import Problem, require
+
+LearningRate = float | str | Callable[[int], float] | None
+
+NAMES = ("gd", "heavy_ball", "nesterov", "sgd", "adam", "lbfgs")
+FULL_BATCH_ONLY = ("gd", "heavy_ball", "nesterov", "lbfgs")
+MOMENTUM = {"heavy_ball": 0.9, "nesterov": 0.9, "sgd": 0.9}
+LEARNING_RATE = {"sgd": 0.05, "adam": 1e-3}
+
+
+def rate(optimizer: str, learning_rate: Any) -> Any:
+    """The learning rate that a named method runs with: the given one, or its default for None.
+
+    "auto" is the default of the full-batch methods; None stands for the line search of "lbfgs".
+    """
+    if optimizer == "lbfgs":
+        return None
+    return LEARNING_RATE.get(optimizer, "auto") if learning_rate is None else learning_rate
+
+
+def curvature_bound(problem: Problem, value):
+    """L(F) of the module's head: ‖∇²f‖ from above wherever f ≤ F.
+
+    Args:
+        problem: λ_W and λ_H must be positive for a finite bound.
+        value: F, for example f at the start of a run.
+    """
+    require(problem)
+    if not isinstance(value, jax.Array):
+        value = check.real("value", value, least=0)
+    lam_b = problem.lam_b if problem.bias else 0.0
+    smallest = jnp.minimum(problem.lam_W, problem.lam_H)
+    largest = jnp.maximum(jnp.maximum(problem.lam_W, problem.lam_H), lam_b)
+    norms = value / (problem.N * smallest)
+    coupling = jnp.sqrt(2 * jnp.minimum(1, value) / problem.N)
+    return (0.5 if problem.bias else 0.0) + norms + coupling + largest
+
+
+def auto_step(problem: Problem, value, momentum=0.0):
+    """η = (1−β)/L(F), F = f(x_0): full-batch gd, heavy ball and Nesterov never diverge.
+
+    Half of the proven limit derived in the module's head. Without decay (λ_W or λ_H = 0) the
+    bound is infinite and η = 0.
+
+    Args:
+        problem: the model.
+        value: F = f(x_0), the objective at the start.
+        momentum: β in [0, 1).
+    """
+    return (1 - momentum) / curvature_bound(problem, value)
+
+
+def named(name: str, learning_rate, momentum) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation behind a name of `NAMES`; hyperparameters may be traced.
+
+    gd: x − η∇f.  heavy_ball, sgd: Polyak's momentum β.  nesterov: Nesterov's.
+    adam: optax's defaults.  lbfgs: history 10, zoom line search (no learning rate).
+    """
+    if name == "gd":
+        return optax.with_extra_args_support(optax.sgd(learning_rate))
+    if name in ("heavy_ball", "sgd"):
+        return optax.with_extra_args_support(optax.sgd(learning_rate, momentum))
+    if name == "nesterov":
+        return optax.with_extra_args_support(optax.sgd(learning_rate, momentum, nesterov=True))
+    if name == "adam":
+        return optax.with_extra_args_support(optax.adam(learning_rate))
+    return lbfgs()
+
+
+class Settings(NamedTuple):
+    """A method and its hyperparameters, converted and checked; None stands for a default.
+
+    optimizer: a name of `NAMES` or an optax transformation. learning_rate: a float, "auto" or an
+    optax schedule. momentum: a float. batch_size: an int.
+    """
+
+    optimizer: Any
+    learning_rate: Any
+    momentum: float | None
+    batch_size: int | None
+
+
+def settings(
+    optimizer: Any, learning_rate: Any = None, momentum: Any = None, batch_size: Any = None
+) -> Settings:
+    """The method that `descend` runs and a cell of a sweep names, or a refusal.
+
+    The one place that converts and checks hyperparameters: numbers of any library are taken.
+
+    Raises:
+        Refused: an unknown method, a hyperparameter out of range or one that the method lacks.
+    """
+    if isinstance(optimizer, str):
+        name = check.choice("optimizer", optimizer, NAMES)
+    elif isinstance(optimizer, optax.GradientTransformation):
+        if learning_rate is not None or momentum is not None:
+            raise Refused(
+                "got learning_rate or momentum beside an optax transformation; set them inside "
+                "it, for example optax.sgd(0.1, momentum=0.9)"
+            )
+        return Settings(optimizer, None, None, _batch_size(batch_size))
+    else:
+        way = getattr(optimizer, "gradient_transformation", None)
+        hint = ". Give its .gradient_transformation()" if callable(way) else ""
+        raise Refused(
+            f"got optimizer={check.shown(optimizer)}; allowed: {', '.join(NAMES)}, or an optax "
+            f"transformation such as optax.adamw(1e-3){hint}"
+        )
+    batch_size = _batch_size(batch_size)
+    if name in FULL_BATCH_ONLY and batch_size is not None:
+        raise Refused(
+            f"got batch_size={batch_size} with {name!r}, a full-batch method; allowed with "
+            "minibatches: sgd, adam, or an optax transformation"
+        )
+    if name == "sgd" and batch_size is None:
+        raise Refused("got optimizer='sgd' without batch_size; give one, or use 'heavy_ball'")
+    rate = _learning_rate(name, learning_rate)
+    if momentum is not None:
+        if name not in MOMENTUM:
+            raise Refused(f"got momentum={check.shown(momentum)} for {name!r}; it has none. Use "
+                          "'heavy_ball'")  # fmt: skip
+        momentum = check.real("momentum", momentum, least=0, below=1)
+    return Settings(name, rate, momentum, batch_size)
+
+
+def _batch_size(batch_size: Any) -> int | None:
+    return None if batch_size is None else check.integer("batch_size", batch_size, 1, check.MOST)
+
+
+def _learning_rate(name: str, learning_rate: Any) -> Any:
+    auto = isinstance(learning_rate, str) and learning_rate == "auto"
+    if name == "lbfgs" and learning_rate is not None:
+        raise Refused("got a learning_rate for 'lbfgs', whose line search finds the step")
+    if auto and name not in FULL_BATCH_ONLY:
+        raise Refused(
+            "got learning_rate='auto', which is derived for full-batch gd, heavy_ball and "
+            f"nesterov; give {name!r} a number or an optax schedule"
+        )
+    if auto or learning_rate is None or callable(learning_rate):
+        return learning_rate
+    return check.real("learning_rate", learning_rate, above=0, also="'auto', or a schedule")

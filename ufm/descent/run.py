@@ -1,0 +1,351 @@
+"""Descent on the model by any optimiser: `descend`, its result, and a result as plain arrays.
+
+The work is done in `ufm.descent.loop`, compiled; the host sees the run at its end, or at the end
+of every segment if it asks for segments (progress, checkpoints).
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm import check as door
+from ufm.check import Refused
+from ufm.descent import lbfgs, optimizers
+from ufm.descent.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
+from ufm.model.objective import objective
+from ufm.model.problem import Params, Problem, check_memory, check_point, check_precision
+from ufm.runtime import leader
+from ufm.runtime.threads import lapack_on_one_thread
+
+# Capacity of a segment's history; one number, so that all segments run one program.
+SEGMENT_RECORDS = 64
+
+
+class Run(NamedTuple):
+    """A finished or interrupted descent.
+
+    params: the last point (the last finite one if the run diverged).
+    history: dict of NumPy arrays over the recorded steps: step, loss (f), grad_norm (‖∇f‖), gap
+        (certified, in the precision of params), nc1 … nc4 (`ufm.metrics.Collapse`), norm_W,
+        norm_H, norm_b (Frobenius), accuracy (share of samples with argmax(Wh+b) = y).
+    steps: steps taken to reach params.
+    status: one of the names of `Status`, as a string.
+    state: what `descend(…, resume=run)` continues from.
+    """
+
+    params: Params
+    history: dict[str, np.ndarray]
+    steps: int
+    status: str
+    state: State
+
+
+_objective = jax.jit(objective)
+_start = jax.jit(start, static_argnames="method")
+_trajectory = jax.jit(trajectory, static_argnames=("method", "records"))
+_last_sound = jax.jit(last_sound, static_argnames="method")
+
+
+def descend(
+    problem: Problem,
+    params: Params,
+    optimizer: Any = "heavy_ball",
+    *,
+    steps: int,
+    learning_rate: optimizers.LearningRate = None,
+    momentum: float | None = None,
+    batch_size: int | None = None,
+    key: Array | None = None,
+    record_every: int = 100,
+    grad_tol: float | None = None,
+    gap_tol: float | None = None,
+    on_segment: Callable[[Run], None] | None = None,
+    resume: "Run | Mapping[str, np.ndarray] | None" = None,
+) -> Run:
+    """Minimise f from params by the named optimiser or any optax transformation.
+
+    Args:
+        problem: the model.
+        params: where to start (with `resume`: of that shape, not used); its dtype is the precision
+            of the run.
+        optimizer: "gd", "heavy_ball", "nesterov" (full batch), "sgd" (minibatches, momentum),
+            "adam", "lbfgs", or an optax transformation, schedules included.
+        steps: limit on the steps in all, those of a resumed run included.
+        learning_rate: a number, an optax schedule, or "auto" (`optimizers.auto_step`: full-batch
+            descent that provably does not diverge). By default "auto" for the full-batch
+            methods, 0.05 for sgd and 1e-3 for adam (Zhu et al. 2021).
+        momentum: β for heavy_ball, nesterov and sgd, 0.9 by default.
+        batch_size: minibatches of this size, drawn without replacement epoch by epoch.
+        key: PRNG key of the minibatches, or an integer seed; needed with batch_size.
+        record_every: steps between records; tolerances are tested, and runs end, at records.
+        grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol.
+        gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol.
+        on_segment: cuts the run into compiled calls of about a second and is called with the run
+            so far after each (progress, checkpoints). The cuts do not change the run.
+        resume: an earlier run of the same problem and optimiser to go on from, or its arrays as
+            `pack` gave them.
+
+    Returns:
+        A `Run`; status is "converged", "certified", "step_limit" or "diverged".
+
+    Raises:
+        Refused: for arguments outside these ranges, before anything is computed.
+    """
+    asked = check(
+        problem, params, optimizer, steps=steps, learning_rate=learning_rate, momentum=momentum,
+        batch_size=batch_size, key=key, record_every=record_every, grad_tol=grad_tol,
+        gap_tol=gap_tol,
+    )  # fmt: skip
+    if not (resume is None or isinstance(resume, Run | Mapping)):
+        raise Refused(
+            f"got a {type(resume).__name__} as resume; allowed: a ufm.Run, its arrays as "
+            "ufm.descent.pack gave them, or None"
+        )
+    value = resume.state.start if isinstance(resume, Run) else asked.value
+    method, hyper = prepare(problem, value, *asked.settings)
+    _check_step(problem, params, hyper)
+    if isinstance(resume, Run):
+        run = _continued(problem, params, method, hyper, asked.key, resume)
+    else:
+        state = _start(problem, params, method, hyper, asked.key)
+        run = Run(params, {}, 0, Status.running.name, state)
+        run = run if resume is None else unpack(state, resume)
+    steps, record_every = asked.steps, asked.record_every
+    limits = Limits(
+        jnp.int32(steps),
+        jnp.int32(record_every),
+        _tolerance(asked.grad_tol),
+        _tolerance(asked.gap_tol),
+    )
+    pace = 1.0  # chunks a compiled call
+    while run.status == Status.running.name:
+        left = math.ceil((steps - run.steps) / record_every)
+        begun = time.perf_counter()
+        if on_segment is None:
+            # Capacities are powers of two, so that runs of many lengths share one program.
+            records = max(SEGMENT_RECORDS, 1 << left.bit_length())
+            run = _run_segment(problem, run, method, hyper, limits, left, records)
+        else:
+            chunks = min(left, max(1, int(pace)))
+            run = _run_segment(problem, run, method, hyper, limits, chunks, SEGMENT_RECORDS)
+            on_segment(run)
+            seconds = time.perf_counter() - begun
+            pace = min(chunks / seconds, 2 * chunks, SEGMENT_RECORDS - 1)
+    return run
+
+
+class Checked(NamedTuple):
+    """The arguments of `descend`, converted: settings of the method, and what `Limits` holds.
+
+    value: f at the start.
+    """
+
+    settings: optimizers.Settings
+    key: Array | None
+    steps: int
+    record_every: int
+    grad_tol: float | None
+    gap_tol: float | None
+    value: Array
+
+
+def check(
+    problem: Problem,
+    params: Params,
+    optimizer: Any,
+    *,
+    steps: int,
+    learning_rate: optimizers.LearningRate = None,
+    momentum: float | None = None,
+    batch_size: int | None = None,
+    key: Array | None = None,
+    record_every: int = 100,
+    grad_tol: float | None = None,
+    gap_tol: float | None = None,
+) -> Checked:
+    """Convert the arguments of `descend` and refuse what it refuses, before a step is taken.
+
+    Raises:
+        Refused: with what was got, what is allowed and how to mend it.
+    """
+    check_point(problem, params)
+    check_precision(params)
+    settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size)
+    # State of the optimiser beside params, gradient and their update, in copies of the params.
+    copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
+    check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
+    limits = [limit("steps", steps), limit("record_every", record_every)]
+    tolerances = tolerance("grad_tol", grad_tol), tolerance("gap_tol", gap_tol)
+    check_resolution(tolerances[1], params.W.dtype)
+    if settings.batch_size is not None:
+        check_batch(problem, settings.batch_size)
+        if key is None:
+            raise Refused(
+                "got batch_size without key; minibatches need one: key=jax.random.key(seed)"
+            )
+    key = None if key is None else door.key(key)
+    value = _objective(problem, params)
+    if not math.isfinite(float(value)):
+        raise Refused(
+            f"got params at which f is {float(value)} in {params.W.dtype}; allowed: a start where "
+            "it is finite. Lower its scale"
+        )
+    return Checked(settings, key, limits[0], limits[1], *tolerances, value)
+
+
+def limit(name: str, value: Any) -> int:
+    """A number of steps, as the compiled loop counts them."""
+    return door.integer(name, value, 1, 2**31 - 1)
+
+
+def tolerance(name: str, value: Any) -> float | None:
+    """A tolerance, or None for none."""
+    return None if value is None else door.real(name, value, above=0, also="or None")
+
+
+def check_resolution(gap_tol: float | None, dtype: Any) -> None:
+    """Refuse a tolerance that the gap in the precision of a run cannot resolve."""
+    eps = float(jnp.finfo(dtype).eps)
+    if gap_tol is not None and gap_tol < eps:
+        raise Refused(
+            f"got gap_tol={gap_tol} in {jnp.dtype(dtype)}, which resolves {eps:.1e}; raise it, or "
+            "run in float64: jax.config.update('jax_enable_x64', True), precision = 'float64'"
+        )
+
+
+def check_batch(problem: Problem, batch_size: int) -> None:
+    """Refuse minibatches of more samples than there are."""
+    if batch_size > problem.N:
+        raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")
+
+
+def _check_step(problem: Problem, params: Params, hyper: tuple) -> None:
+    """Refuse a step size that is 0 in the precision of the run: nothing would ever move."""
+    if not hyper or hyper[0] is None or float(jnp.asarray(hyper[0], params.W.dtype)) > 0:
+        return
+    raise Refused(
+        f"got a learning rate of {float(hyper[0]):g}, which is 0 in {params.W.dtype}: 'auto' is "
+        f"proportional to the smaller of lam_W={problem.lam_W:g} and lam_H={problem.lam_H:g}. Give "
+        "learning_rate a number, or use 'lbfgs'"
+    )
+
+
+def _continued(
+    problem: Problem, params: Params, method: Method, hyper: tuple, key: Array | None, run: Run
+) -> Run:
+    """An earlier run, ready to go on, if its state is one of this method."""
+    like = jax.eval_shape(lambda: start(problem, params, method, hyper, key))
+    got, wanted = (
+        jax.tree.map(lambda x: (jnp.shape(x), x.dtype), state) for state in (run.state, like)
+    )
+    if got != wanted:
+        raise Refused(
+            "got resume=a run of another problem, precision or optimiser; allowed: one with the "
+            "arguments of this call, or resume=None to begin anew"
+        )
+    return run._replace(status=Status.running.name)
+
+
+def prepare(
+    problem: Problem,
+    value,
+    optimizer,
+    learning_rate: Any = None,
+    momentum: Any = None,
+    batch_size: int | None = None,
+) -> tuple[Method, tuple]:
+    """The static and the traced part of an optimiser, defaults filled in.
+
+    Traceable: learning_rate and momentum may be tracers, to be mapped over.
+
+    Args:
+        problem: the model.
+        value: f at the start, from which "auto" derives the step.
+        optimizer, learning_rate, momentum, batch_size: as for `descend`.
+    """
+    if not isinstance(optimizer, str):
+        return Method(optimizer, None, batch_size), ()
+    learning_rate = optimizers.rate(optimizer, learning_rate)
+    if learning_rate is None:
+        return Method(optimizer, None, batch_size), (1.0, 0.0)
+    momentum = optimizers.MOMENTUM.get(optimizer, 0.0) if momentum is None else momentum
+    if callable(learning_rate):
+        return Method(optimizer, learning_rate, batch_size), (None, momentum)
+    if isinstance(learning_rate, str):
+        learning_rate = optimizers.auto_step(problem, value, momentum)
+    return Method(optimizer, None, batch_size), (learning_rate, momentum)
+
+
+def _run_segment(
+    problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, records: int
+) -> Run:
+    """One compiled call, its rows appended to the history of the run."""
+    with lapack_on_one_thread():
+        state, history, code = _trajectory(
+            problem, run.state, method, hyper, limits, records, jnp.int32(chunks)
+        )
+        status = Status(int(code))  # waits for the end
+    if status is Status.diverged:
+        state = _last_sound(problem, state, method, hyper, limits.record_every)
+    rows = slice(1 if run.history else 0, int(np.sum(np.asarray(history["step"]) >= 0)))
+    history = {name: np.asarray(x)[rows] for name, x in history.items()}
+    if run.history:
+        history = {name: np.concatenate([run.history[name], history[name]]) for name in HISTORY}
+    return Run(state.params, history, int(state.step), status.name, state)
+
+
+def pack(run: Run) -> dict[str, np.ndarray]:
+    """A run as plain arrays, "state/…" and "history/…", for a file; `unpack` is the inverse."""
+    if not isinstance(run, Run):
+        raise Refused(f"got a {type(run).__name__} as run; allowed: a ufm.Run")
+    arrays = {f"state/{i}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(run.state))}
+    return arrays | {f"history/{name}": x for name, x in run.history.items()}
+
+
+def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
+    """The run that `pack` took apart, with status "running".
+
+    Args:
+        like: a state of the same problem, optimiser and key, from `start`; it gives the structure.
+        arrays: what `pack` returned.
+
+    Raises:
+        Refused: if the arrays belong to another structure.
+    """
+    leaves, structure = jax.tree.flatten(like)
+    restored = []
+    for i, leaf in enumerate(leaves):
+        x = arrays.get(f"state/{i}")
+        plain = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        if x is None or x.shape != plain.shape or x.dtype != plain.dtype:
+            got = "nothing" if x is None else f"{x.dtype}{x.shape}"
+            raise Refused(
+                f"got {got} for state/{i}, which this optimiser keeps as "
+                f"{plain.dtype}{plain.shape}: the arrays belong to another run"
+            )
+        data = jax.device_put(x, leaf.sharding)  # over the devices of its mesh
+        impl = jax.random.key_impl(leaf) if _is_key(leaf) else None
+        restored.append(data if impl is None else jax.random.wrap_key_data(data, impl=impl))
+    state = jax.tree.unflatten(structure, restored)
+    if missing := [name for name in HISTORY if f"history/{name}" not in arrays]:
+        raise Refused(f"got arrays without history/{missing[0]}; allowed: those of `pack`, whole")
+    history = {name: arrays[f"history/{name}"] for name in HISTORY}
+    return Run(state.params, history, int(state.step), Status.running.name, state)
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf) -> np.ndarray:
+    return np.asarray(leader.whole(jax.random.key_data(leaf) if _is_key(leaf) else leaf))
+
+
+def _tolerance(tolerance: float | None) -> Array:
+    return jnp.asarray(-jnp.inf if tolerance is None else tolerance, float)

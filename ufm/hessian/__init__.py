@@ -1,0 +1,49 @@
+"""Probes of the Hessian: products, extreme eigenpairs, density, exact index and spectrum.
+
+Which to use: `product` inside jit and for anything matrix-free; `dense` up to 16,384 variables;
+`inertia` for the index at any point and any N; `spectrum` for all eigenvalues at a critical point,
+any d and n; `extreme` for a few eigenpairs of any point with their residuals; `density` for the
+shape of the whole spectrum. `verdict` says what a critical point is and why. Everything but the
+products works in float64 whatever the precision of params.
+"""
+
+from ufm.hessian.curvature import (
+    Linearization,
+    apply,
+    dense,
+    flatten,
+    gauss_newton_product,
+    linearize,
+    product,
+    unflatten,
+)
+from ufm.hessian.decision import Verdict, Witness, verdict, witness
+from ufm.hessian.density import Density, density
+from ufm.hessian.eigenpairs import Extreme, extreme
+from ufm.hessian.reduction import spectrum
+from ufm.hessian.signs import Inertia, inertia, inertia_of
+from ufm.theory.spectra import Spectrum
+
+__all__ = [
+    "Density",
+    "Extreme",
+    "Inertia",
+    "Linearization",
+    "Spectrum",
+    "Verdict",
+    "Witness",
+    "apply",
+    "dense",
+    "density",
+    "extreme",
+    "flatten",
+    "gauss_newton_product",
+    "inertia",
+    "inertia_of",
+    "linearize",
+    "product",
+    "spectrum",
+    "unflatten",
+    "verdict",
+    "witness",
+]

@@ -1,0 +1,284 @@
+"""The Hessian as an operator: products, the dense matrix, the tangents of the symmetry orbit.
+
+    ∇²f[Δ, Δ] = (1/N) Σ_i δz_iᵀ S_i δz_i + 2⟨G, ΔW ΔH⟩ + λ_W‖ΔW‖² + λ_H‖ΔH‖² + λ_b‖Δb‖²
+    δZ = ΔW H + W ΔH + Δb 1ᵀ,   S_i = diag(p_i) − p_i p_iᵀ,   G = (P − Y)/N
+
+The first term is the Gauss–Newton part, positive semidefinite; the second carries all negative
+curvature. Products run in the dtype of the params and inside jit; `dense` works in float64.
+Vectors are ordered W row-major, H row-major, b (left out without a bias). The probes that read
+numbers off the Hessian are in `ufm.hessian`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ufm.check import Refused
+from ufm.linalg.products import matmul
+from ufm.losses import softmax as losses
+from ufm.model import objective as terms
+from ufm.model import problem as model
+from ufm.model.evaluation import Evaluated
+from ufm.model.problem import Params, Problem, in_float64
+
+DENSE_LIMIT = 2**31  # bytes of the dense matrix: 16,384 variables
+_BLOCK_BYTES = 2**26  # working memory of one block of products
+
+
+class Linearization(NamedTuple):
+    """A point with what every product at it shares, so that P and G are computed once.
+
+    problem, params: where.
+    P: softmax probabilities, (K, N).
+    G: (P − Y)/N, (K, N).
+    top: the most probable class of every sample, (N,).
+    """
+
+    problem: Problem
+    params: Params
+    P: Float[Array, "K N"]
+    G: Float[Array, "K N"]
+    top: Int[Array, " N"]
+
+
+def linearize(problem: Problem, params: Params) -> Linearization:
+    """Precompute P and G of a point, for `apply`, `gauss_newton` and `remainder`. Traceable.
+
+    Raises:
+        Refused: if shapes or dtypes of params do not fit the problem.
+    """
+    model.check_params(problem, params)
+    P = losses.probabilities(terms.logits(problem, params))
+    G = terms.data_gradient(problem, params)
+    return Linearization(problem, params, P, G, jnp.argmax(P, axis=0))
+
+
+def linearized(at: Evaluated) -> Linearization:
+    """`linearize` of a point that has been evaluated, in float64."""
+    with jax.enable_x64(True):
+        params, P, G = jax.tree.map(jnp.asarray, (at.params, at.P, at.G))
+        return Linearization(at.problem, params, P, G, jnp.argmax(P, axis=0))
+
+
+def gauss_newton(at: Linearization, tangent: Params) -> Params:
+    """(R Hᵀ, WᵀR, R1) with R_i = S_i δz_i/N: the positive semidefinite data part, without decay.
+
+    Args:
+        at: from `linearize`.
+        tangent: shapes of the params, or any leading axes in common: one tangent each.
+    """
+    W, H, _ = at.params
+    dZ = matmul(tangent.W, H) + matmul(W, tangent.H)
+    if at.problem.bias:
+        dZ = dZ + tangent.b[..., None]
+    # S_i 1 = 0: measured from the most probable class, S_i δz_i keeps its digits as p → e_y.
+    top = jnp.arange(at.problem.K)[:, None] == at.top
+    dZ = dZ - jnp.sum(jnp.where(top, dZ, 0), axis=-2, keepdims=True)
+    R = at.P * (dZ - jnp.sum(at.P * dZ, axis=-2, keepdims=True)) / at.problem.N
+    db = jnp.sum(R, axis=-1) if at.problem.bias else jnp.zeros_like(tangent.b)
+    return Params(matmul(R, H.T), matmul(W.T, R), db)
+
+
+def remainder(at: Linearization, tangent: Params) -> Params:
+    """(G ΔHᵀ + λ_W ΔW, ΔWᵀ G + λ_H ΔH, λ_b Δb): what the Hessian has beside Gauss–Newton.
+
+    Args:
+        at: from `linearize`.
+        tangent: shapes of the params, or any leading axes in common: one tangent each.
+    """
+    dW, dH, db = tangent
+    lam_W, lam_H, lam_b = terms.decays(at.problem, at.G.dtype)
+    out_W = matmul(at.G, jnp.swapaxes(dH, -1, -2)) + lam_W * dW
+    out_H = matmul(jnp.swapaxes(dW, -1, -2), at.G) + lam_H * dH
+    return Params(out_W, out_H, lam_b * db)
+
+
+def apply(at: Linearization, tangent: Params) -> Params:
+    """∇²f[tangent] = `gauss_newton` + `remainder`, in closed form: six matrix products.
+
+    Zero in b without a bias.
+    """
+    return jax.tree.map(jnp.add, gauss_newton(at, tangent), remainder(at, tangent))
+
+
+def check_tangent(problem: Problem, params: Params, tangent: Params) -> None:
+    """Refuse tangents whose shapes or dtypes do not fit; leading axes must agree.
+
+    Raises:
+        Refused: trailing shapes differ from W (K, d), H (d, N), b (K,), or leading ones differ;
+            a dtype other than that of the params; params that do not fit themselves.
+    """
+    model.check_params(problem, params)
+    model.check_types(problem, tangent)
+    leading = set()
+    for name, point, arrow in zip("WHb", params, tangent, strict=True):
+        shape = jnp.shape(arrow)
+        batch = len(shape) - point.ndim
+        if batch < 0 or shape[batch:] != point.shape:
+            raise Refused(
+                f"got a tangent whose {name} has shape {shape}; allowed: {point.shape}, or that "
+                "behind leading axes for many tangents at once"
+            )
+        if getattr(arrow, "dtype", None) != point.dtype:
+            raise Refused(
+                f"got a tangent whose {name} is {getattr(arrow, 'dtype', type(arrow).__name__)} "
+                f"at params of {point.dtype}; cast one of them"
+            )
+        leading.add(shape[:batch])
+    if len(leading) > 1:
+        raise Refused(
+            f"got leading axes {sorted(leading)} in one tangent; W, H and b must share them"
+        )
+
+
+def product(problem: Problem, params: Params, tangent: Params) -> Params:
+    """∇²f(params)[tangent], in the dtype of the params; equal to forward-over-reverse autodiff.
+
+    Args:
+        problem: any problem.
+        params: any point.
+        tangent: `Params` of the point's shapes, or with leading axes, one tangent each.
+
+    Raises:
+        Refused: shapes or dtypes that do not fit.
+    """
+    check_tangent(problem, params, tangent)
+    return apply(linearize(problem, params), tangent)
+
+
+def gauss_newton_product(problem: Problem, params: Params, tangent: Params) -> Params:
+    """The Gauss–Newton part of `product`, decay left out: (1/N) Σ_i J_iᵀ S_i J_i [tangent].
+
+    Raises:
+        Refused: shapes or dtypes that do not fit.
+    """
+    check_tangent(problem, params, tangent)
+    return gauss_newton(linearize(problem, params), tangent)
+
+
+def flatten(problem: Problem, tangent: Params) -> Float[Array, "... size"]:
+    """W row-major, H row-major, b (left out without a bias), behind any leading axes."""
+    model.check_types(problem, tangent)
+    batch = tangent.b.shape[:-1]
+    parts = [tangent.W.reshape(*batch, -1), tangent.H.reshape(*batch, -1)]
+    return jnp.concatenate(parts + ([tangent.b] if problem.bias else []), axis=-1)
+
+
+def unflatten(problem: Problem, vector: Float[Array, "... size"]) -> Params:
+    """The inverse of `flatten`; b = 0 without a bias.
+
+    Raises:
+        Refused: if the last axis is not `problem.size` long.
+    """
+    model.require(problem)
+    K, d, N = problem.K, problem.d, problem.N
+    shape = getattr(vector, "shape", ())
+    if not shape or shape[-1] != problem.size:
+        got = f"length {shape[-1]}" if shape else f"type {type(vector).__name__}"
+        raise Refused(f"got a vector of {got}; this problem has {problem.size} variables")
+    batch = vector.shape[:-1]
+    W = vector[..., : K * d].reshape(*batch, K, d)
+    H = vector[..., K * d : K * d + d * N].reshape(*batch, d, N)
+    b = vector[..., K * d + d * N :] if problem.bias else jnp.zeros((*batch, K), vector.dtype)
+    return Params(W, H, b)
+
+
+def _traced(*trees) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
+
+
+def matrix(problem: Problem, params: Params) -> Float[Array, "size size"]:
+    """∇²f as a symmetric matrix in the order of `flatten`, in the dtype of params. Traceable.
+
+    All columns at once where their products take little memory, otherwise block by block.
+    """
+    at, size = linearize(problem, params), problem.size
+    row_bytes = 8 * (4 * problem.K * problem.N + 4 * size)
+
+    def image(unit):
+        return flatten(problem, apply(at, unflatten(problem, unit)))
+
+    if size * row_bytes <= _BLOCK_BYTES:
+        rows = image(jnp.eye(size, dtype=at.G.dtype))
+    else:
+        rows = jax.lax.map(
+            lambda i: image(jnp.zeros(size, at.G.dtype).at[i].set(1)),
+            jnp.arange(size), batch_size=max(1, _BLOCK_BYTES // row_bytes),
+        )  # fmt: skip
+    return (rows + rows.T) / 2
+
+
+_matrix_compiled = jax.jit(matrix)
+
+
+def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
+    """∇²f as a symmetric matrix in the order W row-major, H row-major, b (none without a bias).
+
+    Computed and returned in float64 whatever the precision of params; under jit or vmap in that
+    of the params.
+
+    Raises:
+        Refused: wrong shapes, entries that are not finite, or a matrix beyond 2 GiB;
+            arrays that are not real floating, or mixed dtypes.
+    """
+    model.check_params(problem, params)
+    size = problem.size
+    if 8 * size**2 > DENSE_LIMIT:
+        raise Refused(
+            f"got {size} variables: the dense Hessian would take {8 * size**2 / 2**30:.1f} GiB, "
+            f"allowed are {DENSE_LIMIT / 2**30:.0f}. Use hessian.extreme for single eigenpairs, "
+            "hessian.inertia for the index, hessian.spectrum at critical points"
+        )
+    if _traced(problem, params):
+        return matrix(problem, params)
+    model.check_finite(params)
+    with jax.enable_x64(True):
+        return _matrix_compiled(problem, in_float64(params))
+
+
+class OrbitTangents(NamedTuple):
+    """The tangent space of the symmetry orbit at a point, ready for projections.
+
+    W, H: the point.
+    axes: eigenvectors of WᵀW + HHᵀ, (d, d).
+    inverse: 1/(s_i + s_j) for its eigenvalues s, 0 where both vanish, (d, d).
+    free_bias: 1 where the problem has a bias without decay, otherwise 0.
+    """
+
+    W: Float[Array, "K d"]
+    H: Float[Array, "d N"]
+    axes: Float[Array, "d d"]
+    inverse: Float[Array, "d d"]
+    free_bias: Float[Array, ""]
+
+
+def orbit(problem: Problem, params: Params) -> OrbitTangents:
+    """The tangents (W Aᵀ, A H, 0), A antisymmetric, and (0, 0, 1) if λ_b = 0.
+
+    The Hessian vanishes along them at a critical point. Directions in which W and H are zero to
+    rounding turn nothing and are left out.
+    """
+    W, H, b = params
+    s, axes = jnp.linalg.eigh(matmul(W.T, W) + matmul(H, H.T))
+    total = s[:, None] + s[None, :]
+    floor = 16 * problem.d * jnp.finfo(s.dtype).eps * s[-1]
+    inverse = jnp.where(total > floor, 1 / jnp.where(total > floor, total, 1), 0)
+    free_bias = jnp.asarray(problem.lam_b, b.dtype) == 0 if problem.bias else jnp.asarray(False)
+    return OrbitTangents(W, H, axes, inverse, free_bias.astype(b.dtype))
+
+
+def project_out(at: OrbitTangents, tangent: Params) -> Params:
+    """The part of a tangent orthogonal to the orbit: least squares in A, d³ work, no basis stored.
+
+    Minimising ‖(ΔW, ΔH) − (W Aᵀ, A H)‖ over antisymmetric A asks for AM + MA = C − Cᵀ with
+    M = WᵀW + HHᵀ and C = ΔH Hᵀ + ΔWᵀW, which is diagonal in the axes of M.
+    """
+    W, H, axes, inverse, free_bias = at
+    dW, dH, db = tangent
+    C = matmul(dH, H.T) + matmul(jnp.swapaxes(dW, -1, -2), W)
+    C = C - jnp.swapaxes(C, -1, -2)
+    A = matmul(axes, matmul(inverse * matmul(axes.T, matmul(C, axes)), axes.T))
+    out_b = db - free_bias * jnp.mean(db, axis=-1, keepdims=True)
+    return Params(dW - matmul(W, jnp.swapaxes(A, -1, -2)), dH - matmul(A, H), out_b)

@@ -1,0 +1,316 @@
+"""What a critical point is: global minimiser, strict saddle or local minimiser, with evidence.
+
+A critical point with ‖G‖₂ ≤ μ = √(λ_W λ_H) is a global minimiser. Otherwise, with (u, v) the top
+singular pair of G and a unit vector a orthogonal to the row space of [Wᵀ, H] (there is one if d
+exceeds its dimension), the plane of (u aᵀ, 0) and (0, −a vᵀ) holds an exact eigenvector of ∇²f,
+
+    λ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²) < 0,
+
+so the point is a strict saddle. For d ≥ K−1 there always is one (`ufm.theory.landscape`; Zhu et
+al. 2021, arXiv 2105.02375, theorem 3.2, for d > K). Below, without an orthogonal direction, the
+smallest eigenvalue is computed, and the index counted.
+
+(W, H) ↦ (sW, H/s) turns the decays into one, μ, and leaves the signs of all eigenvalues (Sylvester)
+and all comparisons below as they are: nothing here depends on λ_H/λ_W.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from ufm import certificate
+from ufm.check import Refused
+from ufm.hessian import reduction
+from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
+from ufm.hessian.reduction import Core
+from ufm.hessian.signs import Inertia
+from ufm.hessian.stationarity import EPS, logit_rounding, measured
+from ufm.linalg import pair
+from ufm.model.evaluation import Evaluated, evaluate
+from ufm.model.problem import Params, Problem
+from ufm.theory.spectra import orbit_dimension
+
+Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
+
+BLIND = 1e-2  # uncertainty of a residual, in the terms that cancel, beyond which nothing is decided
+SHARE = 1e-6  # of f*, by which a global minimiser may exceed it
+_CAUTION = 64  # times an estimated error is certain
+
+
+class Witness(NamedTuple):
+    """A direction at a critical point and the curvature along it.
+
+    direction: a unit tangent, float64.
+    curvature: ⟨direction, ∇²f direction⟩ by `hessian.product` at the point itself.
+    predicted: the eigenvalue that theory gives it.
+    explicit: True for the plane of the module's head, False for a computed eigenvector.
+    """
+
+    direction: Params
+    curvature: float
+    predicted: float
+    explicit: bool
+
+
+class Verdict(NamedTuple):
+    """What a point is, and the evidence.
+
+    kind: "global minimiser", "local minimiser", "strict saddle", "not critical" or "undecided".
+    reason: one sentence with the numbers that decide.
+    residual: ‖∇f‖.  gap: certified bound on f − f*.  spectral_ratio: ‖G‖₂/μ.
+    curvature: Rayleigh quotient of the witness; NaN if the point is not critical.
+    inertia: counts of the Hessian's eigenvalues, where they were needed; its tolerance is in the
+        units of ∇²f where λ_W = λ_H = μ.
+    """
+
+    kind: Kind
+    reason: str
+    residual: float
+    gap: float
+    spectral_ratio: float
+    curvature: float
+    inertia: Inertia | None
+
+
+class Judged(NamedTuple):
+    """A verdict with what it was made of: for those who ask more of the point.
+
+    proof: the certificate.  core: of the critical point; None if the point is not critical.
+    """
+
+    verdict: Verdict
+    proof: certificate.Certificate
+    core: Core | None
+
+
+def witness(problem: Problem, point: Params) -> Witness:
+    """The direction of negative curvature at a critical point that is not a global minimiser.
+
+    At a global minimiser the same construction yields a direction of curvature ≥ 0.
+
+    Args:
+        problem: any class counts, any d, λ_W, λ_H > 0.
+        point: a critical point, in float64.
+
+    Raises:
+        Refused: a point that is not critical, wrong shapes or entries that are not finite;
+            arrays that are not real floating, array-valued decays, traced values.
+    """
+    at = evaluate(problem, point)
+    return _witness(at, reduction.collapsed(measured(at)))
+
+
+def _witness(at: Evaluated, core: Core) -> Witness:
+    if core.idle:
+        direction, predicted = _orthogonal_direction(core)
+    else:
+        direction, predicted = _smallest_eigenvector(core)
+    with jax.enable_x64(True):
+        tangent = in_float64(direction)
+        curvature = float(_rayleigh(linearized(at), tangent))
+    return Witness(tangent, curvature, predicted, core.idle > 0)
+
+
+@jax.jit
+def _rayleigh(at: Linearization, tangent: Params) -> jax.Array:
+    """⟨tangent, ∇²f tangent⟩."""
+    image = apply(at, tangent)
+    return jnp.sum(jnp.stack([jnp.vdot(x, y) for x, y in zip(tangent, image, strict=True)]))
+
+
+def _orthogonal_direction(core: Core) -> tuple[Params, float]:
+    """α(u aᵀ, 0) + γ(0, −a vᵀ), (α, γ) the lower eigenvector of [[λ_W, −g], [−g, λ_H]]."""
+    lam_W, lam_H, _ = core.decays
+    U, g, Vt = np.linalg.svd(core.G * np.sqrt(core.weights), full_matrices=False)
+    alpha, gamma = pair.lower_axis(lam_W, lam_H, -g[0])
+    # The axis that is worst covered by the frame leaves the longest part outside it.
+    a = np.zeros(len(core.frame))
+    a[np.argmin(np.sum(core.frame**2, axis=1))] = 1.0
+    for _ in range(2):
+        a -= core.frame @ (core.frame.T @ a)
+        a /= np.linalg.norm(a)
+    v = (Vt[0] / np.sqrt(core.weights))[core.owner]
+    direction = Params(alpha * np.outer(U[:, 0], a), -gamma * np.outer(a, v), np.zeros(len(U)))
+    return direction, float(pair.eigenvalues(np, lam_W, lam_H, g[0])[0])
+
+
+def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
+    """The lowest eigenpair on the core, turned back into a tangent of the whole problem."""
+    (K, s), M = core.W.shape, core.H.shape[1]
+    reduction.check_memory(K * (s + core.bias) + s * M, "core Hessian", core)
+    values, vectors = scipy.linalg.eigh(reduction.core_matrix(core), subset_by_index=[0, 0])
+    outer, inner = np.split(vectors[:, 0], [K * (s + core.bias)])
+    outer = outer.reshape(K, s + core.bias)
+    scaled = inner.reshape(M, s) / np.sqrt(core.weights)[:, None]
+    b = outer[:, s] if core.bias else np.zeros(K)
+    direction = Params(outer[:, :s] @ core.frame.T, core.frame @ scaled[core.owner].T, b)
+    return direction, float(values[0])
+
+
+class _Doubt(NamedTuple):
+    """How far off the numbers of a point may be, from what its residual and rounding leave.
+
+    entries: relative error of the entries of G, and so of what the data term holds in place.
+    decayed: relative error of what only the decay holds in place, in logits.
+    """
+
+    entries: float
+    decayed: float
+
+    def of(self, size: float, mu: float) -> float:
+        """Error of a number `size` large beside which decay counts as μ."""
+        return _CAUTION * (self.entries * (size + mu) + self.decayed * mu)
+
+
+def verdict(problem: Problem, point: Params) -> Verdict:
+    """Decide what a point is, in this order, each step with its own proof.
+
+    1. A share of the terms that cancel in ∇f is left over (`ufm.hessian.stationarity`): "not
+       critical". Rounding leaves more than 1e-2 of them uncertain: "undecided".
+    2. ‖G‖₂ > μ, and a direction orthogonal to the row space, or d ≥ K−1, where every critical
+       point but the minimisers has one, and negative curvature: "strict saddle".
+    3. certified gap f − f* within rounding and residual, and these within 1e-6 f*: "global
+       minimiser".
+    4. no such direction (r = d): eigenvalues of ∇²f off the symmetry orbit. A negative one makes a
+       "strict saddle"; only positive ones, a "local minimiser".
+    5. otherwise "undecided".
+
+    Every comparison in 2 to 4 leaves 64 times the error that is estimated: the relative rounding
+    of the entries of G, times the size of what is compared, and (1 + max|Z|) μ times the share of
+    ∇f that is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the
+    smallest λ, saddles whose G is of order 1 down to some 1e-11.
+
+    Args:
+        problem: any class counts, any d, λ_W, λ_H > 0.
+        point: any point; a critical one in float64 is needed for anything but "not critical".
+
+    Raises:
+        Refused: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries;
+            arrays that are not real floating, array-valued decays, traced values.
+    """
+    return judged(evaluate(problem, point)).verdict
+
+
+def judged(at: Evaluated) -> Judged:
+    """`verdict` of a point that has been evaluated."""
+    problem = at.problem
+    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
+        raise Refused(
+            f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
+            "without decay the infimum is not attained"
+        )
+    slope, proof = measured(at), certificate.certified(at)
+    evidence = (slope.residual, float(proof.gap), float(proof.spectral_ratio))
+    if not slope.critical:
+        reason = f"{slope.told()}; polish the point with ufm.solve"
+        return Judged(Verdict("not critical", reason, *evidence, float("nan"), None), proof, None)
+    core = reduction.collapsed(slope)
+    curvature = _witness(at, core).curvature
+    if slope.uncertainty > BLIND:
+        reason = (
+            f"float64 leaves {slope.uncertainty:.3g} of the terms that cancel in grad f uncertain "
+            f"(more than {BLIND:g}): too small are the decays {core.decays} beside G"
+        )
+        return Judged(Verdict("undecided", reason, *evidence, curvature, None), proof, core)
+    entries = logit_rounding(at.params)
+    doubt = _Doubt(entries, entries / (2 * EPS) * slope.uncertainty)
+    kind, reason, counts = _decided(problem, core, proof, doubt, curvature)
+    return Judged(Verdict(kind, reason, *evidence, curvature, counts), proof, core)
+
+
+def _decided(
+    problem: Problem,
+    core: Core,
+    proof: certificate.Certificate,
+    doubt: _Doubt,
+    curvature: float,
+) -> tuple[Kind, str, Inertia | None]:
+    """Steps 2 to 5 of `verdict`: (kind, reason, counts)."""
+    lam_W, lam_H, lam_b = core.decays
+    mu = lam_W**0.5 * lam_H**0.5
+    sigma = float(np.linalg.norm(core.G * np.sqrt(core.weights), 2))
+    error = doubt.of(sigma, mu)
+    wide = problem.d >= problem.K - 1
+    # Without an idle dimension rounding alone keeps W from the lower rank that the theorem gives.
+    if (core.idle or (wide and curvature < 0)) and sigma - mu > error:
+        theorem = f", a strict saddle by the theorem for d >= K-1 (d={problem.d}, K={problem.K})"
+        reason = (
+            f"{'an explicit' if core.idle else 'the lowest'} direction has curvature "
+            f"{curvature:.6g}: |G|_2 = {sigma:.6g} exceeds mu = {mu:.6g} by more than {error:.3g}"
+            f"{theorem if wide else ''}"
+        )
+        return "strict saddle", reason, None
+    gap, value = float(proof.gap), float(proof.value)
+    H = core.H * np.sqrt(core.weights)
+    held = lam_W * np.sum(core.W**2) + lam_H * np.sum(H**2) + lam_b * np.sum(core.b**2)
+    slack = 16 * float(proof.resolution) + doubt.of(mu, mu) / mu * float(held)
+    if gap <= slack <= SHARE * value:
+        reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
+        return "global minimiser", reason, None
+    if core.idle == 0:
+        counts = _off_the_orbit(problem, core, doubt)
+        return *from_counts(problem, core, counts), counts
+    return (
+        "undecided",
+        (
+            f"|G|_2 = {sigma:.6g} is within {error:.3g} of mu = {mu:.6g}, and the certified gap is "
+            f"{gap:.3g} of f = {value:.3g} (slack {slack:.3g}): the point is not known well enough"
+        ),
+        None,
+    )
+
+
+def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
+    """Signs of the eigenvalues of a core without idle dimensions, those of the orbit left out.
+
+    In the coordinates of μ. The tangents (W Aᵀ, A H), A antisymmetric, and 1 in b if λ_b = 0 are
+    known: c QQᵀ, Q an orthonormal basis of them, moves their zeros out of the way.
+    """
+    (K, s), M = core.W.shape, core.H.shape[1]
+    lam_W, lam_H, lam_b = core.decays
+    turn, mu = (lam_W / lam_H) ** 0.25, lam_W**0.5 * lam_H**0.5
+    core = core._replace(W=core.W * turn, H=core.H / turn, decays=(mu, mu, lam_b))
+    reduction.check_memory(K * (s + core.bias) + s * M, "core Hessian", core)
+    matrix, tangents = reduction.core_matrix(core), []
+    for a in range(s):
+        for b in range(a):
+            outer, inner = np.zeros((K, s + core.bias)), np.zeros((M, s))
+            outer[:, a], outer[:, b] = -core.W[:, b], core.W[:, a]
+            inner[:, a], inner[:, b] = -core.H[b], core.H[a]
+            inner *= np.sqrt(core.weights)[:, None]
+            tangents.append(np.concatenate([outer.ravel(), inner.ravel()]))
+    if core.bias and lam_b == 0:
+        outer = np.zeros((K, s + 1))
+        outer[:, s] = 1.0
+        tangents.append(np.concatenate([outer.ravel(), np.zeros(M * s)]))
+    size = float(np.max(np.sum(np.abs(matrix), axis=1)))
+    if tangents:
+        Q, _ = np.linalg.qr(np.stack(tangents, axis=1))
+        matrix = matrix + size * (Q @ Q.T)
+    values, error = np.linalg.eigvalsh(matrix), doubt.of(size, mu)
+    negative = int(np.sum(values < -error))
+    zero = len(tangents) + int(np.sum(np.abs(values) <= error))
+    return Inertia(negative, zero, problem.size - negative - zero, error, 0.0)
+
+
+def from_counts(problem: Problem, core: Core, counts: Inertia) -> tuple[Kind, str]:
+    """The verdict on a critical point by its inertia alone, and the sentence that says why."""
+    orbit = orbit_dimension(problem, core.W.shape[1])
+    if counts.negative:
+        return "strict saddle", f"the Hessian has {counts.negative} negative eigenvalues"
+    if counts.zero == orbit:
+        theorem = (
+            "; by the theorem for d >= K-1 the critical point near by is a global minimiser, but "
+            "the certified gap does not show it"
+        )
+        return "local minimiser", (
+            f"no eigenvalue below {counts.tolerance:.3g} but the {orbit} of the symmetry orbit"
+            f"{theorem if problem.d >= problem.K - 1 else ''}"
+        )
+    return "undecided", (
+        f"no negative eigenvalue, but {counts.zero} within {counts.tolerance:.3g} of 0 where the "
+        f"symmetry orbit accounts for {orbit}: higher derivatives decide"
+    )

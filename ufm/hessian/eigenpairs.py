@@ -1,0 +1,282 @@
+"""Extreme eigenpairs of the Hessian at any point, from products alone.
+
+The search of `ufm.linalg.lanczos` in float64, helped by a model of ∇²f that has its eigenvectors in
+closed form. With G = UΣVᵀ, S̄ = (1/N) Σ S_i and Q the eigenvectors of WᵀW + HHᵀ it keeps, for each
+singular value g_j and each axis q_a, one 2×2 block
+
+    [[λ_W + α_j χ_a, g_j], [g_j, λ_H + ω_a]]   on   (u_j q_aᵀ, q_a v_jᵀ),
+
+α_j = u_jᵀ S̄ u_j,  χ_a = q_aᵀ H Hᵀ q_a/N,  ω_a = q_aᵀ WᵀS̄W q_a/N, and λ_H + ω_a on the columns of H
+orthogonal to V: the whole remainder and the diagonal of Gauss–Newton. |model − θ|⁻¹ steers the
+search (a preconditioner in the sense of Davidson); what is returned is measured with ∇²f itself.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm import check
+from ufm.check import Refused
+from ufm.hessian import curvature
+from ufm.hessian.curvature import (
+    Linearization,
+    OrbitTangents,
+    apply,
+    flatten,
+    in_float64,
+    unflatten,
+)
+from ufm.hessian.signs import inertia
+from ufm.linalg import lanczos
+from ufm.linalg.products import matmul
+from ufm.model import objective as terms
+from ufm.model import problem as model
+from ufm.model.problem import Params, Problem
+
+FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the model: its own error
+
+
+class Extreme(NamedTuple):
+    """Extreme eigenpairs of ∇²f, from the wanted end inwards.
+
+    values: (k,) float64.
+    vectors: (k, size), orthonormal rows in the order W row-major, H row-major, b
+        (`hessian.unflatten` makes tangents of them).
+    residuals: (k,), ‖∇²f v − θ v‖: some eigenvalue lies within it of θ.
+    converged: (k,), residual ≤ tol · norm and the search has ended.
+    signs: (k,) −1, 1, or 0 where |value| ≤ residual + resolution: the sign is undecided.
+    resolution: how far rounding of the params to their own precision may move an eigenvalue
+        (a bound to first order): about 1e-7 relative for float32, 1e-16 for float64.
+    norm: ‖∇²f‖ as estimated, from below.
+    products: Hessian products with one vector, all told.
+    status: "converged", "iteration_limit" or "not_finite".
+    missed: with `exact`, how many more eigenvalues lie outside the last value than were found
+        there; otherwise None.
+    """
+
+    values: Float[Array, " k"]
+    vectors: Float[Array, "k size"]
+    residuals: Float[Array, " k"]
+    converged: Array
+    signs: Array
+    resolution: float
+    norm: float
+    products: int
+    status: str
+    missed: int | None
+
+
+class Preconditioner(NamedTuple):
+    """The closed-form model of ∇²f at a point; see the module's head.
+
+    U (K, K), V (N, K) with zero columns where g_j vanishes, Q (d, d); values (K, d, 2) and axes
+    (K, d, 2, 2) of the blocks; rest (d,) = λ_H + ω; bias: one number for b.
+    """
+
+    U: Array
+    V: Array
+    Q: Array
+    values: Array
+    axes: Array
+    rest: Array
+    bias: Array
+
+
+def preconditioner(at: Linearization) -> Preconditioner:
+    """The model at a point; K³ + d³ and two products of the size of the point."""
+    W, H, _ = at.params
+    N, dtype = at.problem.N, at.G.dtype
+    lam_W, lam_H, lam_b = terms.decays(at.problem, dtype)
+    S = jnp.diag(jnp.mean(at.P, axis=1)) - matmul(at.P, at.P.T) / N
+    squares, U = jnp.linalg.eigh(matmul(at.G, at.G.T))
+    g = jnp.sqrt(jnp.maximum(squares, 0))
+    g = jnp.where(g > 1e-7 * g[-1], g, 0)
+    V = matmul(at.G.T, U) * jnp.where(g > 0, 1 / jnp.where(g > 0, g, 1), 0)
+    moment = matmul(H, H.T)
+    _, Q = jnp.linalg.eigh(matmul(W.T, W) + moment)
+    alpha = jnp.sum(U * matmul(S, U), axis=0)
+    chi = jnp.sum(Q * matmul(moment, Q), axis=0) / N
+    WQ = matmul(W, Q)
+    omega = jnp.sum(WQ * matmul(S, WQ), axis=0) / N
+    upper = lam_W + alpha[:, None] * chi
+    lower = jnp.broadcast_to(lam_H + omega, upper.shape)
+    beside = jnp.broadcast_to(g[:, None], upper.shape)
+    blocks = jnp.stack([jnp.stack([upper, beside], -1), jnp.stack([beside, lower], -1)], -2)
+    values, axes = jnp.linalg.eigh(blocks)
+    return Preconditioner(U, V, Q, values, axes, lam_H + omega, lam_b + jnp.mean(alpha))
+
+
+def _steer(
+    problem: Problem, at: Preconditioner, orbit: OrbitTangents | None, block: Array, theta: Array
+) -> Array:
+    """|model − θ|⁻¹ on a block of rows; with an orbit, off it, and a multiple of 1 along it."""
+    whole = unflatten(problem, block)
+    dW, dH, db = inner = whole if orbit is None else curvature.project_out(orbit, whole)
+    floor = FLOOR * jnp.max(jnp.abs(at.values))
+    floor = jnp.where(floor > 0, floor, 1)
+
+    def inverse(values):
+        return 1 / jnp.maximum(jnp.abs(values - theta), floor)
+
+    W = matmul(matmul(at.U.T, dW), at.Q)
+    turned = matmul(at.Q.T, dH)
+    H = jnp.swapaxes(matmul(turned, at.V), -1, -2)
+    pair = jnp.stack([W, H], -1)[..., None, :]
+    pair = jnp.sum(pair * jnp.swapaxes(at.axes, -1, -2), axis=-1) * inverse(at.values)
+    pair = jnp.sum(pair[..., None, :] * at.axes, axis=-1)
+    weight = inverse(at.rest)[:, None]
+    inside = jnp.swapaxes(pair[..., 1] - H * weight.T, -1, -2)
+    out = Params(
+        matmul(matmul(at.U, pair[..., 0]), at.Q.T),
+        matmul(at.Q, matmul(inside, at.V.T) + weight * turned),
+        db * inverse(at.bias),
+    )
+    if orbit is not None:
+        out = curvature.project_out(orbit, out)
+        least = jnp.min(inverse(at.values))
+        out = jax.tree.map(lambda x, full, part: x + least * (full - part), out, whole, inner)
+    return flatten(problem, out)
+
+
+def _image(at: Linearization, orbit: OrbitTangents | None, push: Array, block: Array) -> Array:
+    """∇²f on a block of rows; with an orbit P∇²fP + push(I − P), P the projection off it."""
+    tangent = unflatten(at.problem, block)
+    if orbit is None:
+        return flatten(at.problem, apply(at, tangent))
+    inner = curvature.project_out(orbit, tangent)
+    image = curvature.project_out(orbit, apply(at, inner))
+    pushed = jax.tree.map(lambda x, full, part: x + push * (full - part), image, tangent, inner)
+    return flatten(at.problem, pushed)
+
+
+@jax.jit
+def _prepared(
+    problem: Problem, params: Params
+) -> tuple[Linearization, Preconditioner, OrbitTangents]:
+    at = curvature.linearize(problem, params)
+    return at, preconditioner(at), curvature.orbit(problem, params)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _started(
+    problem: Problem,
+    at: Preconditioner,
+    orbit: OrbitTangents | None,
+    key: Array,
+    sign: int,
+    rows: int,
+) -> Array:
+    """The model's own extreme eigenvectors; random rows if they are fewer than a block."""
+    draws = jax.random.normal(key, (rows, problem.size), at.values.dtype)
+    found = min(rows, at.values.size)
+    _, places = jax.lax.top_k(-sign * at.values.ravel(), found)
+    j, a, i = jnp.unravel_index(places, at.values.shape)
+    pair, q = at.axes[j, a, :, i], at.Q.T[a]
+    W = pair[:, :1, None] * at.U.T[j][:, :, None] * q[:, None, :]
+    H = pair[:, 1:, None] * q[:, :, None] * at.V.T[j][:, None, :]
+    tangents = Params(W, H, jnp.zeros((found, problem.K), W.dtype))
+    tangents = tangents if orbit is None else curvature.project_out(orbit, tangents)
+    return draws.at[:found].set(flatten(problem, tangents))
+
+
+def resolution(problem: Problem, params: Params) -> float:
+    """How far an eigenvalue moves at most, to first order, if params are rounded to their dtype.
+
+    With u the unit roundoff, c = ‖W‖₂ + ‖[H; 1]‖₂, ‖δz_i‖ ≤ u(2‖W‖_F‖h_i‖ + ‖b‖) and ‖δS_i‖ ≤
+    ‖δz_i‖: (1/N)[c u(‖W‖_F + ‖H‖_F) + max‖δz_i‖ c² + ½(Σ‖δz_i‖²)^½]. At least the rounding of the
+    float64 computation itself.
+    """
+    u = max(float(jnp.finfo(params.W.dtype).eps) / 2, float(np.finfo(np.float64).eps) / 2)
+    W, H, b = (np.asarray(x, np.float64) for x in params)
+    lifted = np.vstack([H, np.ones((int(problem.bias), problem.N))])
+    c = np.linalg.norm(W, 2) + np.linalg.norm(lifted, 2)
+    length = np.linalg.norm(W)
+    dz = u * (2 * length * np.linalg.norm(H, axis=0) + np.linalg.norm(b))
+    moved = c * u * (length + np.linalg.norm(H)) + np.max(dz) * c**2 + np.linalg.norm(dz) / 2
+    decays = max(float(problem.lam_W), float(problem.lam_H), float(problem.lam_b))
+    return float(moved / problem.N + 8 * np.finfo(np.float64).eps * (decays + c**2 / problem.N))
+
+
+def extreme(
+    problem: Problem,
+    params: Params,
+    k: int = 1,
+    which: Literal["smallest", "largest"] = "smallest",
+    *,
+    key: Array | None = None,
+    orbit: bool = False,
+    exact: bool = False,
+    tol: float = 1e-10,
+    max_products: int = 100_000,
+) -> Extreme:
+    """The k smallest or largest eigenvalues of ∇²f at any point, with vectors and residuals.
+
+    Memory: 2(k + 40) vectors. A multiple eigenvalue comes with its multiplicity, up to k; how far
+    that can be relied upon is said at the head of `ufm.linalg.lanczos`, and `exact` counts.
+
+    Args:
+        problem, params: any point; float32 is taken as exact and `resolution` says what that is
+            worth.
+        k: pairs, 1 … size.
+        which: "smallest" (most negative) or "largest".
+        key: a JAX PRNG key for the start; None takes a fixed one.
+        orbit: restrict ∇²f to the tangents orthogonal to the O(d) orbit (and to b ∝ 1 if λ_b = 0),
+            on which it vanishes at critical points.
+        exact: count by `hessian.inertia` what lies outside the last value; see `missed`.
+        tol: residual allowed, relative to ‖∇²f‖.
+        max_products: cap on Hessian products; a search that meets it converged in nothing.
+
+    Raises:
+        Refused: k out of range (with `orbit`: beyond size − d(d−1)/2 − 1), `exact` with
+            `orbit`, an unknown end, wrong shapes, entries that are not finite;
+            arrays that are not real floating, mixed dtypes, array-valued decays, traced
+            values.
+    """
+    model.check_point(problem, params)
+    key = None if key is None else check.key(key)
+    orbit, exact = check.flag("orbit", orbit), check.flag("exact", exact)
+    size, room = problem.size, problem.size
+    if orbit:
+        room = size - problem.d * (problem.d - 1) // 2 - 1
+    k = check.integer("k", k, 1, room, f"this Hessian has {room} eigenpairs to give")
+    if orbit and exact:
+        raise Refused("got exact and orbit; inertia counts on all tangents: choose one of them")
+    sizes, sign = lanczos.plan(size, k, which), 1 if which == "smallest" else -1
+    with jax.enable_x64(True):
+        at, closed, tangents = _prepared(problem, in_float64(params))
+        off = tangents if orbit else None
+        key = jax.random.key(0) if key is None else key
+        draw, key = jax.random.split(key)
+        plain = jax.tree_util.Partial(_image, at, None, jnp.zeros(()))
+        norm = lanczos.norm_estimate(plain, size, draw)
+        operator = plain if off is None else jax.tree_util.Partial(
+            _image, at, off, sign * norm
+        )  # fmt: skip
+        steer = jax.tree_util.Partial(_steer, problem, closed, off)
+        start = _started(problem, closed, off, draw, sign, k + sizes.width)
+        found = lanczos.extreme_pairs(
+            operator, size, k, key, which=which, preconditioner=steer, norm=norm, tol=tol,
+            start=start, max_products=max_products,
+        )  # fmt: skip
+        coarse = resolution(problem, params)
+        decided = jnp.abs(found.values) > found.residuals + coarse
+        signs = jnp.where(decided, jnp.sign(found.values), 0).astype(jnp.int32)
+    missed = _missed(problem, params, found, sign) if exact else None
+    return Extreme(
+        found.values, found.vectors, found.residuals, found.converged, signs, coarse,
+        float(found.norm), int(found.products), found.status, missed,
+    )  # fmt: skip
+
+
+def _missed(problem: Problem, params: Params, found: lanczos.Eigenpairs, sign: int) -> int:
+    """Eigenvalues outside the last value by more than the residuals, less those that were found."""
+    values = np.asarray(found.values)
+    slack = 4 * float(jnp.max(found.residuals)) + 1e-12 * float(found.norm)
+    counts = inertia(problem, params, float(values[-1]) - sign * slack)
+    edge = counts.shift - sign * counts.tolerance
+    outside = counts.negative if sign > 0 else counts.positive
+    return outside - int(np.sum(sign * values < sign * edge))

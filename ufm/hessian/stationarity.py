@@ -1,0 +1,171 @@
+"""How far a point is from critical, block by block, and how far float64 can tell.
+
+‖∇f‖ alone says little where decays are small: at λ = 1e-12 it is small everywhere. Each block of
+∇f = 0 is measured by the terms that cancel in it,
+
+    W: ‖GHᵀ + λ_W W‖ / (‖GHᵀ‖ + λ_W‖W‖)      H: ‖WᵀG + λ_H H‖ / (‖WᵀG‖ + λ_H‖H‖)
+    b: |G1 + λ_b b|_k / (|G|1 + λ_b|b|)_k, the largest over classes,
+
+and so are three identities of critical points that hold whatever the data term is, so that no
+rounding of G hides a violation:
+
+    balance: λ_W WᵀW = λ_H HHᵀ, relative to λ_W‖W‖² + λ_H‖H‖²
+    means:   1ᵀW = 0, relative to √K‖W‖, and 1ᵀb = 0 if λ_b > 0, relative to √K(1 + ‖b‖)
+
+(WᵀGHᵀ is a part of Wᵀ∇_W and of ∇_H Hᵀ, and 1ᵀG = 0.) Where the balance fails W and H can be
+rescaled, (W A, A⁻¹H), which leaves the data term alone and lowers the decay.
+
+A share of up to 1e-8 counts as critical, and so does whatever `ufm.solve` calls converged: where
+decays are small beside G, float64 holds no point that is nearer to critical, and `uncertainty` says
+how little is known. NumPy, on the host, of a point as `ufm.model.evaluation` evaluates it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ufm.model.evaluation import Evaluated, evaluate
+from ufm.model.problem import Params, Problem
+
+EPS = np.finfo(np.float64).eps
+TOLERANCE = 1e-8  # share of the terms that cancel, up to which a point counts as critical
+POLISHED = 1e-14  # residual of a converged point in units of the terms that cancel (`ufm.solve`)
+# W and H both shorter than this, in units of their lengths at logits of order 1, are the origin.
+ORIGIN = 1e-10
+
+
+class Stationarity(NamedTuple):
+    """How nearly critical a point is.
+
+    residual: ‖∇f‖.
+    where: the block or identity that is the farthest from what is allowed.
+    share: which part of the terms that cancel there is left over.
+    allowed: up to which share it counts as critical: 1e-8, or more where ‖∇f‖ is at its rounding.
+    uncertainty: the largest share with its rounding of all blocks and identities: how far off the
+        point may be, in relative terms.
+    at: the point that was measured: itself, or the origin where it lies beside it (`settled`).
+    """
+
+    residual: float
+    where: str
+    share: float
+    allowed: float
+    uncertainty: float
+    at: Evaluated
+
+    @property
+    def critical(self) -> bool:
+        """Whether every share is allowed."""
+        return self.share <= self.allowed
+
+    def told(self) -> str:
+        """The numbers that decide, in words."""
+        return (
+            f"|grad f| = {self.residual:.3g}, {self.share:.3g} of the terms that cancel in "
+            f"{self.where} (allowed: {self.allowed:.3g}, in float64)"
+        )
+
+
+class _Measure(NamedTuple):
+    """left: what should cancel.  terms: what cancels in it.  rounding, polished: of `left`."""
+
+    where: str
+    left: float
+    terms: float
+    rounding: float
+    polished: float
+
+
+def length(x: np.ndarray) -> float:
+    """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 have one."""
+    largest = float(np.max(np.abs(x), initial=0.0))
+    if not 0 < largest < np.inf:
+        return largest
+    return largest * float(np.linalg.norm(np.ravel(x / largest)))
+
+
+def logit_rounding(point: Params) -> float:
+    """Relative error that rounding of the logits leaves in the entries of G: 2ε(2 + max|Z|)."""
+    W, H, b = point
+    return float(2 * EPS * (2 + np.max(np.abs(W) @ np.abs(H) + np.abs(b)[:, None])))
+
+
+def settled(at: Evaluated) -> Evaluated:
+    """The point, or that with W = H = 0 where both are below 1e-10 of their natural lengths.
+
+    Logits WH of order 1 and the balance of decays give these: ‖W‖² = √(N λ_H/λ_W) and
+    ‖H‖² = √(N λ_W/λ_H). So small an H, or W, moves f by 1e-20 of itself.
+    """
+    problem, point = at.problem, at.params
+    lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
+    if not min(lam_W, lam_H) > 0 or not (np.any(point.W) or np.any(point.H)):
+        return at
+    ratio, size = (lam_H**0.25) / (lam_W**0.25), problem.N**0.25
+    if length(point.W) <= ORIGIN * size * ratio and length(point.H) <= ORIGIN * size / ratio:
+        origin = point._replace(W=np.zeros_like(point.W), H=np.zeros_like(point.H))
+        return evaluate(problem, origin)
+    return at
+
+
+def stationarity(problem: Problem, point: Params) -> Stationarity:
+    """Measure every block of ∇f and every identity of the module's head at a point.
+
+    Raises:
+        Refused: as `ufm.model.evaluation.evaluate`.
+    """
+    return measured(evaluate(problem, point))
+
+
+def measured(given: Evaluated) -> Stationarity:
+    """`stationarity` of a point that has been evaluated."""
+    residual, at = given.grad_norm, settled(given)
+    measures = [m for m in _measures(at) if m.terms > 0]
+    if not measures:  # logits so large that G is 0, at the origin of W and H
+        return Stationarity(residual, "the gradient", 0.0, TOLERANCE, 0.0, at)
+    limits = [TOLERANCE + max(m.rounding, m.polished) / m.terms for m in measures]
+    shares = [m.left / m.terms for m in measures]
+    worst = int(np.argmax([share / limit for share, limit in zip(shares, limits, strict=True)]))
+    uncertainty = max((m.left + m.rounding) / m.terms for m in measures)
+    return Stationarity(
+        residual, measures[worst].where, shares[worst], limits[worst], float(uncertainty), at
+    )
+
+
+def _measures(at: Evaluated) -> list[_Measure]:
+    """Every block of ∇f and every identity."""
+    problem, point, G, slope = at.problem, at.params, at.G, at.gradient
+    (W, H, b), root = point, problem.K**0.5
+    lam_W, lam_H, lam_b = (float(x) for x in (problem.lam_W, problem.lam_H, problem.lam_b))
+    eta, pull = logit_rounding(point), np.abs(G)
+    size_W, size_H, size_b = (length(x) for x in point)
+    scale = (size_W + size_H + (problem.N**0.5 if problem.bias else 0.0)) * length(G)
+    scale += lam_W * size_W + lam_H * size_H + (lam_b * size_b if problem.bias else 0.0)
+    polished = 4 * POLISHED * scale  # what `ufm.solve` calls converged
+
+    terms_W = length(slope.W - lam_W * W) + lam_W * size_W
+    terms_H = length(slope.H - lam_H * H) + lam_H * size_H
+    rounding_W = eta * length(pull @ np.abs(H).T) + 4 * EPS * terms_W
+    rounding_H = eta * length(np.abs(W).T @ pull) + 4 * EPS * terms_H
+    found = [
+        _Measure("the gradient in W", length(slope.W), terms_W, rounding_W, polished),
+        _Measure("the gradient in H", length(slope.H), terms_H, rounding_H, polished),
+    ]
+    if lam_W > 0:
+        mean, slack = length(W.sum(axis=0)), root * polished / lam_W
+        found.append(_Measure("the sum of the rows of W", mean, root * size_W, 0.0, slack))
+    # In units of the longer of √λ_W W and √λ_H H, so that no square leaves the range of float64.
+    unit = max(lam_W**0.5 * size_W, lam_H**0.5 * size_H)
+    if unit > 0:
+        V, U = lam_W**0.5 * W / unit, lam_H**0.5 * H / unit
+        slack = polished * (size_W / unit + size_H / unit) / unit
+        terms = length(V) ** 2 + length(U) ** 2
+        found.append(_Measure("the balance of W and H", length(V.T @ V - U @ U.T), terms, 0, slack))
+    if problem.bias:
+        terms_b = pull.sum(axis=1) + lam_b * np.abs(b)
+        k = int(np.argmax(np.abs(slope.b) / np.where(terms_b > 0, terms_b, 1)))
+        left, terms = abs(float(slope.b[k])), float(terms_b[k])
+        found.append(_Measure("the gradient in b", left, terms, 2 * eta * terms, polished))
+    if problem.bias and lam_b > 0:
+        terms, slack = root * (1 + size_b), root * polished / lam_b
+        found.append(_Measure("the sum of b", abs(float(np.sum(b))), terms, 0.0, slack))
+    return found

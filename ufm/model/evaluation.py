@@ -1,0 +1,101 @@
+"""One float64 evaluation of a concrete point, shared by everything that judges the point.
+
+    P = softmax(WH + b1ᵀ),   R = P − Y,   G = R/N,   ∇f = (GHᵀ + λ_W W, WᵀG + λ_H H, G1 + λ_b b)
+
+`ufm.hessian.stationarity`, `ufm.certificate`, `ufm.hessian.reduction` and `ufm.hessian.decision`
+take an `Evaluated` in the place of (problem, params): a point is evaluated once, however many
+questions are asked of it. Computed by `ufm.losses` and `ufm.model.problem` in one compiled call,
+kept in NumPy.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.check import Refused
+from ufm.losses import softmax as losses
+from ufm.model import objective as terms
+from ufm.model import problem as model
+from ufm.model.problem import Params, Problem
+
+LARGEST = 1e150
+
+
+class Evaluated(NamedTuple):
+    """A point and what a judgement of it starts from, in NumPy float64.
+
+    problem: with scalar decays.  params: W (K, d), H (d, N), b (K,), which is 0 without a bias.
+    value: f, in nats.
+    P: softmax probabilities, (K, N).
+    residual: R = P − Y, (K, N), every entry with its relative accuracy.
+    gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖.
+    """
+
+    problem: Problem
+    params: Params
+    value: float
+    P: Float[np.ndarray, "K N"]
+    residual: Float[np.ndarray, "K N"]
+    gradient: Params
+    grad_norm: float
+
+    @property
+    def G(self) -> Float[np.ndarray, "K N"]:
+        """G = (P − Y)/N, the gradient of the data term in the logits."""
+        return self.residual / self.problem.N
+
+
+def evaluate(problem: Problem, params: Params) -> Evaluated:
+    """Evaluate a point in float64, whatever the precision of params and of JAX's configuration.
+
+    Args:
+        problem: any problem, with scalar decays.
+        params: any point of it. Memory: four matrices of K × N numbers.
+
+    Raises:
+        Refused: wrong shapes, entries that are not finite or beyond 1e150; arrays that are not
+            real floating, mixed dtypes, array-valued decays, traced values.
+    """
+    point = _on_the_host(problem, params)
+    with jax.enable_x64(True):
+        value, P, residual, gradient, norm = jax.device_get(_evaluated(problem, point))
+    return Evaluated(problem, point, float(value), P, residual, gradient, float(norm))
+
+
+@jax.jit
+def _evaluated(problem: Problem, params: Params) -> tuple[Array, Array, Array, Params, Array]:
+    Z = terms.logits(problem, params)
+    residual = losses.residual(Z, problem.labels)
+    gradient = terms.gradient(problem, params, residual / problem.N)
+    value = terms.objective(problem, params)
+    return value, losses.probabilities(Z), residual, gradient, terms.norm(gradient)
+
+
+def _on_the_host(problem: Problem, point: Params) -> Params:
+    """(W, H, b) in NumPy float64, b = 0 without a bias; refuses as `evaluate` says."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, point))):
+        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
+    model.check_problem(problem)
+    model.check_params(problem, point)
+    host = Params(*(np.asarray(x, np.float64) for x in point))
+    if not all(np.all(np.isfinite(x)) for x in host):
+        model.check_finite(point)
+    check_entries(host)
+    return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
+
+
+def check_entries(params: Params) -> None:
+    """Refuse entries so large that their squares are no numbers.
+
+    Raises:
+        Refused: naming the largest one.
+    """
+    for name, x in zip("WHb", params, strict=True):
+        largest = float(abs(x).max())
+        if largest > LARGEST:
+            raise Refused(
+                f"got entries of {name} up to {largest:.3g}; allowed: up to {LARGEST:g}, so that "
+                "their squares are numbers. Look for a diverged run"
+            )

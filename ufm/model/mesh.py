@@ -1,0 +1,103 @@
+"""One large problem over many devices: the samples split, everything else as it was.
+
+H is split over its columns, one block a device, and with it the logits, gradients and momenta; W
+and b are copies on every device, or for very many classes split over their rows. Everything in
+`ufm` then runs as it does on one device: XLA adds the sums over devices that G Hᵀ, G 1, losses
+and Gram matrices need, and a step exchanges O(Kd) numbers.
+
+    mesh = ufm.mesh.over_samples()
+    params = ufm.mesh.init_params(jax.random.key(0), problem, mesh)
+    run = ufm.descend(problem, params, …)
+
+The devices are those of this process, or after `jax.distributed.initialize()` those of all.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from ufm import check
+from ufm.check import Refused
+from ufm.model import problem as model
+from ufm.model.problem import Params, Problem, check_params
+from ufm.runtime.blocks import AXIS
+
+
+def over_samples(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, "samples", over the devices given or all there are.
+
+    Args:
+        devices: JAX devices; by default `jax.devices()`, those of every process.
+    """
+    chosen = jax.devices() if devices is None else check.several(devices)
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise Refused(f"got devices={check.shown(devices)}; allowed: JAX devices, one or more")
+    return Mesh(np.array(chosen), (AXIS,))
+
+
+def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
+    """Where W, H and b live: H split over samples, W and b copied or split over classes.
+
+    Args:
+        problem: gives the sizes.
+        mesh: with an axis "samples".
+        classes: split the rows of W and b as well.
+
+    Raises:
+        Refused: N, or with `classes` K, is no multiple of the number of devices.
+    """
+    model.require(problem)
+    if not isinstance(mesh, Mesh | AbstractMesh) or AXIS not in mesh.shape:
+        raise Refused(
+            f"got {check.shown(mesh)} as mesh; allowed: one with an axis {AXIS!r}, as "
+            "ufm.mesh.over_samples() makes it"
+        )
+    devices = mesh.shape[AXIS]
+    for name, size in (("N", problem.N), *((("K", problem.K),) if classes else ())):
+        if size % devices:
+            near = size - size % devices or devices
+            raise Refused(
+                f"got {name}={size} on {devices} devices; allowed: a multiple of {devices}, such "
+                f"as {near}, or a mesh of fewer devices: ufm.mesh.over_samples(jax.devices()[:k])"
+            )
+    rows = PartitionSpec(AXIS) if classes else PartitionSpec()
+    return Params(*(NamedSharding(mesh, s) for s in (rows, PartitionSpec(None, AXIS), rows)))
+
+
+def place(problem: Problem, params: Params, mesh: Mesh, classes: bool = False) -> Params:
+    """Existing params spread over the mesh; on several processes each passes the same arrays.
+
+    Args:
+        problem, mesh, classes: as for `shardings`.
+        params: a point of the problem.
+
+    Raises:
+        Refused: sizes that do not divide, params that do not fit the problem.
+    """
+    check_params(problem, params)
+    return jax.device_put(params, shardings(problem, mesh, classes))
+
+
+def init_params(
+    key: Array,
+    problem: Problem,
+    mesh: Mesh,
+    scale: float = 0.1,
+    dtype=None,
+    classes: bool = False,
+) -> Params:
+    """The numbers of `ufm.init_params`, made where they will live: no device holds all of H.
+
+    Args:
+        key, problem, scale, dtype: as for `ufm.init_params`.
+        mesh, classes: as for `shardings`.
+
+    Raises:
+        Refused: sizes that do not divide, or a scale that is negative or not finite.
+    """
+    build = partial(model.init_params, problem=problem, scale=scale, dtype=dtype)
+    return jax.jit(build, out_shardings=shardings(problem, mesh, classes))(check.key(key))

@@ -1,0 +1,72 @@
+"""The same landscape in fewer variables: class means for samples, the row space for R^d.
+
+* **Class means.** f is convex in every feature h_i, so replacing the features of a class by their
+  mean never raises f (Jensen), and at a critical point with λ_H > 0 they are equal already. For
+  balanced classes f on equal features is exactly the f of
+
+      Problem(K, d, 1, λ_W, n λ_H, λ_b).
+
+* **Row space.** (W Qᵀ, Q H) has the value of (W, H) for every Q with orthonormal columns, and the
+  gradient stays in the span of the rows of W and the columns of H: at most 2K dimensions of R^d,
+  and at a critical point with 1ᵀW = 0 at most K − 1.
+
+So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. Everything is traceable.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.linalg.products import matmul
+from ufm.model.problem import Params, Problem
+
+
+class Restricted(NamedTuple):
+    """A point in fewer variables. problem: theirs. params: of it. frame: (d, width), QᵀQ = I."""
+
+    problem: Problem
+    params: Params
+    frame: Float[Array, "d width"]
+
+
+def of_width(problem: Problem, width: int) -> Problem:
+    """The problem of the class means in `width` dimensions (of all samples for unequal counts)."""
+    if not problem.balanced:
+        return dataclasses.replace(problem, d=width)
+    return dataclasses.replace(problem, d=width, n=1, lam_H=problem.n * problem.lam_H)
+
+
+def class_means(problem: Problem, H: Float[Array, "d N"]) -> Float[Array, "d K"]:
+    """Mean feature of every class, one column each."""
+    if problem.balanced:
+        return jnp.mean(H.reshape(H.shape[0], problem.K, -1), axis=2)
+    owners = np.arange(problem.K)[None, :] == problem.labels[:, None]
+    return matmul(H, jnp.asarray(owners / problem.counts, H.dtype))
+
+
+def restrict(problem: Problem, params: Params) -> Restricted:
+    """Class means of a point in min(d, 2K) dimensions that hold W and them; f does not rise."""
+    means = class_means(problem, params.H)
+    width = min(problem.d, 2 * problem.K)
+    frame = jnp.eye(problem.d, dtype=params.W.dtype)
+    if width < problem.d:
+        frame, _ = jnp.linalg.qr(jnp.concatenate([params.W.T, means], axis=1))
+    small = of_width(problem, width)
+    H = matmul(frame.T, means) if small.N == small.K else matmul(frame.T, means)[:, small.labels]
+    return Restricted(small, Params(matmul(params.W, frame), H, params.b), frame)
+
+
+def lift(problem: Problem, params: Params, frame: Float[Array, "d width"]) -> Params:
+    """(W Qᵀ, Q H, b) with every sample at the mean of its class: the inverse of `restrict`.
+
+    Args:
+        problem: the large problem.
+        params: of `of_width(problem, width)`.
+        frame: Q (d, width) with orthonormal columns.
+    """
+    H = matmul(frame, params.H)
+    H = H[:, problem.labels] if H.shape[1] != problem.N else H
+    return Params(matmul(params.W, frame.T), H, params.b)

@@ -1,0 +1,86 @@
+"""One self-contained page of any runs: what was asked, what was found, whether it holds.
+
+`page` turns sections into HTML that loads nothing; `ufm.report.sections` makes sections of runs on
+disk. Needs plotly and jinja2, the extra [report].
+"""
+
+import base64
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import plotly.io
+import plotly.offline
+
+from ufm.runs import claims
+from ufm.runs.claims import Verdict
+
+PICTURES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
+MARK = b'<meta name="generator" content="ufm report">'  # by which a page is known as one
+NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|-?inf")
+
+
+class Table(NamedTuple):
+    """Column heads, and rows of cells."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Section(NamedTuple):
+    """What a page says of one run.
+
+    title, text: in words.  facts: name and value of what was run, and where.
+    verdicts: of its claims.  tables: as above.  plots: plotly figures.  pictures: files of figures.
+    """
+
+    title: str
+    text: str
+    facts: Mapping[str, Any]
+    verdicts: Sequence[Verdict] = ()
+    tables: Sequence[Table] = ()
+    plots: Sequence[Any] = ()
+    pictures: Sequence[Path] = ()
+
+
+def page(sections: Sequence[Section], title: str) -> str:
+    """The page: HTML with styles, figures and plotly's script inside."""
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"picture": _picture, "number": number, "isnumber": NUMBER.fullmatch}
+    environment.filters["compared"] = claims.shown
+    count = 0
+    drawn: list[list[str]] = []
+    for section in sections:
+        drawn.append([])
+        for figure in section.plots:
+            drawn[-1].append(
+                plotly.io.to_html(
+                    figure, full_html=False, include_plotlyjs=False, div_id=f"plot{count}",
+                    config={"displaylogo": False, "responsive": True}, auto_play=False,
+                )
+            )  # fmt: skip
+            count += 1
+    script = plotly.offline.get_plotlyjs() if count else ""
+    template = environment.get_template("report.html")
+    shown = list(zip(sections, drawn, strict=True))
+    return template.render(title=title, shown=shown, plotly=script, outcomes=_outcomes(sections))
+
+
+def _outcomes(sections: Iterable[Section]) -> dict[str, int]:
+    all_of_them = [verdict.outcome for section in sections for verdict in section.verdicts]
+    return {outcome: all_of_them.count(outcome) for outcome in dict.fromkeys(all_of_them)}
+
+
+def _picture(path: Path) -> str:
+    """The bytes of a figure, as a page holds them."""
+    return f"data:{PICTURES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def number(x: Any) -> str:
+    """A value as a page shows it: floats with six digits."""
+    return f"{x:.6g}" if isinstance(x, float) else str(x)

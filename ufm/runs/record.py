@@ -1,0 +1,406 @@
+"""Runs on disk: written whole or not at all, verified when read, resumed when cut off.
+
+A run is a folder:
+
+    manifest.json                what was run, with what, for how long, and every hash
+    arrays.npz                   the arrays of a closed run
+    checkpoint-<number>-<hash>.npz   the state of an open run; the manifest names the valid one
+    .lock, .partial-<random>     a claim and a half-written file; both absent from a closed run
+
+Nothing else in the folder is touched: files with other names, links and folders stay.
+The manifest decides: a file that it does not name does not count. Every file is written whole or
+not at all (`ufm.runs.storage`), and an old one goes only after the manifest has let go of it. So a
+process may die at any instruction and leaves its last whole checkpoint.
+
+Of several processes (`jax.distributed`) the first one keeps the run: each makes the same calls, and
+all learn what it found there, or its exception.
+
+This module knows nothing of the model. `open_run` before computing, `save_checkpoint` on the way,
+`close_run` after, `load_run` to read.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from ufm.runtime import leader
+from ufm.runs import storage
+from ufm.runs import values
+from ufm.runs.sessions import now, session
+from ufm.runs.values import RecordError
+
+FORMAT = "ufm-run"
+VERSION = 1
+_MANIFEST = "manifest.json"
+_ARRAYS = "arrays.npz"
+_CHECKPOINT = re.compile(r"checkpoint-\d{8,}-[0-9a-f]{16}\.npz")
+_ENTRY = storage.entry_form(re.compile(re.escape(_ARRAYS)))
+# What every manifest holds, with the types of what is read from it.
+_FORM: dict[str, Any] = {
+    "kind": str,
+    "seed": object,
+    "precision": str,
+    "config": Mapping,
+    "config_sha256": str,
+    "status": re.compile("running|complete|interrupted|failed"),
+    "resumed": list,
+    "wall_seconds": (int, float),
+    "compile_seconds": (int, float),
+    "checkpoint": object,
+    "arrays": object,
+    "results": Mapping,
+}
+_CHECKPOINT_FORM = storage.entry_form(_CHECKPOINT) | {"number": int, "state": Mapping}
+
+
+@dataclass(frozen=True)
+class RunHandle:
+    """One session of a run, held by one process.
+
+    `status` is "running", or "complete" if the folder already held the finished run: then there
+    is nothing to compute and nothing can be written. As a context manager it never leaves the
+    folder locked: a block that ends without `close_run` closes the run as "failed" (an exception)
+    or "interrupted" (an interrupt, or no exception), and the run can be resumed.
+    """
+
+    path: Path
+    status: Literal["running", "complete"]
+    lock: TextIO | None = None
+    clock: float = 0.0
+    wall_before: float = 0.0
+    compile_before: float = 0.0
+
+    def __enter__(self) -> "RunHandle":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Close the run unless the block did."""
+        if self.lock is None or self.lock.closed:
+            return
+        try:
+            # Alone: after an exception the other processes may be anywhere.
+            _close(self, {}, {}, "failed" if isinstance(raised[1], Exception) else "interrupted")
+        finally:
+            storage.release(self.path, self.lock)
+
+
+class StoredRun(NamedTuple):
+    """A run as read and verified: the manifest, and the final arrays by name."""
+
+    manifest: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def open_run(
+    path: str | os.PathLike[str],
+    kind: str,
+    config: Mapping[str, Any],
+    *,
+    seed: int | None = None,
+    precision: str | None = None,
+) -> RunHandle:
+    """Open a run in the folder `path`, before anything is computed.
+
+    An absent or empty folder starts a new run. An unfinished run of the same kind, config, seed
+    and precision is resumed: `load_checkpoint` gives its state, and arrays that an interrupted
+    session left are dropped. A finished one gives a handle with status "complete".
+    Precision defaults to JAX's current one ("float32" or "float64").
+
+    Raises RecordError if the folder holds another run (naming the fields that differ), a damaged
+    one or foreign files, if another process has it open, if it cannot be written, or if `config`
+    is not made of JSON values (0-d arrays count as numbers; NaN and infinities are kept).
+    """
+    handle: RunHandle | None = None
+
+    def opened() -> tuple[Path, Literal["running", "complete"]]:
+        nonlocal handle
+        identity = {
+            "kind": kind,
+            "seed": values.plain(seed, "seed"),
+            "precision": precision or jax.numpy.result_type(float).name,
+            "config": values.plain(config, "config"),
+        }
+        handle = _opened(Path(path).absolute(), identity)
+        return handle.path, handle.status
+
+    found = leader.told(opened)
+    return handle or RunHandle(*found)
+
+
+def _opened(folder: Path, identity: Mapping[str, Any]) -> RunHandle:
+    # A finished run may lie in a read-only folder: lock it only if its writer died while tidying.
+    kept = _find(folder, identity)
+    if kept is not None and kept["status"] == "complete" and not _strays(folder, kept):
+        return RunHandle(folder, "complete")
+    lock = storage.acquire(folder)
+    try:
+        # Only what is read under the lock can be trusted to stay.
+        kept = _find(folder, identity)
+        if kept is not None and kept["status"] == "complete":
+            _sweep(folder, kept)
+            storage.release(folder, lock)
+            return RunHandle(folder, "complete")
+        manifest = _fresh(identity) if kept is None else _resumed(kept)
+        storage.write_sealed(folder, _MANIFEST, manifest)
+        _sweep(folder, manifest)
+    except BaseException:
+        storage.release(folder, lock)
+        raise
+    before = manifest["wall_seconds"], manifest["compile_seconds"]
+    return RunHandle(folder, "running", lock, time.monotonic(), *before)
+
+
+def save_checkpoint(
+    handle: RunHandle,
+    arrays: Mapping[str, ArrayLike],
+    state: Mapping[str, Any],
+    *,
+    compile_seconds: float | None = None,
+) -> None:
+    """Replace the run's checkpoint; a process killed during this keeps the former one.
+
+    `arrays` may have any shape and any bool, integer, float, complex or string dtype; `state`
+    holds JSON values. `compile_seconds` is what this session has spent on compiling so far.
+
+    Raises RecordError if the run is closed, the data cannot be stored, or the disk refuses; the
+    former checkpoint then stays valid.
+    """
+    pieces = {name: leader.whole(x) for name, x in arrays.items()}
+    leader.told(lambda: _save(handle, pieces, state, compile_seconds))
+
+
+def _save(
+    handle: RunHandle,
+    arrays: Mapping[str, ArrayLike],
+    state: Mapping[str, Any],
+    compile_seconds: float | None,
+) -> None:
+    manifest = _open_manifest(handle)
+    plain_state = values.plain(state, "state")
+    data, entry = storage.pack(arrays)
+    number = manifest["checkpoint"]["number"] + 1 if manifest["checkpoint"] else 1
+    name = f"checkpoint-{number:08d}-{entry['sha256'][:16]}.npz"
+    storage.write(handle.path, name, data)
+    manifest["checkpoint"] = {"file": name, "number": number, **entry, "state": plain_state}
+    _commit(handle, manifest, compile_seconds)
+
+
+def load_checkpoint(handle: RunHandle) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Read the newest checkpoint's arrays and state; None before the first, and after the end.
+
+    Raises RecordError if the checkpoint is missing or fails a hash.
+    """
+
+    def read():
+        entry = _read_manifest(handle.path)["checkpoint"]
+        return None if entry is None else (storage.unpack(handle.path, entry), entry["state"])
+
+    return leader.told(read)
+
+
+def close_run(
+    handle: RunHandle,
+    arrays: Mapping[str, ArrayLike],
+    results: Mapping[str, Any],
+    status: Literal["complete", "interrupted", "failed"] = "complete",
+    *,
+    compile_seconds: float | None = None,
+) -> None:
+    """Store the final arrays and results and let go of the folder.
+
+    "complete" is final and drops the checkpoint. "interrupted" and "failed" keep it, so that
+    `open_run` resumes there. Arrays, results and `compile_seconds` as for `save_checkpoint`.
+
+    Raises RecordError as `save_checkpoint` does; the run then stays open and keeps its checkpoint.
+    """
+    pieces = {name: leader.whole(x) for name, x in arrays.items()}
+    leader.told(lambda: _close(handle, pieces, results, status, compile_seconds))
+
+
+def _close(
+    handle: RunHandle,
+    arrays: Mapping[str, ArrayLike],
+    results: Mapping[str, Any],
+    status: str,
+    compile_seconds: float | None = None,
+) -> None:
+    manifest = _open_manifest(handle)
+    if status not in ("complete", "interrupted", "failed"):
+        raise RecordError(f"status {status!r}: use 'complete', 'interrupted' or 'failed'")
+    manifest["results"] = values.plain(results, "results")
+    data, entry = storage.pack(arrays)
+    storage.write(handle.path, _ARRAYS, data)
+    manifest |= {"status": status, "finished": now(), "arrays": {"file": _ARRAYS, **entry}}
+    if status == "complete":
+        manifest["checkpoint"] = None
+    _commit(handle, manifest, compile_seconds)
+    if handle.lock is not None:
+        storage.release(handle.path, handle.lock)
+
+
+def load_run(path: str | os.PathLike[str]) -> StoredRun:
+    """Read a run and verify every hash; look at `manifest["status"]` before using it.
+
+    A run that is still running has no arrays. Raises RecordError if there is no run, or if the
+    manifest or the arrays are missing, truncated, edited or damaged, or of a newer version.
+    """
+    folder = Path(path).absolute()
+    manifest = _read_manifest(folder)
+    entry = manifest["arrays"]
+    return StoredRun(manifest, {} if entry is None else storage.unpack(folder, entry))
+
+
+def load_latest(path: str | os.PathLike[str]) -> StoredRun:
+    """Like `load_run`, with the arrays of the last checkpoint where the run is not finished.
+
+    Another process may be writing: a checkpoint that it replaces meanwhile is looked up again.
+    """
+    folder = Path(path).absolute()
+    for left in (2, 1, 0):
+        manifest = _read_manifest(folder)
+        entry = manifest["checkpoint"] or manifest["arrays"]
+        try:
+            return StoredRun(manifest, {} if entry is None else storage.unpack(folder, entry))
+        except RecordError:
+            if left == 0 or _read_manifest(folder) == manifest:
+                raise
+    raise AssertionError
+
+
+def remove_run(path: str | os.PathLike[str], kind: str) -> None:
+    """Remove a run of a kind with its folder, if there is one; nothing that is not of the run.
+
+    Raises RecordError, and removes nothing, if the folder holds a run of another kind, a damaged
+    one, other files besides, or if another process has it open.
+    """
+
+    def removed() -> None:
+        folder = Path(path).absolute()
+        if not os.path.lexists(folder / _MANIFEST):
+            return
+        lock = storage.acquire(folder)
+        try:
+            manifest = _read_manifest(folder)
+            if manifest["kind"] != kind:
+                raise RecordError(
+                    f"{folder} holds a run of kind {manifest['kind']!r}, not {kind!r}, and is not "
+                    "replaced: remove it yourself, or move it"
+                )
+            ours = _named(manifest) | _strays(folder, manifest)
+            if foreign := sorted(storage.listing(folder) - ours - {_MANIFEST}):
+                raise RecordError(
+                    f"{folder} holds other files ({', '.join(foreign[:3])}) beside a run that is "
+                    "to be replaced: move them elsewhere"
+                )
+            # The manifest last: a process that dies here leaves a run that can be removed.
+            own = (ours & storage.regular(folder)) - {storage.LOCK}
+            storage.discard(folder, [*own, _MANIFEST])
+        finally:
+            storage.release(folder, lock)
+
+    leader.told(removed)
+
+
+# The life of a manifest
+
+
+def _fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **identity,
+        "config_sha256": values.digest(identity["config"]),
+        "status": "running",
+        **session(),
+        "resumed": [],
+        "finished": None,
+        "wall_seconds": 0.0,
+        "compile_seconds": 0.0,
+        "checkpoint": None,
+        "arrays": None,
+        "results": {},
+    }
+
+
+def _resumed(kept: Mapping[str, Any]) -> dict[str, Any]:
+    # The first session's environment stays at the top; later ones are listed after it.
+    sessions = [*kept["resumed"], session()]
+    empty: dict[str, Any] = {"status": "running", "finished": None, "arrays": None, "results": {}}
+    return {**kept, **empty, "resumed": sessions}
+
+
+def _open_manifest(handle: RunHandle) -> dict[str, Any]:
+    if handle.lock is None or handle.lock.closed:
+        raise RecordError(
+            f"the run in {handle.path} is closed and is not overwritten: "
+            "open it again with open_run, or choose another folder"
+        )
+    return _read_manifest(handle.path)
+
+
+def _find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the manifest if the folder holds this run; None if a run can start there."""
+    names = storage.listing(folder)
+    if _MANIFEST not in names:
+        partial = {x for x in storage.regular(folder) if storage.PARTIAL.fullmatch(x)}
+        if foreign := sorted(names - partial - {storage.LOCK}):
+            raise RecordError(
+                f"{folder} holds other files ({', '.join(foreign[:3])}) and no {_MANIFEST}: "
+                "choose an empty or a new folder"
+            )
+        return None
+    manifest = _read_manifest(folder)
+    if differing := values.differences(identity, {name: manifest[name] for name in identity}):
+        raise RecordError(
+            f"{folder} holds another run; these fields differ:\n  "
+            + "\n  ".join(differing)
+            + "\nChoose another folder, or remove this one."
+        )
+    return manifest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / _MANIFEST
+    manifest = storage.read_sealed(file, FORMAT, VERSION)
+    values.expect(manifest, _FORM, f"{file}")
+    for name, form in (("arrays", _ENTRY), ("checkpoint", _CHECKPOINT_FORM)):
+        if manifest[name] is not None:
+            values.expect(manifest[name], form, f"{file}: {name}")
+    if manifest["config_sha256"] != values.digest(manifest["config"]):
+        raise RecordError(f"{file} was edited or damaged (its hash differs): {values.MEND}")
+    return manifest
+
+
+def _commit(handle: RunHandle, manifest: dict[str, Any], compile_seconds: float | None) -> None:
+    """Write the manifest with the time spent so far, then remove what it no longer names."""
+    manifest["wall_seconds"] = handle.wall_before + time.monotonic() - handle.clock
+    if compile_seconds is not None:
+        manifest["compile_seconds"] = handle.compile_before + float(compile_seconds)
+    storage.write_sealed(handle.path, _MANIFEST, manifest)
+    _sweep(handle.path, manifest)
+
+
+def _sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
+    storage.discard(folder, _strays(folder, manifest) - {storage.LOCK})
+
+
+def _strays(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
+    """List those of our own files that the manifest does not name."""
+    patterns = storage.PARTIAL, _CHECKPOINT
+    return {
+        name
+        for name in storage.regular(folder) - _named(manifest)
+        if name in (_ARRAYS, storage.LOCK) or any(form.fullmatch(name) for form in patterns)
+    }
+
+
+def _named(manifest: Mapping[str, Any]) -> set[str]:
+    return {entry["file"] for entry in (manifest["checkpoint"], manifest["arrays"]) if entry}

@@ -1,0 +1,1 @@
+"""How programs run: blocks of samples, threads, processes, room for programs, interrupts."""

@@ -1,0 +1,6 @@
+"""Grids of problems and methods, run in compiled batches into one table."""
+
+from ufm.sweeps.grid import Grid, Plan
+from ufm.sweeps.run import sweep
+
+__all__ = ["Grid", "Plan", "sweep"]

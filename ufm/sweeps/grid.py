@@ -1,0 +1,322 @@
+"""A grid of problems and methods: what a sweep runs over, given in Python or as a TOML file.
+
+Every axis of `Grid` is one value or a sequence of values, and a grid stands for all combinations.
+In a file the keys at the top hold for all; each table [[grid]] adds a grid of its own to them:
+
+    K = [3, 5]
+    lam_W = [1e-3, 1e-4]
+    seed = [0, 1, 2]
+    steps = 20000
+
+    [[grid]]
+    optimizer = "lbfgs"
+
+    [[grid]]
+    optimizer = "heavy_ball"
+    learning_rate = ["auto", 0.1]
+"""
+
+import difflib
+import itertools
+import math
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from ufm import check
+from ufm.check import MOST, Refused
+from ufm.descent import optimizers
+from ufm.descent import run as descent
+from ufm.model.problem import Problem, check_memory
+
+# What other libraries call a key.
+ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
+MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
+
+
+class SweepCell(NamedTuple):
+    """One problem and one way to descend on it; None stands for the method's default."""
+
+    problem: Problem
+    optimizer: str
+    learning_rate: float | str | None
+    momentum: float | None
+    batch_size: int | None
+    seed: int
+
+
+PROBLEM = tuple(f.name for f in fields(Problem))  # the first axes of a grid, then the method's
+
+
+def _size(name: str) -> Callable[[Any], int]:
+    return lambda x: check.integer(name, x, 1, MOST)
+
+
+def _decay(name: str) -> Callable[[Any], float]:
+    return lambda x: check.real(name, x, least=0)
+
+
+def _counts(x: Any) -> int | tuple[int, ...]:
+    """One value of the axis n: a number of samples a class, or [50, 10, 5], one count a class."""
+    each = check.several(x)
+    if each is None:
+        return check.integer("n", x, 1, MOST)
+    counts = tuple(check.integer(f"n[{k}]", m, 1, MOST) for k, m in enumerate(each))
+    return counts[0] if len(counts) == 1 else counts
+
+
+def _rate(x: Any) -> float | str | None:
+    if callable(x):
+        raise Refused(
+            f"got learning_rate={check.shown(x)}; allowed in a grid: a number > 0, 'auto' or None. "
+            "A row could not name a schedule; run it with ufm.descend"
+        )
+    if x is None or (isinstance(x, str) and x == "auto"):
+        return x
+    return check.real("learning_rate", x, above=0, also="'auto' or None")
+
+
+# How a value of each axis is converted, once, when a grid is made.
+AXES: dict[str, Callable[[Any], Any]] = {
+    "K": _size("K"),
+    "d": _size("d"),
+    "n": _counts,
+    "lam_W": _decay("lam_W"),
+    "lam_H": _decay("lam_H"),
+    "lam_b": _decay("lam_b"),
+    "bias": lambda x: check.flag("bias", x),
+    "optimizer": lambda x: check.choice("optimizer", x, optimizers.NAMES),
+    "learning_rate": _rate,
+    "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),
+    "batch_size": lambda x: None if x is None else check.integer("batch_size", x, 1, MOST),
+    "seed": lambda x: check.integer("seed", x, 0, 2**32 - 1),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All combinations of its axes; each field is one value, or a sequence or array of them.
+
+    Values are converted to Python's numbers when the grid is made, whatever library they are of:
+    `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
+
+    K, d, n, lam_W, lam_H, lam_b, bias: of the problem. n = 50 is 50 samples a class,
+        n = [[50, 10, 5]] one problem of these counts, n = [[50], [10], [5]] three balanced ones.
+        [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
+        balanced ones.
+    optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name.
+    seed: of the start and of the minibatches; equal seeds give equal starts.
+
+    Raises:
+        Refused: an axis without values, or a value that it cannot take.
+    """
+
+    K: Any = 10
+    d: Any = 20
+    n: Any = 100
+    lam_W: Any = 5e-4
+    lam_H: Any = 5e-4
+    lam_b: Any = 5e-4
+    bias: Any = True
+    optimizer: Any = "lbfgs"
+    learning_rate: Any = None
+    momentum: Any = None
+    batch_size: Any = None
+    seed: Any = 0
+
+    def __post_init__(self):
+        for name, convert in AXES.items():
+            value = getattr(self, name)
+            values = (
+                list(value)
+                if name == "n" and getattr(value, "ndim", 0) > 1
+                else check.several(value)
+            )
+            if values is None:
+                object.__setattr__(self, name, convert(value))
+                continue
+            if not values:
+                raise Refused(f"got {name} without a value; allowed: one value or more")
+            if name == "n":
+                _check_meaning(values, self.K)
+            object.__setattr__(self, name, tuple(map(convert, values)))
+
+    def axes(self) -> list[tuple[Any, ...]]:
+        """The values of every field of `Problem`, then of the others of `SweepCell`."""
+        values = (getattr(self, name) for name in (*PROBLEM, *SweepCell._fields[1:]))
+        return [x if isinstance(x, tuple) else (x,) for x in values]
+
+    def cells(self) -> list[SweepCell]:
+        """Every combination, the last axis fastest.
+
+        Raises:
+            Refused: sizes and decays that make no problem.
+        """
+        axes = self.axes()
+        found = []
+        for of_problem in itertools.product(*axes[: len(PROBLEM)]):
+            named = dict(zip(PROBLEM, of_problem, strict=True))
+            try:
+                problem = Problem(**named)
+            except Refused as error:
+                raise Refused(f"{error} (in the cell {_line(named)})") from None
+            found += [SweepCell(problem, *x) for x in itertools.product(*axes[len(PROBLEM) :])]
+        return found
+
+
+def _check_meaning(n: list[Any], K: Any) -> None:
+    """Refuse [50, 10, 5] for K = 3: three balanced problems, or one of these counts?"""
+    classes = K if isinstance(K, tuple) else (K,)
+    if len(n) > 1 and len(n) in classes and all(check.several(x) is None for x in n):
+        counts = ", ".join(map(str, n))
+        each = ", ".join(f"[{x}]" for x in n)
+        raise Refused(
+            f"got n=[{counts}] for K={len(n)}, which could mean two things; write n = [[{counts}]] "
+            f"for one problem with these counts of its classes (as --n {' '.join(map(str, n))} on "
+            f"the command line), or n = [{each}] for {len(n)} balanced problems"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Grids, and what all of their runs share.
+
+    grids: their cells are run one grid after the other.
+    steps, record_every, grad_tol, gap_tol: as for `ufm.descend`.
+    scale: standard deviation of the random starts, > 0.
+    precision: "float64" or "float32", of the iterates; certificates are float64.
+
+    Raises:
+        Refused: a value out of range.
+    """
+
+    grids: tuple[Grid, ...] = (Grid(),)
+    steps: int = 10_000
+    record_every: int = 100
+    grad_tol: float | None = None
+    gap_tol: float | None = 1e-8
+    scale: float = 0.1
+    precision: str = "float64"
+
+    def __post_init__(self):
+        grids = (self.grids,) if isinstance(self.grids, Grid) else check.several(self.grids)
+        if not grids or not all(isinstance(grid, Grid) for grid in grids):
+            raise Refused(f"got grids={check.shown(self.grids)}; allowed: one ufm.Grid or more")
+        precision = check.choice("precision", self.precision, ("float64", "float32"))
+        values: dict[str, Any] = {
+            "grids": tuple(grids),
+            "steps": descent.limit("steps", self.steps),
+            "record_every": descent.limit("record_every", self.record_every),
+            "grad_tol": descent.tolerance("grad_tol", self.grad_tol),
+            "gap_tol": descent.tolerance("gap_tol", self.gap_tol),
+            "scale": check.real("scale", self.scale, above=0),
+            "precision": precision,
+        }
+        descent.check_resolution(values["gap_tol"], precision)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def cells(self) -> list[SweepCell]:
+        """Every cell of every grid, checked.
+
+        Raises:
+            Refused: a cell that makes no sense or occurs twice, naming it; more than a million
+                cells; a cell that does not fit into memory.
+        """
+        count = sum(math.prod(map(len, grid.axes())) for grid in self.grids)
+        if count > MOST_CELLS:
+            raise Refused(
+                f"got a plan of {count:,} cells; allowed: at most {MOST_CELLS:,}. Shorten the "
+                "axes, or make several sweeps of it"
+            )
+        found: dict[SweepCell, None] = {}
+        for cell in itertools.chain.from_iterable(grid.cells() for grid in self.grids):
+            try:
+                _check_cell(cell, self.precision)
+            except Refused as error:
+                raise Refused(f"{error} (in the cell {describe(cell)})") from None
+            if cell in found:
+                raise Refused(f"got the cell {describe(cell)} twice; allowed: each once")
+            found[cell] = None
+        return list(found)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self) | {"grids": [asdict(grid) for grid in self.grids]}
+
+
+def _check_cell(cell: SweepCell, precision: str) -> None:
+    problem = cell.problem
+    settings = optimizers.settings(
+        cell.optimizer, cell.learning_rate, cell.momentum, cell.batch_size
+    )
+    if settings.batch_size is not None:
+        descent.check_batch(problem, settings.batch_size)
+    rate = optimizers.rate(cell.optimizer, cell.learning_rate)
+    if rate == "auto" and not problem.mu > 0:
+        raise Refused(
+            f"got learning_rate 'auto' with lam_W={problem.lam_W}, lam_H={problem.lam_H}; allowed: "
+            "both > 0, since its step is proportional to the smaller one. Give a number"
+        )
+    check_memory(problem, jnp.dtype(precision).itemsize, records=True)
+
+
+def describe(cell: SweepCell) -> str:
+    """A cell in one line, defaults left out."""
+    named = {name: getattr(cell.problem, name) for name in PROBLEM}
+    return _line(named | {name: x for name, x in cell._asdict().items() if name != "problem"})
+
+
+def _line(named: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={x}" for name, x in named.items() if x is not None)
+
+
+def read(path: Path) -> Plan:
+    """The plan in a TOML file, in the form of the module's head.
+
+    Raises:
+        Refused: no such file, no TOML, or a key that means nothing, with its line and the
+            allowed ones.
+    """
+    check.regular_file(path, "a TOML file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise Refused(f"got {path}, which cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(f"got {path}, which is no TOML: {error}") from None
+    shared = [f.name for f in fields(Plan) if f.name != "grids"]
+    grids = table.pop("grid", [{}])
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise Refused(f"got {path} with a key `grid`; allowed: tables [[grid]], each a grid")
+    axes = list(AXES)
+    for place, keys in enumerate((table, *grids)):
+        allowed = [*axes, *shared] if place == 0 else axes
+        for key in keys:
+            if key not in allowed:
+                raise Refused(_unknown(path, text, place, key, allowed))
+    common = {name: x for name, x in table.items() if name in axes}
+    rest = {name: x for name, x in table.items() if name in shared}
+    try:
+        return Plan(tuple(Grid(**common | grid) for grid in grids), **rest)
+    except Refused as error:
+        raise Refused(f"{error} (in {path})") from None
+
+
+def _unknown(path: Path, text: str, place: int, key: str, allowed: list[str]) -> str:
+    """What is wrong with a key of the `place`-th table [[grid]], of the top for 0."""
+    found, tables = "?", 0
+    for i, line in enumerate(text.splitlines(), start=1):
+        tables += re.match(r"\s*\[\[\s*grid\s*\]\]", line) is not None
+        if tables == place and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            found = str(i)
+            break
+    near = [ALIASES[key]] if key in ALIASES else difflib.get_close_matches(key, allowed, n=1)
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    return f"got the key {key!r} in {path}, line {found}; allowed: {', '.join(allowed)}{hint}"

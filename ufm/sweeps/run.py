@@ -1,0 +1,185 @@
+"""A sweep: every cell of a grid descended on, shape by shape and batch by batch, into one table.
+
+XLA multiplies small matrices one after the other on one core, so on a CPU a sweep that takes long
+deals its batches to a process a core. Finished cells are rows of a table; on disk it grows batch by
+batch.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ufm import check
+from ufm.check import Refused
+from ufm.runs import record
+from ufm.runtime import leader, processes
+from ufm.sweeps import batches
+from ufm.sweeps.batches import Columns, Shape
+from ufm.sweeps.grid import Plan, SweepCell
+
+MEMORY = 2**30  # bytes of the compiled calls that run at a time
+# A table is written whole: up to this many rows after every batch, beyond when a fiftieth is new,
+# so that a long sweep writes in proportion to its cells, and a kill costs at most a fiftieth.
+SMALL_TABLE, SHARE = 10_000, 50
+Report = Callable[[float, str], None]
+
+
+def sweep(
+    plan: Plan,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    memory: int = MEMORY,
+    report: Report | None = None,
+) -> Columns:
+    """Descend on every cell of a plan; a table as a dict of columns, one row a cell.
+
+    Args:
+        plan: the grids and what their runs share.
+        out: a folder that keeps the table, made if absent. A sweep that was killed goes on there
+            with the cells that are missing; a finished one is only read.
+        memory: most bytes that the compiled calls may use at a time, of all devices together.
+        report: called with the share of the cells that is done, and what is being done.
+
+    Returns:
+        Columns: `cell` (its number in `plan.cells()`), the fields of `Problem`, with the
+        learning rate and momentum that were used (NaN where there is none) and `auto` for a step
+        size from the curvature bound; status (as in `ufm.Run`), steps; value, lower_bound, gap,
+        grad_norm, spectral_ratio (`ufm.Certificate`, float64); nc1 … nc4, norm_W, norm_H, norm_b,
+        accuracy; f_star, the global minimum in closed form, NaN outside the theorem. A diverged
+        cell is a row like any other, measured at its last sound point.
+
+    Raises:
+        Refused: a cell that makes no sense; a budget too small for one cell.
+        RecordError: a folder that holds something else.
+    """
+    if not isinstance(plan, Plan):
+        raise Refused(
+            f"got a {type(plan).__name__} as plan; allowed: a ufm.Plan, such as "
+            "ufm.Plan(ufm.Grid(lam_W=[1e-3, 1e-2]))"
+        )
+    memory = check.integer("memory", memory, 1)
+    cells = plan.cells()
+    say = report or (lambda *_: None)
+    if out is None:
+        return _sorted(_rows(plan, cells, {}, memory, say, lambda _: None))
+    config = plan.plain()
+    with record.open_run(out, "sweep", config, precision=plan.precision) as handle:
+        if handle.status == "complete":
+            return leader.told(lambda: record.load_run(handle.path).arrays)
+        checkpoint = record.load_checkpoint(handle)
+        kept = {} if checkpoint is None else checkpoint[0]
+        saved = len(kept["cell"]) if kept else 0
+
+        def save(columns: Columns) -> None:
+            nonlocal saved
+            rows = len(columns["cell"])
+            if rows - saved < (rows - SMALL_TABLE) / SHARE:
+                return
+            saved = rows
+            state = {"done": rows, "of": len(cells)}
+            record.save_checkpoint(handle, columns, state)
+
+        columns = _sorted(_rows(plan, cells, kept, memory, say, save))
+        names, counts = np.unique(columns["status"], return_counts=True)
+        results = {"cells": len(cells)} | dict(zip(map(str, names), map(int, counts), strict=True))
+        record.close_run(handle, columns, results)
+    return columns
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Columns, dict[str, Any]]:
+    """The table of a sweep on disk, finished or not, and its manifest.
+
+    Raises:
+        RecordError: no run there, or a damaged one.
+        Refused: a run of another kind.
+    """
+    stored = record.load_latest(path)
+    if stored.manifest["kind"] != "sweep":
+        raise Refused(
+            f"got {path}, a run of kind {stored.manifest['kind']!r}; allowed: one of `ufm sweep`"
+        )
+    return stored.arrays, stored.manifest
+
+
+def _sorted(columns: Columns) -> Columns:
+    order = np.argsort(columns["cell"])
+    return {name: x[order] for name, x in columns.items()}
+
+
+def _rows(
+    plan: Plan, cells: list[SweepCell], columns: Columns, memory: int, say: Report, save
+) -> Columns:
+    """The table with the cells that `columns` lacks, shape by shape."""
+    groups: dict[Shape, list[int]] = {}
+    for i, cell in enumerate(cells):
+        groups.setdefault(Shape.of(cell), []).append(i)
+    for members in groups.values():
+        columns = _group(plan, cells, members, columns, memory, say, save)
+    return columns
+
+
+def _group(
+    plan: Plan,
+    cells: list[SweepCell],
+    members: list[int],
+    columns: Columns,
+    memory: int,
+    say: Report,
+    save: Callable[[Columns], None],
+) -> Columns:
+    """The table with the cells of one shape that it lacks, batch by batch as the batches end."""
+    done = set(columns["cell"].tolist()) if columns else set()
+    if done.issuperset(members):
+        return columns
+    first, calls = cells[members[0]], _calls()
+    problem = first.problem
+    label = f"K={problem.K}, d={problem.d}, n={problem.n}, {first.optimizer}"
+    say(len(done) / len(cells), f"{label}: compiling")
+    size, used = batches.fitted(plan, [cells[i] for i in members], memory, calls)
+    # Batches are cut from all cells of the shape, so that a sweep that goes on runs the programs of
+    # one that was never cut off.
+    cuts = (members[at : at + size] for at in range(0, len(members), size))
+    left = [rest for cut in cuts if (rest := [i for i in cut if i not in done])]
+
+    def keep(batch: int, rows: Columns) -> None:
+        nonlocal columns
+        rows = {"cell": np.array(left[batch])} | rows
+        old = columns or {name: x[:0] for name, x in rows.items()}
+        columns = {name: np.concatenate([old[name], x]) for name, x in rows.items()}
+        save(columns)
+
+    def watch(batch: int, part: float) -> None:
+        finished = len(columns["cell"]) if columns else 0
+        say((finished + part * len(left[batch])) / len(cells), label)
+
+    jobs = [(plan, [cells[i] for i in batch], size) for batch in left]
+    if jax.process_count() > 1:
+        _run_in_turns(jobs, keep, watch)
+    else:
+        processes.run(batches.rows, jobs, max(1, min(calls, memory // used)), keep, watch)
+    return columns
+
+
+def _run_in_turns(jobs: list[tuple[Plan, list[SweepCell], int]], keep, watch) -> None:
+    """A batch for each of several processes of `jax.distributed`, which then exchange the rows."""
+    for at in range(0, len(jobs), jax.process_count()):
+        mine = at + jax.process_index()
+
+        def share(part: float, mine: int = mine) -> None:
+            watch(mine, part)
+
+        own = batches.rows(*jobs[mine], share) if mine < len(jobs) else None
+        for i, rows in enumerate(leader.gathered(own)):
+            if rows is not None:
+                keep(at + i, rows)
+
+
+def _calls() -> int:
+    """Compiled calls that may run at a time: one a process, or one a core that is no device."""
+    if jax.process_count() > 1:
+        return jax.process_count()
+    alone = jax.default_backend() == "cpu" and jax.local_device_count() == 1
+    return (os.cpu_count() or 1) if alone else 1

@@ -1,0 +1,161 @@
+"""Global minimum of the balanced unconstrained feature model, in closed form.
+
+For balanced classes, d ≥ K−1, λ_W, λ_H > 0 and λ_b ≥ 0 (or no bias) every global minimiser is a
+simplex ETF (Zhu et al. 2021, arXiv 2105.02375, theorem 3.1). With c = √(n λ_W λ_H):
+
+    K c ≥ 1:  W = H = 0,  f* = log K
+    K c < 1:  wrong classes get softmax probability c,  margin t = log(1/c − (K−1)),
+              f* = −log(1 − (K−1)c) + (K−1) c t,  ‖W‖² = (K−1) t √(n λ_H/λ_W)
+
+Nothing here imports an optimiser or a probe: agreement with a simulation is evidence. Scalars are
+computed in NumPy float64, whatever JAX's precision, and are right to rounding for all decays that
+are normal numbers: near the threshold 1 − Kc is computed in exact arithmetic.
+"""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm.check import Refused, normal_decays
+from ufm.model.problem import Params, Problem, require
+from ufm.theory import geometry
+
+
+def _decays(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(problem.lam_W, np.float64), np.asarray(problem.lam_H, np.float64)
+
+
+def check_assumptions(problem: Problem) -> None:
+    """Refuse a problem outside the theorem: it needs d ≥ K−1, equal counts and λ_W, λ_H > 0.
+
+    Raises:
+        Refused: naming the assumption that fails and what is still known there; a decay between 0
+            and the smallest normal number.
+    """
+    require(problem)
+    normal_decays(problem)
+    if not problem.balanced:
+        raise Refused(
+            f"got unequal class counts n={problem.n}: the closed form assumes balanced classes; "
+            "use one n for all, or bound the optimum with ufm.certify, which holds for any counts"
+        )
+    if problem.d < problem.K - 1:
+        raise Refused(
+            f"got d={problem.d} < K-1={problem.K - 1}: the closed form assumes d >= K-1, since a "
+            "simplex ETF spans K-1 dimensions; raise d, or bound the optimum with ufm.certify"
+        )
+    for name, lam in zip(("lam_W", "lam_H"), _decays(problem), strict=True):
+        if np.any(lam <= 0):
+            raise Refused(
+                f"got {name}={getattr(problem, name)}: the closed form assumes lam_W > 0 and "
+                "lam_H > 0; without decay the infimum is not attained"
+            )
+
+
+def wrong_probability(problem: Problem):
+    """c = √(n λ_W λ_H), at most 1/K: softmax probability of each wrong class at the minimum."""
+    return np.minimum(_c(problem), 1.0 / problem.K)[()]
+
+
+def _c(problem: Problem) -> np.ndarray | np.float64:
+    check_assumptions(problem)
+    lam_W, lam_H = _decays(problem)
+    # Factor by factor, so that small decays do not underflow in their product.
+    with np.errstate(over="ignore"):
+        return np.sqrt(float(problem.counts[0])) * np.sqrt(lam_W) * np.sqrt(lam_H)
+
+
+def below_threshold(problem: Problem, lam_W: float, lam_H: float) -> Fraction:
+    """1 − K² n λ_W λ_H, exactly: positive below the threshold."""
+    sizes = problem.K**2 * int(problem.counts[0])
+    return 1 - sizes * Fraction(float(lam_W)) * Fraction(float(lam_H))
+
+
+def _distance(problem: Problem):
+    """1 − Kc, to rounding, also where it nearly vanishes; −∞ where c overflows."""
+    c = _c(problem)
+    with np.errstate(over="ignore"):
+        s = np.asarray(problem.K * c)
+    distance = np.array(1 - s)
+    lam_W, lam_H = np.broadcast_arrays(*_decays(problem))
+    for i in zip(*np.nonzero(np.atleast_1d(abs(distance) < 0.5)), strict=True):
+        i = i if s.ndim else ()
+        distance[i] = float(below_threshold(problem, lam_W[i], lam_H[i])) / (1 + s[i])
+    return distance[()]
+
+
+def is_collapsed(problem: Problem):
+    """K² n λ_W λ_H ≥ 1: decay wins, and the global minimum has collapsed to W = H = 0.
+
+    Below this threshold the global minimisers are simplex ETFs of positive norm. Elementwise over
+    array decays.
+    """
+    return np.asarray(_distance(problem) <= 0)[()]
+
+
+def margin(problem: Problem):
+    """t = z_y − z_j = log(1/c − (K−1)) for every wrong class j; 0 at and above the threshold."""
+    # 1/c − (K−1) = 1 + (1 − Kc)/c keeps t accurate where it vanishes at the threshold.
+    return np.log1p(np.maximum(_distance(problem), 0.0) / _c(problem))[()]
+
+
+def global_value(problem: Problem):
+    """f* = −log(1 − (K−1)c) + (K−1) c t, in nats; log K at and above the threshold.
+
+    It equals the mean entropy of the predicted distributions at the minimum.
+    """
+    c, wrong = wrong_probability(problem), problem.K - 1
+    # p_y = 1 − (K−1)c loses digits near the threshold, where p_y = c + (1 − Kc) keeps them.
+    near = np.log(c + np.maximum(_distance(problem), 0.0))
+    log_p = np.where(wrong * c < 0.5, np.log1p(-wrong * c), near)
+    return (-log_p + wrong * c * margin(problem))[()]
+
+
+class Norms(NamedTuple):
+    """Frobenius norms ‖W‖ and ‖H‖ at the global minimum."""
+
+    W: float
+    H: float
+
+
+def norms(problem: Problem) -> Norms:
+    """‖W‖² = ρ = (K−1) t √(n λ_H/λ_W) and λ_W‖W‖² = λ_H‖H‖²."""
+    check_assumptions(problem)
+    lam_W, lam_H = _decays(problem)
+    # Roots first: the quotient of two decays may exceed all numbers.
+    tilt = np.sqrt(np.sqrt(lam_H)) / np.sqrt(np.sqrt(lam_W))
+    size = np.sqrt((problem.K - 1) * margin(problem) * np.sqrt(float(problem.counts[0])))
+    return Norms((size * tilt)[()], (size / tilt)[()])
+
+
+def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+    """A global minimiser in a Haar-random orientation.
+
+    W is √(ρ/K) times a simplex ETF of unit rows, h_i = √(λ_W/(λ_H n)) w_{y_i}, b = 0. All global
+    minimisers are of this form up to b ∈ span(1) when λ_b = 0.
+
+    Args:
+        problem: balanced, d ≥ K−1, λ_W, λ_H > 0, with scalar decays.
+        key: a JAX PRNG key; it draws the orientation.
+        dtype: floating dtype; None takes JAX's default.
+
+    Raises:
+        Refused: outside the theorem's assumptions.
+    """
+    size = norms(problem)
+    etf = geometry.simplex_etf(problem.K, problem.d, key, dtype)
+    radii = size.W / problem.K**0.5, size.H / problem.N**0.5
+    info = jnp.finfo(etf.dtype)
+    for radius in radii:
+        if radius and not float(info.tiny) <= radius <= float(info.max):
+            raise Refused(
+                f"got a minimiser with a row of W or a column of H of norm {radius:.3g}, beyond "
+                f"the numbers of {etf.dtype}; allowed: a wider dtype, or decays that are closer"
+            )
+    W, means = etf * float(radii[0]), etf.T * float(radii[1])
+    H = jnp.repeat(means, int(problem.counts[0]), axis=1, total_repeat_length=problem.N)
+    return jax.tree.map(lambda x: x.astype(etf.dtype), Params(W, H, jnp.zeros(problem.K)))
