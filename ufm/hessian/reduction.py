@@ -22,7 +22,7 @@ import numpy as np
 from ufm.check import Refused, real
 from ufm.hessian.stationarity import EPS, Stationarity, measured
 from ufm.linalg import pair
-from ufm.model.evaluation import Evaluated, evaluate
+from ufm.model.evaluation import Evaluated, Residuals, evaluate, residuals
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import Spectrum, group
 
@@ -67,10 +67,10 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
     Raises:
         Refused: as `ufm.model.evaluation.evaluate`.
     """
-    return reduced(evaluate(problem, point), spread)
+    return reduced(residuals(problem, point), spread)
 
 
-def reduced(at: Evaluated, spread: float | None = None) -> Core:
+def reduced(at: Evaluated | Residuals, spread: float | None = None) -> Core:
     """`reduce` of a point that has been evaluated."""
     problem, (W, H, b) = at.problem, at.params
     spread = 64 * EPS * np.max(np.abs(H)) if spread is None else spread

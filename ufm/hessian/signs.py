@@ -34,7 +34,7 @@ from ufm.hessian.reduction import (
     outside,
     reduced,
 )
-from ufm.model.evaluation import evaluate
+from ufm.model.evaluation import residuals
 from ufm.model.problem import Params, Problem
 from ufm.runtime.threads import lapack_on_one_thread
 from ufm.theory.spectra import Spectrum
@@ -202,7 +202,7 @@ def inertia(
     shift = real("shift", shift)
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, above=0, also="or None")
-    return counted(problem, reduced(evaluate(problem, point)), shift, tolerance)
+    return counted(problem, reduced(residuals(problem, point)), shift, tolerance)
 
 
 def counted(

@@ -23,6 +23,20 @@ from ufm.model.problem import Params, Problem
 LARGEST = 1e150
 
 
+class Residuals(NamedTuple):
+    """What the Hessian is made of at a point, in NumPy float64; fields as in `Evaluated`."""
+
+    problem: Problem
+    params: Params
+    P: Float[np.ndarray, "K N"]
+    residual: Float[np.ndarray, "K N"]
+
+    @property
+    def G(self) -> Float[np.ndarray, "K N"]:
+        """G = (P − Y)/N, the gradient of the data term in the logits."""
+        return self.residual / self.problem.N
+
+
 class Evaluated(NamedTuple):
     """A point and what a judgement of it starts from, in NumPy float64.
 
@@ -64,13 +78,30 @@ def evaluate(problem: Problem, params: Params) -> Evaluated:
     return Evaluated(problem, point, float(value), P, residual, gradient, float(norm))
 
 
+def residuals(problem: Problem, params: Params) -> Residuals:
+    """The part of `evaluate` that counting eigenvalues needs: neither f nor ∇f.
+
+    Raises:
+        Refused: as `evaluate`.
+    """
+    point = _on_the_host(problem, params)
+    with jax.enable_x64(True):
+        return Residuals(problem, point, *jax.device_get(_residuals_compiled(problem, point)))
+
+
+def _residuals(problem: Problem, params: Params) -> tuple[Array, Array]:
+    Z = terms.logits(problem, params)
+    return losses.probabilities(Z), losses.residual(Z, problem.labels)
+
+
+_residuals_compiled = jax.jit(_residuals)
+
+
 @jax.jit
 def _evaluated(problem: Problem, params: Params) -> tuple[Array, Array, Array, Params, Array]:
-    Z = terms.logits(problem, params)
-    residual = losses.residual(Z, problem.labels)
+    P, residual = _residuals(problem, params)
     gradient = terms.gradient(problem, params, residual / problem.N)
-    value = terms.objective(problem, params)
-    return value, losses.probabilities(Z), residual, gradient, terms.norm(gradient)
+    return terms.objective(problem, params), P, residual, gradient, terms.norm(gradient)
 
 
 def _on_the_host(problem: Problem, point: Params) -> Params:

@@ -1,0 +1,1 @@
+"""Runs on disk: files written atomically, the life of a run, JSON values, verdicts on claims."""
