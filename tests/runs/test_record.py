@@ -32,11 +32,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ufm.runs import record
-from ufm.runs import sessions
-from ufm.runs import storage
-from ufm.runs import values
-from ufm.runs.record import RecordError, close_run, load_checkpoint, load_run, open_run, save_checkpoint
+from ufm.runs import record, sessions, storage, values
+from ufm.runs.record import (
+    RecordError,
+    close_run,
+    load_checkpoint,
+    load_run,
+    open_run,
+    save_checkpoint,
+)
 
 CONFIG = {"K": 4, "decay": {"W": 1e-3, "H": 0.1}, "steps": [1, 2]}
 KILLED = 9

@@ -31,11 +31,10 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from ufm.runtime import leader
-from ufm.runs import storage
-from ufm.runs import values
+from ufm.runs import storage, values
 from ufm.runs.sessions import now, session
 from ufm.runs.values import RecordError
+from ufm.runtime import leader
 
 FORMAT = "ufm-run"
 VERSION = 1
