@@ -125,7 +125,7 @@ del [Thing()][0]
 time.sleep(60)
 """,
 }
-HEAD = "import hashlib, time; from ufm import interrupts; interrupts.guard(); "
+HEAD = "import hashlib, time; from ufm.runtime import interrupts; interrupts.guard(); "
 
 
 @pytest.mark.parametrize("times", [1, 2])
