@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence_and_nothing_else(
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ufm"}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "ufm").rglob("*.py")}
-    assert {"ufm/py.typed", "ufm/report.html", *sources} <= set(names)
+    assert {"ufm/py.typed", "ufm/report/report.html", *sources} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
 
 
