@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -332,7 +333,7 @@ np.savez("four.npz", **sweep(PLAN))
 """
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.getcwd(),
+        "PYTHONPATH": str(Path(__file__).parent),
     }
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
     four, one = np.load(tmp_path / "four.npz"), sweeps.sweep(PLAN)
