@@ -239,18 +239,19 @@ def _described(cells: Sequence[SweepCell]) -> Columns:
 def _predicted(problem: Problem, count: int) -> Columns:
     """f* of the problems that ran, in closed form; NaN outside the theorem."""
     ran = jax.tree.map(lambda x: np.asarray(x)[:count], problem)
-    try:
-        return {"f_star": theory.global_value(ran)}
-    except Refused:  # one of them is outside the theorem, or all
-        pass
 
-    def one(i: int) -> float:
+    def closed(problem: Problem) -> np.ndarray:
         try:
-            return float(theory.global_value(jax.tree.map(lambda x: float(x[i]), ran)))
+            return np.asarray(theory.global_value(problem))
         except Refused:
-            return float("nan")
+            return np.array(np.nan)
 
-    return {"f_star": np.array([one(i) for i in range(count)])}
+    together = closed(ran)
+    if together.shape:
+        return {"f_star": together}
+    # One of them is outside the theorem, or all.
+    each = [closed(jax.tree.map(lambda x, i=i: float(x[i]), ran)) for i in range(count)]
+    return {"f_star": np.array(each)}
 
 
 @functools.lru_cache(maxsize=1)  # one shape is swept after the other
