@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Scalar
 from ufm.check import Refused, normal_decays, one_problem, traced
 from ufm.linalg import scaling
 from ufm.linalg.products import matmul
+from ufm.model import objective as terms
 from ufm.model.evaluation import Evaluated
 from ufm.model.objective import gradient_norm, logits, mean_weighed, objective, weighed
 from ufm.model.points import check_finite, check_params, check_precision, in_float64
@@ -82,7 +83,7 @@ def _centring(problem: Problem, residual: Callable, columns: Array) -> tuple[Arr
     """(mean column m, mixing weight s) that bring the dual variables to zero row sums.
 
     The weighted mean of R is subtracted; where that leaves the domain of ℓ*, all r_i are mixed with
-    those of the class frequencies π, π − y_i, which have zero row sums too, just enough to end
+    t̄ − t_i, t̄ the weighted mean of the targets, which have zero row sums too, just enough to end
     at its border.
     """
     K, loss = problem.K, problem.loss
@@ -91,10 +92,10 @@ def _centring(problem: Problem, residual: Callable, columns: Array) -> tuple[Arr
         return jnp.sum(weighed(problem, residual(part, labels), labels), axis=1)
 
     mean = blocks.total(summed, columns, problem.labels, K) / _mass(problem, columns.dtype)
-    pi = _frequencies(problem, columns.dtype)
+    pi = _mean_target(problem, columns.dtype)
 
     def shortfall(part, labels):
-        return loss.shortfall(residual(part, labels), labels, mean, pi)
+        return loss.shortfall(residual(part, labels), problem.target(labels), mean, pi)
 
     return mean, blocks.total(shortfall, columns, problem.labels, K, jnp.maximum)
 
@@ -107,14 +108,15 @@ def _mass(problem: Problem, dtype) -> Array | float:
 
 
 def _shares(problem: Problem, dtype) -> Array:
-    """c_k n_k/N, the weight of every class, (K,)."""
+    """c_k n_k/N, the weight of every class, (G,)."""
     share = jnp.asarray(problem.counts / problem.N, dtype)
     return share if problem.weights is None else share * jnp.asarray(problem.weights, dtype)
 
 
-def _frequencies(problem: Problem, dtype) -> Array:
-    """π, the shares of the classes in the weight of all samples, (K,)."""
-    return _shares(problem, dtype) / _mass(problem, dtype)
+def _mean_target(problem: Problem, dtype) -> Array:
+    """t̄, the weighted mean of the targets, (K,): the frequencies of the classes for labels."""
+    pi = _shares(problem, dtype) / _mass(problem, dtype)
+    return pi if problem.targets is None else jnp.asarray(problem.targets, dtype) @ pi
 
 
 def _penalised(problem: Problem, dtype) -> Array:
@@ -128,7 +130,7 @@ def _penalised(problem: Problem, dtype) -> Array:
 
 def _dual(problem: Problem, columns: Array, residual: Callable):
     """Dual variables r'_i of a block of samples; R itself if b pays by its decay."""
-    if not problem.bias:
+    if not (problem.bias and problem.loss.dual):
         return residual
     dtype, loss = columns.dtype, problem.loss
     mean, shortfall = jax.lax.cond(
@@ -136,8 +138,13 @@ def _dual(problem: Problem, columns: Array, residual: Callable):
         lambda: (jnp.zeros(problem.K, dtype), jnp.zeros((), dtype)),
         lambda: _centring(problem, residual, columns),
     )
-    pi = _frequencies(problem, dtype)
-    return lambda part, labels: loss.feasible(residual(part, labels), labels, mean, shortfall, pi)
+    pi = _mean_target(problem, dtype)
+
+    def centred(part, labels):
+        targets = problem.target(labels)
+        return loss.feasible(residual(part, labels), targets, mean, shortfall, pi)
+
+    return centred
 
 
 def lower_bound(problem: Problem, params: Params, any_size: bool = True) -> Bound:
@@ -150,7 +157,7 @@ def lower_bound(problem: Problem, params: Params, any_size: bool = True) -> Boun
     """
 
     def residual(H, labels):
-        return problem.loss.residual(logits(problem, params._replace(H=H)), labels)
+        return terms.residual(problem, params._replace(H=H), labels)
 
     return _bound(problem, params.H, residual, any_size)
 
@@ -174,6 +181,14 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     # Entries whose squares are below the smallest normal number are lost, √(KN) of them in all.
     safe = sigma + (float(info.tiny) * (1 if any_size else info.tiny**-0.5)) * (K * N) ** 0.5
     alpha = jnp.where(safe > mu, mu / safe, 1)
+    if (
+        problem.loss.dual and not problem.loss.convex
+    ):  # slopes that its hull has not are outside the domain of ℓ*
+
+        def reach(part, labels):
+            return problem.loss.reach(dual(part, labels), problem.target(labels))
+
+        alpha = jnp.minimum(alpha, blocks.total(reach, columns, labels, K, jnp.minimum))
     penalty = jnp.zeros((), dtype)
     if problem.bias:
         penalised = _penalised(problem, dtype)
@@ -182,13 +197,23 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
         penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
 
     def entropy(part, labels):
-        return -problem.loss.conjugate(alpha * dual(part, labels), labels)
+        return -problem.loss.conjugate(alpha * dual(part, labels), problem.target(labels))
 
+    if not problem.loss.dual:
+        unknown = jnp.full((), jnp.nan, dtype)
+        return Bound(unknown, unknown, sigma, jnp.zeros((), dtype))
     entropies = mean_weighed(problem, entropy, columns)
     value, unit = entropies - penalty, 8 * float(info.eps)
     # Factor by factor: a small number less a smaller one may leave the normal numbers.
-    proven = entropies * (1 - unit) - penalty * (1 + unit)
-    rounding = jnp.where(value > 0, unit * (entropies + penalty), 0)
+    size = entropies
+    if not problem.loss.definite(problem.targets):
+
+        def moduli(part, labels):
+            return problem.loss.magnitude(alpha * dual(part, labels), problem.target(labels))
+
+        size = mean_weighed(problem, moduli, columns)
+    proven = entropies - unit * size - penalty * (1 + unit)
+    rounding = jnp.where(value > 0, unit * (size + penalty), 0)
     return Bound(jnp.maximum(value, 0), jnp.maximum(proven, 0), sigma, rounding)
 
 
@@ -203,17 +228,20 @@ def _largest(problem: Problem, dtype) -> Array | float:
     return largest
 
 
-def _value_rounding(problem: Problem, params: Params) -> Scalar:
+def _value_rounding(problem: Problem, params: Params) -> Scalar | float:
     """What the rounding of the logits moves the data term by.
 
     A logit is a sum of d products and a bias: it is known to δ = (2 + √d) ε (|W||h| + |b|).
     """
+    if not problem.loss.dual:
+        return 0.0
     unit = (2 + problem.d**0.5) * jnp.finfo(params.H.dtype).eps
     largest = params._replace(W=jnp.abs(params.W), b=jnp.abs(params.b))
 
     def moved(H, labels):
         delta = unit * jnp.max(logits(problem, largest._replace(H=jnp.abs(H))), axis=0)
-        return problem.loss.moved(logits(problem, params._replace(H=H)), labels, delta)
+        Z = logits(problem, params._replace(H=H))
+        return problem.loss.moved(Z, problem.target(labels), delta)
 
     return mean_weighed(problem, moved, params.H)
 
@@ -269,6 +297,12 @@ def certify(problem: Problem, params: Params) -> Certificate:
             largest one.
     """
     check_params(problem, params)
+    if not problem.loss.dual:
+        raise Refused(
+            f"got the loss {type(problem.loss).__name__}, whose conjugate is not known, and so no "
+            "certificate; allowed: a loss with all of ufm.losses.Loss. ufm.hessian.verdict and "
+            "ufm.hessian.inertia judge critical points without it"
+        )
     if traced(problem, params):
         check_precision(params)
         return _certificate(problem, params)
@@ -283,7 +317,7 @@ def certify(problem: Problem, params: Params) -> Certificate:
 
 
 def certified(at: Evaluated) -> Certificate:
-    """`certify` of a point that has been evaluated."""
+    """`certify` of a point that has been evaluated; NaN for a bound where none is known."""
     normal_decays(at.problem)
     with jax.enable_x64(True):
         found = _certificate_at_compiled(at.problem, at.params, at.value, at.grad_norm, at.residual)

@@ -301,6 +301,37 @@ def class_counts(n: Any, K: int) -> int | tuple[int, ...]:
     return counts[0] if len(set(counts)) == 1 else counts
 
 
+def target_matrix(value: Any, K: int) -> Any:
+    """A matrix of K rows of finite real numbers as float64 of NumPy; None and tracers as they are.
+
+    Raises:
+        Refused: another shape, text, or entries that are not finite.
+    """
+    if value is None or traced(value):
+        return value
+    if callable(getattr(value, "detach", None)):
+        value = value.detach().cpu().numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf" or isinstance(value, np.ma.MaskedArray):
+        got = f"{type(value).__name__} of {array.dtype}"
+        raise Refused(f"got targets, a {got}; allowed: a (K, G) matrix of real numbers")
+    if array.ndim != 2 or array.shape[0] != K or array.shape[1] == 0:
+        way = f". It has K={K} columns: give its transpose" if array.shape[1:] == (K,) else ""
+        raise Refused(
+            f"got targets of shape {array.shape}; allowed: (K, G) with K={K}, a column for each "
+            f"group of samples{way}"
+        )
+    if not np.all(np.isfinite(array)):
+        j, i = (int(x[0]) for x in np.nonzero(~np.isfinite(array)))
+        raise Refused(f"got targets[{j}, {i}]={array[j, i]}; allowed: finite numbers")
+    array = np.array(array, np.float64)
+    array.setflags(write=False)
+    return array
+
+
 def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
     """One weight > 0 for each class as Python floats; None where all are 1. Tracers as they are.
 

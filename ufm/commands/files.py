@@ -195,3 +195,22 @@ def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             raise Refused(f"got {path} with {name} of type {dtype}; allowed: {', '.join(_TYPES)}")
         arrays[name] = np.frombuffer(entries[name]["data"], _TYPES[dtype]).reshape(shape)
     return arrays, list(entries)
+
+
+def matrix_of(path: Path) -> np.ndarray:
+    """A matrix of numbers: an .npy file, or text with a row a line and spaces or commas between.
+
+    Raises:
+        Refused: no such file, or one that holds no matrix.
+    """
+    regular_file(path, "a matrix")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        text = path.read_text(encoding="utf-8").replace(",", " ")
+        return np.loadtxt(text.splitlines(), ndmin=2)
+    except (OSError, ValueError, EOFError, UnicodeDecodeError) as error:
+        raise Refused(
+            f"got {path}, which holds no matrix ({' '.join(str(error).split())[:120]}); allowed: "
+            "an .npy file, or text with one row of numbers a line"
+        ) from None

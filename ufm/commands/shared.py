@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ufm.check import Refused, flag, shown
-from ufm.commands.files import arrays_of, is_file
+from ufm.commands.files import arrays_of, is_file, matrix_of
 from ufm.metrics.features import columns, numbers
 from ufm.model.points import check_params
 from ufm.model.problem import Params, Problem
@@ -55,17 +55,23 @@ class ModelFlags:
     decay_weights: tuple[float, ...] = ()
     """weights of the classes in the decay of their features, K numbers; 1/n_k in the
     layer-peeled model"""
+    targets: Path | None = None
+    """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
 
     def config(self) -> dict[str, Any]:
         """As a run folder holds it: loss and weights only where they were given."""
-        later = {"loss": "CrossEntropy", "weights": (), "decay_weights": ()}
-        return {name: x for name, x in asdict(self).items() if x != later.get(name)}
+        later = {"loss": "CrossEntropy", "weights": (), "decay_weights": (), "targets": None}
+        found = {name: x for name, x in asdict(self).items() if x != later.get(name, self)}
+        if self.targets is not None:
+            found["targets"] = self.problem().targets.tolist()
+        return found
 
     def problem(self) -> Problem:
         """Build the `Problem`, which refuses what makes no sense."""
         n = self.n[0] if len(self.n) == 1 else self.n
         weights = {name: getattr(self, name) or None for name in ("weights", "decay_weights")}
-        return Problem(**asdict(self) | {"n": n} | weights)
+        targets = None if self.targets is None else matrix_of(self.targets)
+        return Problem(**asdict(self) | {"n": n, "targets": targets} | weights)
 
 
 def stored_point(

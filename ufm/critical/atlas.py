@@ -95,7 +95,7 @@ def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
     problem = Problem.from_description(manifest["problem"], f"{file}: problem")
     m, K = len(manifest["orbits"]), problem.K
     rank = arrays["W"].shape[-1] if "W" in arrays and arrays["W"].ndim == 3 else 0
-    shapes = {"W": (m, K, rank), "H": (m, rank, K), "b": (m, K)}
+    shapes = {"W": (m, K, rank), "H": (m, rank, problem.groups), "b": (m, K)}
     if {name: x.shape for name, x in arrays.items()} != shapes or not m:
         raise RecordError(f"{file} lists other orbits than {manifest['arrays']['file']} holds")
     if not manifest["sessions"]:

@@ -90,6 +90,8 @@ def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
 
 def _class_sizes(problem: Problem, dtype) -> Array:
     """The diagonal of D of the module's head, (K,)."""
+    if problem.targets is not None:  # rows of W are no classes
+        return jnp.ones(problem.K, dtype)
     D = jnp.asarray(problem.counts, dtype)
     if problem.weights is not None:
         D = D * jnp.asarray(problem.weights, dtype) ** (2 / 3)

@@ -22,6 +22,7 @@ from ufm.critical import newton, orbits, sources
 from ufm.critical.orbits import Orbit
 from ufm.model import quotient
 from ufm.model.problem import Params, Problem, check_problem
+from ufm.theory.landscape import rank_bound
 
 FIRST = (
     sources.random, sources.tied, sources.padded, sources.passages, sources.descended,
@@ -47,8 +48,11 @@ class Census(NamedTuple):
 
 
 def quotient_of(problem: Problem) -> Problem:
-    """The problem in whose variables a census works: class means in min(d, K−1) dimensions."""
-    return quotient.of_width(problem, min(problem.d, problem.K - 1))
+    """The problem in whose variables a census works: class means in min(d, K−1) dimensions.
+
+    min(d, K) for a loss that is not invariant under shifts, where W may have full rank.
+    """
+    return quotient.of_width(problem, min(problem.d, rank_bound(problem)))
 
 
 def check(problem: Problem, starts: int, rounds: int) -> None:

@@ -36,7 +36,7 @@ def units(problem: Problem) -> tuple[Array, Array]:
     below by 1. Traceable.
     """
     K: int = problem.K
-    n: Any = problem.N / K
+    n: Any = problem.N / problem.groups
     if problem.decay_weights is not None:
         n = jnp.mean(problem.counts * jnp.asarray(problem.decay_weights, float))
     c = jnp.sqrt(n * jnp.asarray(problem.lam_W, float) * problem.lam_H)
@@ -79,6 +79,8 @@ def tied(problem: Problem, key: Array, count: int) -> Params:
     tied points form a fixed space of a symmetry (for equal counts), so Newton's method stays in
     it. By fixed spaces: critical points of f restricted to it are critical points of f.
     """
+    if problem.targets is not None:  # its columns are no classes that could be tied to rows of W
+        return random(problem, key, count)
     sizes = [p for p in partitions(problem.K) if 1 < len(p) < problem.K] or [(1,) * problem.K]
     table = np.stack([np.repeat(np.arange(len(p)), p) for p in sizes])
     groups = jnp.asarray(np.resize(table, (count, problem.K)))

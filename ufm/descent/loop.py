@@ -111,7 +111,11 @@ class Limits(NamedTuple):
 
 
 def measurements(problem: Problem, params: Params) -> dict[str, Array]:
-    """One row of the history at a point; traceable. Keys as in `Run.history`, less "step"."""
+    """One row of the history at a point; traceable. Keys as in `Run.history`, less "step".
+
+    NC1–NC4 are of classes: NaN with a target matrix, where a prediction is right if it is among the
+    largest targets.
+    """
     labels = problem.labels
 
     def scores(H):
@@ -119,18 +123,27 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
 
     def hits(H, labels):
         Z = scores(H)
-        return jnp.sum((metrics.first_largest(jnp, Z) == labels).astype(Z.dtype))
+        found = metrics.first_largest(jnp, Z)
+        if problem.targets is None:
+            return jnp.sum((found == labels).astype(Z.dtype))
+        T = problem.target(labels)
+        own = jnp.take_along_axis(T, found[None, :], axis=0)[0]
+        return jnp.sum((own == jnp.max(T, axis=0)).astype(Z.dtype))
 
     loss = objective(problem, params)
     bound = certificate.lower_bound(problem, params, any_size=False).value
-    collapse = metrics.measure(jnp, *params, labels, scores)
     row = {
         "loss": loss,
         "grad_norm": gradient_norm(problem, params),
         "gap": loss - bound,
         "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
     }
-    row |= {name: getattr(collapse, name) for name in ("nc1", "nc2", "nc3", "nc4")}
+    names = ("nc1", "nc2", "nc3", "nc4")
+    if problem.targets is None:
+        collapse = metrics.measure(jnp, *params, labels, scores)
+        row |= {name: getattr(collapse, name) for name in names}
+    else:
+        row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
     for name, x in zip("WHb", params, strict=True):
         unit = 1 / scaling.binade(jnp, x)
         row[f"norm_{name}"] = jnp.sqrt(scaling.squared_norm(x * unit)) / unit

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ufm.model.objective import add_decay, decays, logits, pullback
+from ufm.model.objective import add_decay, decays, pullback, residual
 from ufm.model.problem import Params, Problem
 
 
@@ -43,7 +43,7 @@ def gradient(problem: Problem, params: Params, columns: Array) -> Params:
     B = columns.shape[0]
     part = Params(W, H_B, b)
     labels = jnp.asarray(problem.labels)[columns]
-    G = problem.loss.residual(logits(problem, part), labels) / B
+    G = residual(problem, part, labels) / B
     if problem.weights is not None:
         G *= jnp.asarray(problem.weights, G.dtype)[labels]
     dW, dH_B, db = add_decay(problem, part, pullback(problem, part, G), labels)

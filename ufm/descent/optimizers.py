@@ -67,7 +67,7 @@ def curvature_bound(problem: Problem, value):
     require(problem)
     if not isinstance(value, jax.Array):
         value = check.real("value", value, least=0)
-    lam_b, beta = problem.lam_b if problem.bias else 0.0, problem.loss.smoothness
+    lam_b, beta = problem.lam_b if problem.bias else 0.0, problem.loss.smoothness(problem.targets)
     least = most = problem.lam_H
     if problem.decay_weights is not None:
         omega = jnp.asarray(problem.decay_weights)
@@ -80,7 +80,7 @@ def curvature_bound(problem: Problem, value):
     smallest = jnp.minimum(problem.lam_W, least)
     largest = jnp.maximum(jnp.maximum(problem.lam_W, most), lam_b)
     norms = 2 * beta * stretch * value / (problem.N * smallest)
-    residuals = mass * problem.loss.residual_bound(value / mass)
+    residuals = mass * problem.loss.residual_bound(value / mass, problem.targets)
     coupling = jnp.sqrt(stretch * residuals / problem.N)
     return (beta * stretch if problem.bias else 0.0) + norms + coupling + largest
 

@@ -50,7 +50,8 @@ def linearize(problem: Problem, params: Params) -> Linearization:
         Refused: if shapes or dtypes of params do not fit the problem.
     """
     points.check_params(problem, params)
-    S = problem.loss.curvature(terms.logits(problem, params), problem.labels)
+    targets = problem.target(problem.labels)
+    S = problem.loss.curvature(terms.logits(problem, params), targets)
     return Linearization(problem, params, S.prepared(), terms.data_gradient(problem, params))
 
 
@@ -240,18 +241,19 @@ class OrbitTangents(NamedTuple):
     W, H: the point.
     axes: eigenvectors of WᵀW + HHᵀ, (d, d).
     inverse: 1/(s_i + s_j) for its eigenvalues s, 0 where both vanish, (d, d).
-    free_bias: 1 where the problem has a bias without decay, otherwise 0.
+    free_bias: the unit direction of b along which f is constant, 1/√K for a bias without decay and
+        a loss that is invariant under shifts; 0 where there is none, (K,).
     """
 
     W: Float[Array, "K d"]
     H: Float[Array, "d N"]
     axes: Float[Array, "d d"]
     inverse: Float[Array, "d d"]
-    free_bias: Float[Array, ""]
+    free_bias: Float[Array, " K"]
 
 
 def orbit(problem: Problem, params: Params) -> OrbitTangents:
-    """The tangents (W Aᵀ, A H, 0), A antisymmetric, and (0, 0, 1) if λ_b = 0.
+    """The tangents (W Aᵀ, A H, 0), A antisymmetric, and (0, 0, n) if λ_b = 0, n ℓ's null direction.
 
     The Hessian vanishes along them at a critical point. Directions in which W and H are zero to
     rounding turn nothing and are left out.
@@ -261,8 +263,11 @@ def orbit(problem: Problem, params: Params) -> OrbitTangents:
     total = s[:, None] + s[None, :]
     floor = 16 * problem.d * jnp.finfo(s.dtype).eps * s[-1]
     inverse = jnp.where(total > floor, 1 / jnp.where(total > floor, total, 1), 0)
-    free_bias = jnp.asarray(problem.lam_b, b.dtype) == 0 if problem.bias else jnp.asarray(False)
-    return OrbitTangents(W, H, axes, inverse, free_bias.astype(b.dtype))
+    null = problem.loss.null(problem.K) if problem.bias else None
+    n = jnp.zeros_like(b) if null is None else jnp.asarray(null, b.dtype)
+    n = n / jnp.maximum(jnp.linalg.norm(n), jnp.finfo(b.dtype).tiny)
+    free = jnp.asarray(problem.lam_b, b.dtype) == 0
+    return OrbitTangents(W, H, axes, inverse, jnp.where(free, n, 0))
 
 
 def project_out(at: OrbitTangents, tangent: Params) -> Params:
@@ -276,5 +281,5 @@ def project_out(at: OrbitTangents, tangent: Params) -> Params:
     C = matmul(dH, H.T) + matmul(jnp.swapaxes(dW, -1, -2), W)
     C = C - jnp.swapaxes(C, -1, -2)
     A = matmul(axes, matmul(inverse * matmul(axes.T, matmul(C, axes)), axes.T))
-    out_b = db - free_bias * jnp.mean(db, axis=-1, keepdims=True)
+    out_b = db - free_bias * jnp.sum(free_bias * db, axis=-1, keepdims=True)
     return Params(dW - matmul(W, jnp.swapaxes(A, -1, -2)), dH - matmul(A, H), out_b)

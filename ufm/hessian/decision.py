@@ -31,6 +31,7 @@ from ufm.hessian.signs import Inertia
 from ufm.hessian.stationarity import EPS, logit_rounding, measured
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
+from ufm.theory import landscape
 from ufm.theory.spectra import orbit_dimension
 
 Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
@@ -230,10 +231,11 @@ def _decided(
     mu = lam_W**0.5 * lam_H**0.5
     sigma = core.ratio
     error = doubt.of(sigma, mu)
-    wide = problem.d >= problem.K - 1
+    least = landscape.benign_width(problem)
+    wide = least is not None and problem.d >= least
     # Without an idle dimension rounding alone keeps W from the lower rank that the theorem gives.
     if (core.idle or (wide and curvature < 0)) and sigma - mu > error:
-        theorem = f", a strict saddle by the theorem for d >= K-1 (d={problem.d}, K={problem.K})"
+        theorem = f", a strict saddle by the theorem for d >= {least} (d={problem.d})"
         reason = (
             f"{'an explicit' if core.idle else 'the lowest'} direction has curvature "
             f"{curvature:.6g}: |G|_2 = {sigma:.6g} exceeds mu = {mu:.6g} by more than {error:.3g}"
@@ -281,9 +283,10 @@ def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
             inner[:, a], inner[:, b] = -core.H[b], core.H[a]
             inner *= np.sqrt(core.merged)[:, None]
             tangents.append(np.concatenate([outer.ravel(), inner.ravel()]))
-    if core.bias and lam_b == 0:
+    null = problem.loss.null(K) if core.bias and lam_b == 0 else None
+    if null is not None:
         outer = np.zeros((K, s + 1))
-        outer[:, s] = 1.0
+        outer[:, s] = null
         tangents.append(np.concatenate([outer.ravel(), np.zeros(M * s)]))
     size = float(np.max(np.sum(np.abs(matrix), axis=1)))
     if tangents:
@@ -297,17 +300,17 @@ def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
 
 def from_counts(problem: Problem, core: Core, counts: Inertia) -> tuple[Kind, str]:
     """The verdict on a critical point by its inertia alone, and the sentence that says why."""
-    orbit = orbit_dimension(problem, core.W.shape[1])
+    orbit, least = orbit_dimension(problem, core.W.shape[1]), landscape.benign_width(problem)
     if counts.negative:
         return "strict saddle", f"the Hessian has {counts.negative} negative eigenvalues"
     if counts.zero == orbit:
         theorem = (
-            "; by the theorem for d >= K-1 the critical point near by is a global minimiser, but "
-            "the certified gap does not show it"
+            f"; by the theorem for d >= {least} the critical point near by is a global minimiser, "
+            "but the certified gap does not show it"
         )
         return "local minimiser", (
             f"no eigenvalue below {counts.tolerance:.3g} but the {orbit} of the symmetry orbit"
-            f"{theorem if problem.d >= problem.K - 1 else ''}"
+            f"{theorem if least is not None and problem.d >= least else ''}"
         )
     return "undecided", (
         f"no negative eigenvalue, but {counts.zero} within {counts.tolerance:.3g} of 0 where the "

@@ -27,7 +27,7 @@ import scipy.linalg
 from ufm.check import Refused, real
 from ufm.hessian.stationarity import EPS, Stationarity, measured
 from ufm.linalg import pair
-from ufm.losses.loss import Curvature, Loss
+from ufm.losses.loss import Curvature
 from ufm.model.evaluation import Evaluated, Residuals, evaluate, residuals
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import Spectrum, group
@@ -47,7 +47,7 @@ class Core(NamedTuple):
     frame: (d, s), orthonormal; W frameᵀ and frame H are the point itself.
     idle: d − s.
     decays: λ_W, λ_H, λ_b.
-    loss: ℓ.
+    convex: whether ℓ is.  smoothness: a bound on ‖S_j‖₂.
     """
 
     W: np.ndarray
@@ -63,7 +63,8 @@ class Core(NamedTuple):
     idle: int
     decays: tuple[float, float, float]
     bias: bool
-    loss: Loss
+    convex: bool
+    smoothness: float
 
     @property
     def owner(self) -> np.ndarray:
@@ -126,8 +127,15 @@ def reduced(at: Evaluated | Residuals, spread: float | None = None) -> Core:
         idle=problem.d - frame.shape[1],
         decays=(float(problem.lam_W), float(problem.lam_H), float(problem.lam_b)),
         bias=problem.bias,
-        loss=problem.loss,
+        convex=problem.loss.convex,
+        smoothness=_smoothness(problem, S),
     )
+
+
+def _smoothness(problem: Problem, S: Curvature) -> float:
+    """sup‖S‖ of the loss; at these points, where no bound is known."""
+    bound = float(problem.loss.smoothness(problem.targets))
+    return bound if np.isfinite(bound) else float(np.max(np.abs(S.matrices()).sum(axis=2)))
 
 
 def spread_out(problem: Problem, core: Core) -> Core:
@@ -149,14 +157,14 @@ def spread_out(problem: Problem, core: Core) -> Core:
 
 def _by_class(problem: Problem, X: np.ndarray) -> list[np.ndarray]:
     """The columns of the samples, class by class."""
-    return np.split(X, np.cumsum(problem.counts)[:-1], axis=1)
+    return np.split(X, np.cumsum(problem.counts)[:-1], axis=-1)
 
 
 def _merged(problem: Problem, equal: list[bool], X: np.ndarray) -> np.ndarray:
     """The mean column of every class whose samples are equal, all columns of the others."""
     parts = zip(equal, _by_class(problem, X), strict=True)
-    columns = [np.mean(x, axis=1, keepdims=True) if same else x for same, x in parts]
-    return np.concatenate(columns, axis=1)
+    columns = [np.mean(x, axis=-1, keepdims=True) if same else x for same, x in parts]
+    return np.concatenate(columns, axis=-1)
 
 
 def _frame(W: np.ndarray, H: np.ndarray) -> tuple[np.ndarray, int]:
@@ -181,7 +189,7 @@ def feature_eigenvalues(core: Core, columns: np.ndarray) -> np.ndarray:
         S = core.S.columns(block).matrices() * core.weight[block, None, None]
         found.append(np.linalg.eigvalsh(W.T @ (S @ W)))
     values = np.concatenate(found)
-    return np.maximum(values, 0.0) if core.loss.convex else values
+    return np.maximum(values, 0.0) if core.convex else values
 
 
 def free(core: Core) -> tuple[np.ndarray, list[int]]:
@@ -316,9 +324,10 @@ def collapsed(found: Stationarity) -> Core:
     lam_H = float(np.min(problem.class_decays))
     spread = 4 * found.residual / lam_H if lam_H > 0 else 0.0
     core = reduced(found.at, max(spread, 64 * EPS * float(np.max(np.abs(found.at.params.H)))))
-    if len(core.merged) != problem.K:
+    # Features of a class are equal because ℓ + decay is strictly convex in each of them.
+    if len(core.merged) != problem.groups and problem.loss.convex:
         raise Refused(
-            f"got a point with {len(core.merged)} distinct feature columns for K={problem.K} "
+            f"got a point with {len(core.merged)} distinct feature columns for {problem.groups} "
             "classes: the reduction needs collapsed classes, which criticality implies only for "
             f"lam_H > 0 (lam_H={lam_H})"
         )

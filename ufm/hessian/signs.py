@@ -169,7 +169,7 @@ def _rounding(core: Core) -> _Rounding:
     features = lifted(core) * np.sqrt(core.merged * core.weight)[:, None]
     moment = np.linalg.norm(features.T @ features, 2)
     data = np.linalg.norm(core.W, 2) ** 2 * np.max(core.weight) + moment
-    size = max(*core.decays, float(np.max(core.decay))) + core.loss.smoothness * data
+    size = max(*core.decays, float(np.max(core.decay))) + core.smoothness * data
     pairing = np.linalg.norm(core.pairing, 2)
     return _Rounding(float(size), float(pairing), (core.decays[0], float(np.min(core.decay))))
 
@@ -225,7 +225,7 @@ def counted(
     below = []
     for edge, outer in zip(edges, (shift - closed, shift + closed), strict=True):
         count = int(np.sum(multiplicities[values < outer]))
-        if edge > lam_H or not core.loss.convex:
+        if edge > lam_H or not core.convex:
             count += int(np.sum(poles < edge))
         below.append(count + _negatives(complement(core, edge)))
     lower, upper = below
@@ -240,7 +240,7 @@ def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, n
     margin = 1024 * error.at(shift, poles) if tolerance is None else tolerance
     if tolerance is None and shift < lam_H:
         margin = min(margin, max(margin / 16, (lam_H - shift) / 4))
-    if shift + margin >= lam_H or not core.loss.convex:
+    if shift + margin >= lam_H or not core.convex:
         s, M = core.H.shape
         poles = (core.decay[:, None] + feature_eigenvalues(core, np.arange(M))).ravel()
         poles = np.append(poles, np.repeat(core.decay, s - core.rank))

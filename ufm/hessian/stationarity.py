@@ -13,9 +13,9 @@ rounding of G hides a violation:
     means:   1ᵀW = 0, relative to √K‖W‖, and 1ᵀb = 0 if λ_b > 0, relative to √K(1 + ‖b‖)
 
 (WᵀGHᵀ is a part of Wᵀ∇_W and of ∇_H Hᵀ; 1ᵀG = 0 for a loss that is invariant under shifts, and only
-for these are the means measured. Ω holds the weights of the samples in the decay.) Where the
-balance fails W and H can be rescaled, (W A, A⁻¹H), which leaves the data term alone and lowers the
-decay.
+for these are the means measured. Ω holds the weights of the samples in the decay, and 1 is ℓ's null
+direction.) Where the balance fails W and H can be rescaled, (W A, A⁻¹H), which leaves the data term
+alone and lowers the decay.
 
 A share of up to 1e-8 counts as critical, and so does whatever `ufm.solve` calls converged: where
 decays are small beside G, float64 holds no point that is nearer to critical, and `uncertainty` says
@@ -160,9 +160,10 @@ def _measures(at: Evaluated) -> list[_Measure]:
         _Measure("the gradient in W", length(slope.W), terms_W, rounding_W, polished),
         _Measure("the gradient in H", length(slope.H), terms_H, rounding_H, polished),
     ]
-    invariant = problem.loss.shift_invariant
-    if lam_W > 0 and invariant:
-        mean, slack = length(W.sum(axis=0)), root * polished / lam_W
+    null = problem.loss.null(problem.K)
+    n = null if null is None else np.asarray(null) * (root / length(np.asarray(null)))
+    if lam_W > 0 and n is not None:
+        mean, slack = length(n @ W), root * polished / lam_W
         found.append(_Measure("the sum of the rows of W", mean, root * size_W, 0.0, slack))
     # In units of the longer of √λ_W W and √λ_H H, so that no square leaves the range of float64.
     unit = max(lam_W**0.5 * size_W, lam_H**0.5 * length(H * omega**0.5))
@@ -176,7 +177,7 @@ def _measures(at: Evaluated) -> list[_Measure]:
         k = int(np.argmax(np.abs(slope.b) / np.where(terms_b > 0, terms_b, 1)))
         left, terms = abs(float(slope.b[k])), float(terms_b[k])
         found.append(_Measure("the gradient in b", left, terms, 2 * eta * terms, polished))
-    if problem.bias and lam_b > 0 and invariant:
+    if problem.bias and lam_b > 0 and n is not None:
         terms, slack = root * (1 + size_b), root * polished / lam_b
-        found.append(_Measure("the sum of b", abs(float(np.sum(b))), terms, 0.0, slack))
+        found.append(_Measure("the sum of b", abs(float(n @ b)), terms, 0.0, slack))
     return found

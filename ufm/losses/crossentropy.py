@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ufm.losses.loss import Curvature
+from ufm.losses.parameters import nonnegative, parameter, registered
 
 # A residual is the inner loop of every gradient. Up to this many classes both of its sums come
 # fastest from one pass; beyond, XLA's pass for two sums at once strides through memory on CPUs.
@@ -105,60 +106,170 @@ def conjugate(R: Float[Array, "K N"], labels: Labels) -> Float[Array, " N"]:
     )
 
 
-@jax.tree_util.register_dataclass
+@registered
 @dataclass(frozen=True)
 class CrossEntropy:
-    """ℓ(z, y) = −log softmax(z)_y, for labels y: the loss of Zhu et al. 2021 (arXiv 2105.02375).
+    """ℓ(z; t) = s log Σ_j e^{z_j} − ⟨T, z⟩, s = ΣT: −log softmax(z)_y for a label y, T = e_y.
 
-    Methods: see `ufm.losses.Loss`. S = diag(p) − ppᵀ has norm at most 1/2.
+    Zhu et al. 2021 (arXiv 2105.02375). With label smoothing T = (1−ε) e_y + ε/K (Zhou et al. 2022,
+    arXiv 2210.02192); for target matrices T ≥ 0 is any: soft labels, mixtures, next-token counts
+    (arXiv 2408.15417), or the labels of a sample that has several (pick all labels, arXiv
+    2310.15903). S = s(diag p − ppᵀ) has norm at most s/2. Methods: see `ufm.losses.Loss`.
+
+    Args:
+        smoothing: ε in [0, 1).
     """
 
+    smoothing: Any = 0.0
+
     convex: ClassVar[bool] = True
-    shift_invariant: ClassVar[bool] = True
-    smoothness: ClassVar[float] = 0.5
+    dual: ClassVar[bool] = True
 
-    def value(self, Z: Float[Array, "K N"], t: Labels) -> Float[Array, " N"]:
-        """`cross_entropy`, in nats."""
-        return cross_entropy(Z, t)
+    def __post_init__(self):
+        parameter(self, "smoothing", least=0, below=1)
 
-    def residual(self, Z: Float[Array, "K N"], t: Labels) -> Float[Array, "K N"]:
-        """P − Y, by `residual`."""
-        return residual(Z, t)
+    @property
+    def _plain(self) -> bool:
+        return isinstance(self.smoothing, float) and self.smoothing == 0
 
-    def curvature(self, Z: Float[Array, "K N"], t: Labels) -> Curvature:  # noqa: ARG002
-        """p = softmax(z) of every column; the labels play no part."""
-        return Curvature(probabilities(Z))
+    def null(self, K: int) -> Any:
+        """1: a shift of all logits changes nothing."""
+        return np.ones(K)
 
-    def conjugate(self, R: Float[Array, "K N"], t: Labels) -> Float[Array, " N"]:
-        """Minus the entropy of e_y + r, by `conjugate`."""
-        return conjugate(R, t)
+    def check(self, K: int, targets: Any) -> None:  # noqa: ARG002
+        """Targets must be ≥ 0, of a positive sum.
 
-    def shortfall(self, R: Float[Array, "K N"], t: Labels, mean: Any, pi: Any) -> Any:
-        """The least s ≥ 0 that leaves no probability of (r − mean + s π)/(1 + s) negative."""
-        Y = _is_label(R, t)
-        centred = R - mean[:, None]
-        lowest = jnp.minimum(
-            jnp.min(jnp.where(Y, jnp.inf, centred) / pi[:, None]),
-            jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi[:, None]),
-        )
-        return jnp.maximum(-lowest, 0)
-
-    def feasible(self, R: Float[Array, "K N"], t: Labels, mean: Any, mixed: Any, pi: Any) -> Any:
-        """(R − mean + s(π − Y))/(1 + s): every e_y + r is mixed with the class frequencies π."""
-        Y = _is_label(R, t)
-        moved = (R - mean[:, None] + mixed * (pi[:, None] - Y)) / (1 + mixed)
-        # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
-        return jnp.maximum(moved, jnp.where(Y, -1, 0))
-
-    def moved(self, Z: Float[Array, "K N"], t: Labels, delta: Any) -> Float[Array, " N"]:
-        """At most 2δ, and ℓ(m − 2δ) − ℓ(m) ≤ (1 − p_y)(e^{2δ} − 1) or ℓ(m − 2δ) itself.
-
-        A margin moves by at most 2δ.
+        Raises:
+            Refused: naming the first column that is not.
         """
-        twice, m = 2 * delta, margins(Z, t)
-        small = jax.nn.sigmoid(-m) * jnp.expm1(jnp.minimum(twice, 1))
-        return jnp.minimum(twice, jnp.where(twice < 1, small, jax.nn.softplus(twice - m)))
+        if targets is not None:
+            nonnegative(targets, "cross-entropy")
 
-    def residual_bound(self, value: Any) -> Any:
-        """‖p − y‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ)."""
-        return 2 * jnp.minimum(1, value)
+    def _matrix(self, t: Any, K: int, dtype: Any) -> Array:
+        """The targets T as a matrix, smoothed, (K, N)."""
+        T = _one_hot(t, K, dtype) if t.ndim == 1 else jnp.asarray(t, dtype)
+        return T if self._plain else self._smoothed(T)
+
+    def _smoothed(self, T: Array) -> Array:
+        eps = jnp.asarray(self.smoothing, T.dtype)
+        return (1 - eps) * T + eps / T.shape[0] * jnp.sum(T, axis=0)
+
+    def value(self, Z: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
+        """s(lse z − max z) + ⟨T, max z − z⟩: no term is negative."""
+        if self._plain and t.ndim == 1:
+            return cross_entropy(Z, t)
+        T = self._matrix(t, *_form(Z))
+        top = jnp.max(Z, axis=0)
+        first = jnp.arange(Z.shape[0])[:, None] == jnp.argmax(Z, axis=0)
+        rest = jnp.log1p(jnp.sum(jnp.where(first, 0, jnp.exp(Z - top)), axis=0))
+        return jnp.sum(T, axis=0) * rest + jnp.sum(T * (top - Z), axis=0)
+
+    def residual(self, Z: Float[Array, "K N"], t: Any) -> Float[Array, "K N"]:
+        """s p − T; for labels by `residual`."""
+        if t.ndim == 1:
+            R = residual(Z, t)
+            return R if self._plain else R - (self._matrix(t, *_form(Z)) - _one_hot(t, *_form(Z)))
+        T = self._matrix(t, *_form(Z))
+        return jnp.sum(T, axis=0) * probabilities(Z) - T
+
+    def curvature(self, Z: Float[Array, "K N"], t: Any) -> Curvature:
+        """s(diag p − ppᵀ)."""
+        scale = None if t.ndim == 1 else jnp.sum(jnp.asarray(t, Z.dtype), axis=0)
+        return Curvature(probabilities(Z), scale)
+
+    def conjugate(self, R: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
+        """Σ_j q_j log q_j − s log s at q = T + r ≥ 0."""
+        if t.ndim == 1:
+            if not self._plain:  # of q − e_y
+                R = R + (self._matrix(t, *_form(R)) - _one_hot(t, *_form(R)))
+            return conjugate(R, t)
+        T = self._matrix(t, *_form(R))
+        q, s = jnp.maximum(T + R, 0), jnp.sum(T, axis=0)
+        xlogy = jax.scipy.special.xlogy
+        return jnp.sum(xlogy(q, q), axis=0) - xlogy(s, s)
+
+    def shortfall(self, R: Float[Array, "K N"], t: Any, mean: Any, pi: Any) -> Any:
+        """The least s ≥ 0 that leaves no entry of (T + r − mean + s t̄)/(1 + s) negative."""
+        if self._plain and t.ndim == 1:
+            return shortfall(R, t, mean, pi)
+        left = self._matrix(t, *_form(R)) + R - mean[:, None]
+        return jnp.maximum(-jnp.min(left / self._mean(pi)[:, None]), 0)
+
+    def _mean(self, pi: Array) -> Array:
+        return pi if self._plain else self._smoothed(pi[:, None])[:, 0]
+
+    def feasible(self, R: Float[Array, "K N"], t: Any, mean: Any, mixed: Any, pi: Any) -> Any:
+        """Every T + r is mixed with the mean target t̄."""
+        if self._plain and t.ndim == 1:
+            return feasible(R, t, mean, mixed, pi)
+        T = self._matrix(t, *_form(R))
+        moved = (R - mean[:, None] + mixed * (self._mean(pi)[:, None] - T)) / (1 + mixed)
+        return jnp.maximum(moved, -T)
+
+    def reach(self, R: Float[Array, "K N"], t: Any) -> float:  # noqa: ARG002
+        """1: (1−α)T + α(T + r) ≥ 0."""
+        return 1.0
+
+    def definite(self, targets: Any) -> bool:
+        """For labels: −ℓ* is an entropy."""
+        return targets is None
+
+    def magnitude(self, R: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
+        """Σ_j |q_j log q_j| + |s log s|."""
+        T = self._matrix(t, *_form(R))
+        q, s = jnp.maximum(T + R, 0), jnp.sum(T, axis=0)
+        xlogy = jax.scipy.special.xlogy
+        return jnp.sum(jnp.abs(xlogy(q, q)), axis=0) + jnp.abs(xlogy(s, s))
+
+    def moved(self, Z: Float[Array, "K N"], t: Any, delta: Any) -> Float[Array, " N"]:
+        """At most 2sδ, since ‖sp − T‖₁ ≤ 2s; less for labels, by `moved`."""
+        if self._plain and t.ndim == 1:
+            return moved(Z, t, delta)
+        return 2 * delta * (1.0 if t.ndim == 1 else jnp.sum(jnp.asarray(t, Z.dtype), axis=0))
+
+    def smoothness(self, targets: Any = None) -> Any:
+        """s/2."""
+        return 0.5 if targets is None else 0.5 * jnp.max(jnp.sum(jnp.asarray(targets), axis=0))
+
+    def residual_bound(self, value: Any, targets: Any = None) -> Any:
+        """‖p − y‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ); in general 2 sup‖S‖ ℓ, as ℓ ≥ 0."""
+        if self._plain and targets is None:
+            return 2 * jnp.minimum(1, value)
+        return 2 * self.smoothness(targets) * value
+
+
+def _form(Z: Array) -> tuple[int, Any]:
+    return Z.shape[0], Z.dtype
+
+
+def _one_hot(labels: Labels, K: int, dtype: Any) -> Array:
+    return (jnp.arange(K)[:, None] == labels).astype(dtype)
+
+
+def shortfall(R: Float[Array, "K N"], labels: Labels, mean: Any, pi: Any) -> Any:
+    """The least s ≥ 0 that leaves no probability of y + (r − mean + s(π − y))/(1 + s) negative."""
+    Y = _is_label(R, labels)
+    centred = R - mean[:, None]
+    lowest = jnp.minimum(
+        jnp.min(jnp.where(Y, jnp.inf, centred) / pi[:, None]),
+        jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi[:, None]),
+    )
+    return jnp.maximum(-lowest, 0)
+
+
+def feasible(R: Float[Array, "K N"], labels: Labels, mean: Any, mixed: Any, pi: Any) -> Any:
+    """(R − mean + s(π − Y))/(1 + s): every e_y + r is mixed with the class frequencies π."""
+    Y = _is_label(R, labels)
+    centred = (R - mean[:, None] + mixed * (pi[:, None] - Y)) / (1 + mixed)
+    # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
+    return jnp.maximum(centred, jnp.where(Y, -1, 0))
+
+
+def moved(Z: Float[Array, "K N"], labels: Labels, delta: Any) -> Float[Array, " N"]:
+    """How far ℓ moves if every logit does by at most δ: a margin moves by at most 2δ.
+
+    At most 2δ, and ℓ(m − 2δ) − ℓ(m) ≤ (1 − p_y)(e^{2δ} − 1) or ℓ(m − 2δ) itself.
+    """
+    twice, m = 2 * delta, margins(Z, labels)
+    small = jax.nn.sigmoid(-m) * jnp.expm1(jnp.minimum(twice, 1))
+    return jnp.minimum(twice, jnp.where(twice < 1, small, jax.nn.softplus(twice - m)))

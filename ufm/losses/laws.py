@@ -22,8 +22,8 @@ class LossErrors(NamedTuple):
     value: against the exact values, relative; NaN where none were given.
     residual, curvature: against automatic differentiation of the value, of its residual.
     matrices: of S as matrices against products with unit vectors.
-    fenchel_young: of ℓ(z) + ℓ*(∇ℓ) = ⟨∇ℓ, z⟩.
-    shift: of 1ᵀ∇ℓ = 0, for a loss that is invariant under shifts.
+    fenchel_young: of ℓ(z) + ℓ*(∇ℓ) = ⟨∇ℓ, z⟩; of ≥ for a loss that is not convex.
+    null: of nᵀ∇ℓ = 0, n the direction along which the loss is said to be constant.
     convexity: the most negative eigenvalue of S, for a convex loss.
     smoothness, residual_bound, moved: by how much these bounds are exceeded; 0 where they hold.
     """
@@ -33,7 +33,7 @@ class LossErrors(NamedTuple):
     curvature: float
     matrices: float
     fenchel_young: float
-    shift: float
+    null: float
     convexity: float
     smoothness: float
     residual_bound: float
@@ -99,29 +99,32 @@ def _errors(loss: Loss, Z: Any, t: Any, generator: np.random.Generator) -> LossE
     slope, second = jax.jvp(jax.grad(lambda Z: jnp.sum(loss.value(Z, t))), (Z,), (dZ,))
     S, ready = np.asarray(jax.tree.map(np.asarray, curvature).matrices()), curvature.prepared()
     image = ready.apply(dZ)
-    size = float(max(loss.smoothness, 1.0) * jnp.max(jnp.abs(dZ)))
+    smoothness = float(loss.smoothness(t if t.ndim > 1 else None))
+    size = float(max(smoothness, 1.0) * jnp.max(jnp.abs(dZ)))
     products = np.stack([np.asarray(ready.apply(jnp.eye(K)[:, [k]] + 0 * Z)) for k in range(K)])
     eigenvalues = np.linalg.eigvalsh(S)
-    young = value + loss.conjugate(R, t) - jnp.sum(R * Z, axis=0)
+    # Of a loss that is not convex the conjugate is that of its hull, which may lie below it.
+    dual = R if loss.convex else loss.reach(R, t) * R
+    young = value + loss.conjugate(dual, t) - jnp.sum(dual * Z, axis=0)
+    young = jnp.abs(young) if loss.convex else jnp.maximum(-young, 0)
     young_size = 1 + value + jnp.sum(jnp.abs(R * Z), axis=0)
+    n = loss.null(K)
+    drift = 0.0 if n is None else jnp.abs(n @ R) / jnp.max(jnp.abs(n))
     delta = jnp.asarray(10.0 ** generator.uniform(-9, 1, N))
     signs = jnp.asarray(generator.choice([-1.0, 1.0], Z.shape))
     moved = jnp.abs(loss.value(Z + delta * signs, t) - value)
     largest = jnp.max(jnp.abs(R), axis=0)
+    bound = loss.residual_bound(value, t if t.ndim > 1 else None)
     return LossErrors(
         value=float("nan"),
         residual=float(jnp.max(jnp.abs(slope - R) / (unit * (1 + largest)))),
         curvature=float(jnp.max(jnp.abs(second - image) / (unit * size))),
         matrices=float(np.max(np.abs(products.transpose(2, 0, 1) - S)) / (8 * EPS * size)),
-        fenchel_young=float(jnp.max(jnp.abs(young) / (unit * young_size))),
-        shift=float(jnp.max(jnp.abs(jnp.sum(R, axis=0)) / (K * EPS * largest)))
-        if loss.shift_invariant
-        else 0.0,
+        fenchel_young=float(jnp.max(young / (4 * unit * young_size))),
+        null=0.0 if n is None else float(jnp.max(drift / (2 * K * EPS * (1 + largest)))),
         convexity=float(max(0.0, -np.min(eigenvalues)) / (64 * EPS * size)) if loss.convex else 0.0,
-        smoothness=float(max(0.0, np.max(np.abs(eigenvalues)) / loss.smoothness - 1) / (64 * EPS)),
-        residual_bound=float(
-            jnp.max(jnp.sum(R * R, axis=0) / loss.residual_bound(value) - 1).clip(0) / (64 * EPS)
-        ),
+        smoothness=float(max(0.0, np.max(np.abs(eigenvalues)) / smoothness - 1) / (64 * EPS)),
+        residual_bound=float(jnp.max(jnp.sum(R * R, axis=0) / bound - 1).clip(0) / (64 * EPS)),
         moved=float(jnp.max((moved - loss.moved(Z, t, delta)) / (unit * (1 + value))).clip(0)),
     )
 

@@ -1,9 +1,10 @@
 """What a loss of logits is: the interface that every model, certificate and Hessian asks.
 
-A loss ℓ(z; t) is a function of the K logits z of one sample and its target t. Everything here works
-on columns: Z is (K, N), a column a sample, and `t` holds the targets of the N samples, class labels
-(N,) for the losses of classification. A loss is a frozen dataclass registered as a pytree: what is
-traced in it, such as a temperature, can be swept under `jax.vmap` like the decays.
+A loss ℓ(z; t) is a function of the K logits z of one sample and its target t: a class label, or a
+column of a target matrix. Everything here works on columns: Z is (K, N), a column a sample, and
+`t` holds the targets of the N samples, labels (N,) or targets (K, N). A loss is a frozen dataclass
+registered as a pytree: what is traced in it, such as a smoothing, is swept under `jax.vmap` like
+the decays.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -15,42 +16,93 @@ from jaxtyping import Array, Float
 
 
 class Curvature(NamedTuple):
-    """The Hessians of a loss in the logits of every sample: S_j = diag(p_j) − p_j p_jᵀ.
+    """The Hessians S_j of a loss in the logits of every sample, in one form for all losses.
 
-    P: distributions p_j, (K, N), of NumPy or JAX.
-    top: index of the largest entry of every p_j, (N,), for `apply`; None until `prepared`.
+        S = a diag(t)(diag p − ppᵀ)diag(t) + β uuᵀ + diag s + D,
+
+    Each part is None where a loss lacks it.
+
+    P: distributions p, (K, N).  scale: a, (N,); None is 1.  stretch: t, (K, N); None is 1.
+    u, beta: (K, N) and (N,).  diagonal: s, (K, N).  dense: D, symmetric, (K, K, N).
+    top: index of the largest entry of every p, (N,), for `apply`; None until `prepared`.
     """
 
-    P: Any
+    P: Any = None
+    scale: Any = None
+    stretch: Any = None
+    u: Any = None
+    beta: Any = None
+    diagonal: Any = None
+    dense: Any = None
     top: Any = None
 
     def prepared(self) -> "Curvature":
         """With what every call of `apply` shares. Traceable."""
-        return self._replace(top=jnp.argmax(self.P, axis=0))
+        return self if self.P is None else self._replace(top=jnp.argmax(self.P, axis=0))
 
     def apply(self, dZ: Float[Array, "... K N"]) -> Float[Array, "... K N"]:
-        """S_j δz_j for every column, behind any leading axes. Traceable, of `prepared` data.
+        """S_j δz_j for every column, behind any leading axes. Traceable, of `prepared` data."""
+        parts = []
+        if self.P is not None:
+            parts.append(self._multinomial(dZ))
+        if self.u is not None:
+            parts.append(self.u * (self.beta * jnp.sum(self.u * dZ, axis=-2, keepdims=True)))
+        if self.diagonal is not None:
+            parts.append(self.diagonal * dZ)
+        if self.dense is not None:
+            parts.append(jnp.einsum("jkn,...kn->...jn", self.dense, dZ, precision="highest"))
+        return sum(parts[1:], parts[0])
 
-        S_j 1 = 0: measured from the largest entry of p_j the product keeps its digits as p_j tends
-        to a unit vector.
+    def _multinomial(self, dZ: Array) -> Array:
+        """a diag(t)(diag p − ppᵀ)diag(t) δz.
+
+        (diag p − ppᵀ)1 = 0: measured from the largest entry of p the product keeps its digits as p
+        tends to a unit vector.
         """
+        dZ = dZ if self.stretch is None else dZ * self.stretch
         top = jnp.arange(self.P.shape[0])[:, None] == self.top
         dZ = dZ - jnp.sum(jnp.where(top, dZ, 0), axis=-2, keepdims=True)
-        return self.P * (dZ - jnp.sum(self.P * dZ, axis=-2, keepdims=True))
+        image = self.P * (dZ - jnp.sum(self.P * dZ, axis=-2, keepdims=True))
+        image = image if self.scale is None else image * self.scale
+        return image if self.stretch is None else image * self.stretch
 
     def matrices(self) -> Float[np.ndarray, "N K K"]:
-        """S_j as matrices, in NumPy, without cancellation: the rows sum to 0."""
-        S = -self.P.T[:, :, None] * self.P.T[:, None, :]
-        classes = np.arange(self.P.shape[0])
-        S[:, classes, classes] = 0
-        S[:, classes, classes] = -S.sum(axis=2)
+        """S_j as matrices, in NumPy; the first part without cancellation: its rows sum to 0."""
+        K, N = next(x for x in (self.P, self.u, self.diagonal, self.dense) if x is not None).shape[
+            -2:
+        ]
+        S, classes = np.zeros((N, K, K)), np.arange(K)
+        if self.P is not None:
+            S = -self.P.T[:, :, None] * self.P.T[:, None, :]
+            S[:, classes, classes] = 0
+            S[:, classes, classes] = -S.sum(axis=2)
+            S = S if self.scale is None else S * self.scale[:, None, None]
+            if self.stretch is not None:
+                S = S * self.stretch.T[:, :, None] * self.stretch.T[:, None, :]
+        if self.u is not None:
+            S = S + (self.beta * self.u).T[:, :, None] * self.u.T[:, None, :]
+        if self.diagonal is not None:
+            S[:, classes, classes] += self.diagonal.T
+        if self.dense is not None:
+            S = S + np.moveaxis(self.dense, -1, 0)
         return S
 
     def total(self, weights: Float[Array, " N"]) -> Float[Array, "K K"]:
         """Σ_j w_j S_j. Traceable."""
-        scaled = self.P * weights
-        product = jnp.matmul(scaled, self.P.T, precision=jax.lax.Precision.HIGHEST)
-        return jnp.diag(jnp.sum(scaled, axis=1)) - product
+        highest = jax.lax.Precision.HIGHEST
+        parts = []
+        if self.P is not None:
+            scaled = self.P * (weights if self.scale is None else weights * self.scale)
+            t = 1.0 if self.stretch is None else self.stretch
+            product = jnp.matmul(scaled * t, (self.P * t).T, precision=highest)
+            parts.append(jnp.diag(jnp.sum(scaled * t * t, axis=1)) - product)
+        if self.u is not None:
+            parts.append(jnp.matmul(self.u * (weights * self.beta), self.u.T, precision=highest))
+        if self.diagonal is not None:
+            parts.append(jnp.diag(jnp.sum(self.diagonal * weights, axis=1)))
+        if self.dense is not None:
+            parts.append(jnp.sum(self.dense * weights, axis=-1))
+        return sum(parts[1:], parts[0])
 
     def columns(self, which: Any) -> "Curvature":
         """Some of the columns."""
@@ -62,13 +114,11 @@ class Loss(Protocol):
     """A loss ℓ(z; t) of the logits; columns are samples throughout.
 
     convex: whether ℓ is convex in z, so that every S_j is positive semidefinite.
-    shift_invariant: whether ℓ(z + s1; t) = ℓ(z; t), so that residuals sum to 0.
-    smoothness: a bound on ‖S_j‖₂ over all z and t.
+    dual: whether `conjugate` is known, and so a certificate.
     """
 
-    convex: bool
-    shift_invariant: bool
-    smoothness: float
+    convex: Any
+    dual: Any
 
     def value(self, Z: Any, t: Any) -> Any:
         """ℓ_i ≥ 0 for every column, (N,), in nats for a negative log-likelihood."""
@@ -83,21 +133,55 @@ class Loss(Protocol):
         ...
 
     def conjugate(self, R: Any, t: Any) -> Any:
-        """ℓ*_i(r) = sup_z ⟨r, z⟩ − ℓ(z; t_i) for every column of R in its domain, (N,)."""
+        """ℓ*_i(r) = sup_z ⟨r, z⟩ − ℓ(z; t_i) for every column of R in its domain, (N,).
+
+        For a loss that is not convex this is the conjugate of its convex hull.
+        """
         ...
 
     def feasible(self, R: Any, t: Any, mean: Any, mixed: Any, pi: Any) -> Any:
-        """Dual variables of zero weighted row sums near R: (R − mean + s(π − Y))/(1 + s)."""
+        """Dual variables of zero weighted row sums near R: (R − mean + s(t̄ − t))/(1 + s).
+
+        mean (K,): the weighted mean of R.  mixed: s.  pi (K,): the weighted mean t̄ of the targets,
+        for labels the class frequencies.
+        """
         ...
 
     def shortfall(self, R: Any, t: Any, mean: Any, pi: Any) -> Any:
         """The least s ≥ 0 that keeps `feasible` within the domain of ℓ* for these columns."""
         ...
 
+    def reach(self, R: Any, t: Any) -> Any:
+        """The largest α ≤ 1 that keeps αR within the domain of ℓ* for these columns."""
+        ...
+
+    def definite(self, targets: Any) -> bool:
+        """Whether no two terms of ℓ* have different signs: then |ℓ*| is known to its rounding."""
+        ...
+
+    def magnitude(self, R: Any, t: Any) -> Any:
+        """The sum of the moduli of the terms of ℓ*, (N,), whose rounding is that of ℓ*."""
+        ...
+
     def moved(self, Z: Any, t: Any, delta: Any) -> Any:
         """How far ℓ_i moves at most when every logit of column i moves by at most δ_i, (N,)."""
         ...
 
-    def residual_bound(self, value: Any) -> Any:
+    def smoothness(self, targets: Any = None) -> Any:
+        """A bound on ‖S_j‖₂ over all z, for these targets (None: all labels)."""
+        ...
+
+    def residual_bound(self, value: Any, targets: Any = None) -> Any:
         """An upper bound on the mean of ‖∇_z ℓ_i‖² where the mean of ℓ_i is `value`."""
+        ...
+
+    def null(self, K: int) -> Any:
+        """A direction n (K,) with ℓ(z + sn; t) = ℓ(z; t), so that nᵀ∇ℓ = 0, or None.
+
+        1 for losses that are invariant under shifts of the logits.
+        """
+        ...
+
+    def check(self, K: int, targets: Any) -> None:
+        """Refuse a number of classes, or a target matrix (None for labels), that do not fit."""
         ...

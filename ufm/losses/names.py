@@ -1,22 +1,29 @@
 """Losses by name, as the command line, TOML files and stored runs write them.
 
-    CrossEntropy          CrossEntropy(smoothing=0.1)
+    CrossEntropy    CrossEntropy(smoothing=0.1)    LogitAdjusted(scale=4.0, shift=(0.0, 0.5, 0.5))
 
-The text of a loss is its class with the fields that differ from their defaults.
+The text of a loss is its class with the parameters that differ from their defaults.
 """
 
+import ast
 import difflib
-import re
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from ufm import check
 from ufm.check import Refused
+from ufm.losses.adjusted import LogitAdjusted
+from ufm.losses.binary import BinaryCrossEntropy
 from ufm.losses.crossentropy import CrossEntropy
+from ufm.losses.focal import Focal
 from ufm.losses.loss import Loss
+from ufm.losses.squared import SquaredError
 
-KINDS: dict[str, Any] = {kind.__name__: kind for kind in (CrossEntropy,)}
-_TEXT = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*")
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (
+    CrossEntropy, SquaredError, BinaryCrossEntropy, Focal, LogitAdjusted,
+)}  # fmt: skip
 
 
 def text_of(loss: Any) -> str:
@@ -33,10 +40,18 @@ def text_of(loss: Any) -> str:
         )
     given = []
     for f in fields(kind):
-        value = check.real(f.name, getattr(loss, f.name))
+        value = getattr(loss, f.name)
+        value = _plain(value) if np.ndim(value) else check.real(f.name, value)
         if value != f.default:
             given.append(f"{f.name}={value!r}")
     return kind.__name__ + (f"({', '.join(given)})" if given else "")
+
+
+def _plain(value: Any) -> Any:
+    """Nested tuples of Python floats."""
+    if np.ndim(value):
+        return tuple(map(_plain, value))
+    return float(value)
 
 
 def named(loss: Any) -> Any:
@@ -53,25 +68,30 @@ def named(loss: Any) -> Any:
                 f"'CrossEntropy'{way}"
             )
         return loss
-    found = _TEXT.fullmatch(loss)
-    name, inside = found.groups() if found else (loss, None)
+    name, given = _parsed(loss)
     if name not in KINDS:
-        near = difflib.get_close_matches(str(name), KINDS, n=1)
+        near = difflib.get_close_matches(name, KINDS, n=1)
         hint = f". Did you mean {near[0]!r}?" if near else ""
         raise Refused(f"got loss={loss!r}; allowed: {', '.join(KINDS)}{hint}")
-    kind, given = KINDS[name], {}
+    kind = KINDS[name]
     allowed = [f.name for f in fields(kind)]
-    for part in (inside or "").split(","):
-        if not part.strip():
-            continue
-        key, equals, value = (x.strip() for x in part.partition("="))
-        try:
-            given[key] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals or key not in allowed:
-            raise Refused(
-                f"got loss={loss!r} with {part.strip()!r}; allowed in {name}(…): "
-                + (", ".join(f"{x}=number" for x in allowed) or "nothing")
-            )
+    if given is None or (unknown := sorted(given.keys() - set(allowed))):
+        what = f" with {unknown[0]!r}" if given is not None else ""
+        raise Refused(
+            f"got loss={loss!r}{what}; allowed: {name}"
+            + (f"({', '.join(f'{x}=number' for x in allowed)})" if allowed else "")
+        )
     return kind(**given)
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any] | None]:
+    """(name, parameters) of Name or Name(key=number, …); None where this cannot be read."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return node.func.id, {str(x.arg): ast.literal_eval(x.value) for x in node.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    return text.partition("(")[0].strip(), None

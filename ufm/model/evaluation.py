@@ -98,8 +98,8 @@ def residuals(problem: Problem, params: Params) -> Residuals:
 
 
 def _residuals(problem: Problem, params: Params) -> tuple[Curvature, Array]:
-    Z, labels = terms.logits(problem, params), problem.labels
-    return problem.loss.curvature(Z, labels), problem.loss.residual(Z, labels)
+    Z, targets = terms.logits(problem, params), problem.target(problem.labels)
+    return problem.loss.curvature(Z, targets), problem.loss.residual(Z, targets)
 
 
 _residuals_compiled = jax.jit(_residuals)

@@ -89,15 +89,20 @@ def objective(problem: Problem, params: Params) -> Scalar:
     check_params(problem, params)
 
     def loss(H, labels):
-        return problem.loss.value(logits(problem, params._replace(H=H)), labels)
+        Z = logits(problem, params._replace(H=H))
+        return problem.loss.value(Z, problem.target(labels))
 
     return mean_weighed(problem, loss, params.H) + decay(problem, params)
 
 
 def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
     """G = [w_i r_i], the gradient of the data term in the logits Z; (P − Y)/N for cross-entropy."""
-    R = problem.loss.residual(logits(problem, params), problem.labels)
-    return weighed(problem, R, problem.labels)
+    return weighed(problem, residual(problem, params, problem.labels), problem.labels)
+
+
+def residual(problem: Problem, params: Params, labels: Array | np.ndarray) -> Array:
+    """[∇ℓ] at the logits of the columns of H, samples with these labels."""
+    return problem.loss.residual(logits(problem, params), problem.target(labels))
 
 
 def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Params:
@@ -113,7 +118,7 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 
         def block(H, labels):
             part = Params(W, H, b)
-            G = weighed(problem, problem.loss.residual(logits(problem, part), labels), labels)
+            G = weighed(problem, residual(problem, part, labels), labels)
             dW, dH, db = pullback(problem, part, G)
             return (dW, db), dH
 

@@ -3,8 +3,10 @@
     f(W, H, b) = (1/N) Σ_i c_{y_i} ℓ(W h_i + b, y_i)
                  + (λ_W/2)‖W‖² + (λ_H/2) Σ_i ω_{y_i}‖h_i‖² + (λ_b/2)‖b‖²
 
-with W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^K (Zhu et al. 2021, arXiv 2105.02375, equation
-4: cross-entropy ℓ and c = ω = 1). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1).
+with W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^K (Zhu et al. 2021, arXiv 2105.02375, equation 4:
+cross-entropy ℓ and c = ω = 1). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1). With a
+target matrix T (K, G) in place of labels they are grouped by its columns, ℓ(z; T_y): classes are
+then the G groups of samples that share a target.
 """
 
 import functools
@@ -45,10 +47,11 @@ _FLAG: dict[str, Any] = {"json": bool, "traced": False}
 # of before and of now agree.
 _LOSS: dict[str, Any] = {"json": str, "traced": True, "later": True}
 _WEIGHTS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True}
+_TARGETS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True, "matrix": True}
 
 
 @jax.tree_util.register_pytree_with_keys_class
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """One unconstrained feature model: its sizes (static), decays and weights (traced).
 
@@ -58,7 +61,8 @@ class Problem:
     Args:
         K: number of classes, at least 2.
         d: width of the features, at least 1.
-        n: samples per class, an int, or one count a class; equal counts are stored as an int.
+        n: samples per class, an int, or one count a class; equal counts are stored as an int. With
+            targets: samples of each of their columns.
         lam_W: λ_W ≥ 0.
         lam_H: λ_H ≥ 0.
         lam_b: λ_b ≥ 0; not used when `bias` is False.
@@ -69,6 +73,9 @@ class Problem:
         decay_weights: ω_k > 0, the weight of each class in the decay of the features, K numbers;
             None takes ω = 1. The layer-peeled model of Fang et al. 2021 (arXiv 2101.12699) has
             ω_k = 1/n_k.
+        targets: T (K, G), a column for each group of samples, in place of labels: soft labels, sets
+            of labels, mixtures or regression targets, as the loss allows. weights, decay_weights
+            and n are then of the G groups.
 
     Raises:
         Refused: for sizes, decays or weights outside these ranges.
@@ -84,19 +91,24 @@ class Problem:
     loss: Any = field(default=CrossEntropy(), metadata=_LOSS)
     weights: Any = field(default=None, metadata=_WEIGHTS)
     decay_weights: Any = field(default=None, metadata=_WEIGHTS)
+    targets: Any = field(default=None, metadata=_TARGETS)
 
     def __post_init__(self):
         K = check.integer("K", self.K, 2, MOST, "a classifier needs two classes")
         d = check.integer("d", self.d, 1, MOST, "features need one dimension")
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "d", d)
-        object.__setattr__(self, "n", check.class_counts(self.n, K))
+        object.__setattr__(self, "targets", check.target_matrix(self.targets, K))
+        object.__setattr__(self, "n", check.class_counts(self.n, self.groups))
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
         for name in ("lam_W", "lam_H", "lam_b"):
             object.__setattr__(self, name, check.decay(name, getattr(self, name)))
         object.__setattr__(self, "loss", losses.named(self.loss))
         for name in ("weights", "decay_weights"):
-            object.__setattr__(self, name, check.class_weights(name, getattr(self, name), K))
+            value = check.class_weights(name, getattr(self, name), self.groups)
+            object.__setattr__(self, name, value)
+        if not check.traced(self.targets):
+            self.loss.check(K, self.targets)
         if self.N > MOST:
             raise Refused(f"got N={self.N} samples; allowed: at most 2^53, which float64 counts")
 
@@ -128,20 +140,37 @@ class Problem:
         problem = cls(K, d, n, lam_W, lam_H, lam_b, given.bias)
         return problem, Params(given.W, given.H, given.b)
 
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    def __hash__(self) -> int:
+        return hash(tuple(_hashable(getattr(self, f.name)) for f in fields(self)))
+
+    @property
+    def groups(self) -> int:
+        """G, groups of samples with one target each: the K classes, or the columns of targets."""
+        return self.K if self.targets is None else self.targets.shape[-1]
+
     @property
     def counts(self) -> np.ndarray:
-        """n_k, samples of each class, shape (K,)."""
-        return np.broadcast_to(np.asarray(self.n, dtype=np.int64), (self.K,))
+        """n_k, samples of each class, shape (G,)."""
+        return np.broadcast_to(np.asarray(self.n, dtype=np.int64), (self.groups,))
 
     @property
     def N(self) -> int:
         """N = Σ_k n_k, samples in all."""
-        return self.K * self.n if isinstance(self.n, int) else sum(self.n)
+        return self.groups * self.n if isinstance(self.n, int) else sum(self.n)
 
     @property
     def labels(self) -> np.ndarray:
         """Class of every sample, shape (N,), grouped: class k occupies n_k neighbouring columns."""
-        return np.repeat(np.arange(self.K, dtype=np.int32), self.counts)
+        return np.repeat(np.arange(self.groups, dtype=np.int32), self.counts)
+
+    def target(self, labels: Any) -> Any:
+        """What the loss takes of samples with these labels: the labels, or columns of targets."""
+        return labels if self.targets is None else self.targets[:, labels]
 
     @property
     def balanced(self) -> bool:
@@ -150,20 +179,21 @@ class Problem:
 
     @property
     def class_weights(self) -> np.ndarray:
-        """w_k = c_k/N, the weight of the loss of one sample of class k, (K,)."""
+        """w_k = c_k/N, the weight of the loss of one sample of class k, (G,)."""
         c = 1.0 if self.weights is None else np.asarray(self.weights, np.float64)
-        return np.broadcast_to(c / self.N, (self.K,))
+        return np.broadcast_to(c / self.N, (self.groups,))
 
     @property
     def class_decays(self) -> np.ndarray:
-        """λ_H ω_k, the decay of the feature of one sample of class k, (K,)."""
+        """λ_H ω_k, the decay of the feature of one sample of class k, (G,)."""
         omega = 1.0 if self.decay_weights is None else np.asarray(self.decay_weights, np.float64)
-        return np.broadcast_to(float(self.lam_H) * omega, (self.K,))
+        return np.broadcast_to(float(self.lam_H) * omega, (self.groups,))
 
     @property
     def uniform(self) -> bool:
-        """Whether all classes have one count, one weight in the loss and one in the decay."""
-        return self.balanced and self.weights is None and self.decay_weights is None
+        """Whether the classes differ in nothing: one count, one weight each, no target matrix."""
+        given = (self.weights, self.decay_weights, self.targets)
+        return self.balanced and all(x is None for x in given)
 
     @property
     def mu(self):
@@ -190,7 +220,7 @@ class Problem:
         for name, form in self.forms().items():
             value = getattr(self, name)
             if form == _WEIGHTS["json"] and value is not None:
-                value = check.class_weights(name, value, self.K)
+                value = np.asarray(value, np.float64).tolist()
             value = list(value) if isinstance(value, tuple) else value
             value = losses.text_of(value) if name == "loss" else value
             found[name] = float(value) if form == _DECAY["json"] else value  # type: ignore[arg-type]
@@ -198,7 +228,7 @@ class Problem:
         return {
             name: x
             for name, x in found.items()
-            if whole or name not in late or getattr(self, name) != late[name]
+            if whole or name not in late or not _same(getattr(self, name), late[name])
         }
 
     @classmethod
@@ -259,6 +289,17 @@ class Problem:
             for name, value in zip(names, found, strict=True):
                 object.__setattr__(problem, name, value)
         return problem
+
+
+def _same(x: Any, y: Any) -> bool:
+    """Whether two fields hold the same, arrays entry by entry."""
+    if isinstance(x, np.ndarray | jax.Array) or isinstance(y, np.ndarray | jax.Array):
+        return x is not None and y is not None and bool(np.array_equal(x, y))
+    return bool(x == y)
+
+
+def _hashable(x: Any) -> Any:
+    return np.asarray(x).tobytes() if isinstance(x, np.ndarray | jax.Array) else x
 
 
 @functools.cache  # every call of a compiled function asks

@@ -2,16 +2,16 @@
 
 * **Class means.** f is convex in every feature h_i, so replacing the features of a class by their
   mean never raises f (Jensen), and at a critical point with λ_H > 0 they are equal already. On
-  equal features f is exactly the f of K columns, that of class k with the weight c_k n_k/N in the
-  loss and ω_k n_k in the decay: of
+  equal features f is exactly the f of G columns, G = K classes, that of class k with the weight c_k
+  n_k/N in the loss and ω_k n_k in the decay: of
 
-      Problem(K, d, 1, λ_W, λ_H, λ_b, weights=c_k n_k K/N, decay_weights=ω_k n_k),
+      Problem(K, d, 1, λ_W, λ_H, λ_b, weights=c_k n_k G/N, decay_weights=ω_k n_k),
 
   and for balanced classes of Problem(K, d, 1, λ_W, n λ_H, λ_b), weights as they are.
 
 * **Row space.** (W Qᵀ, Q H) has the value of (W, H) for every Q with orthonormal columns, and the
-  gradient stays in the span of the rows of W and the columns of H: at most 2K dimensions of R^d,
-  and at a critical point with 1ᵀW = 0 at most K − 1.
+  gradient stays in the span of the rows of W and the columns of H: at most K + G dimensions of
+  R^d, at a critical point at most K, and with 1ᵀW = 0 at most K − 1.
 
 So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. Everything is traceable.
 """
@@ -50,7 +50,7 @@ def of_width(problem: Problem, width: int) -> Problem:
 
     c, omega = problem.weights, problem.decay_weights
     return dataclasses.replace(
-        problem, d=width, n=1, weights=merged(c, problem.K / problem.N),
+        problem, d=width, n=1, weights=merged(c, problem.groups / problem.N),
         decay_weights=merged(omega, 1.0),
     )  # fmt: skip
 
@@ -58,15 +58,17 @@ def of_width(problem: Problem, width: int) -> Problem:
 def class_means(problem: Problem, H: Float[Array, "d N"]) -> Float[Array, "d K"]:
     """Mean feature of every class, one column each."""
     if problem.balanced:
-        return jnp.mean(H.reshape(H.shape[0], problem.K, -1), axis=2)
-    sums = jax.ops.segment_sum(H.T, jnp.asarray(problem.labels), problem.K, indices_are_sorted=True)
+        return jnp.mean(H.reshape(H.shape[0], problem.groups, -1), axis=2)
+    sums = jax.ops.segment_sum(
+        H.T, jnp.asarray(problem.labels), problem.groups, indices_are_sorted=True
+    )
     return (sums / jnp.asarray(problem.counts, H.dtype)[:, None]).T
 
 
 def restrict(problem: Problem, params: Params) -> Restricted:
     """Class means of a point in min(d, 2K) dimensions that hold W and them; f does not rise."""
     means = class_means(problem, params.H)
-    width = min(problem.d, 2 * problem.K)
+    width = min(problem.d, problem.K + problem.groups)
     frame = jnp.eye(problem.d, dtype=params.W.dtype)
     if width < problem.d:
         frame, _ = jnp.linalg.qr(jnp.concatenate([params.W.T, means], axis=1))
@@ -83,5 +85,5 @@ def lift(problem: Problem, params: Params, frame: Float[Array, "d width"]) -> Pa
         frame: Q (d, width) with orthonormal columns.
     """
     H = matmul(frame, params.H)
-    H = H if problem.N == problem.K else H[:, problem.labels]
+    H = H if problem.groups == problem.N else H[:, problem.labels]
     return Params(matmul(params.W, frame.T), H, params.b)

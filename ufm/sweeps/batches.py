@@ -20,9 +20,11 @@ from ufm import certificate, theory
 from ufm.check import Refused
 from ufm.descent import loop, optimizers
 from ufm.descent.loop import Limits, Method, State, Status
+from ufm.losses import names as losses
 from ufm.model.objective import objective
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
+from ufm.runs import values
 from ufm.runtime.programs import make_room
 from ufm.runtime.threads import lapack_on_one_thread
 from ufm.sweeps.grid import Plan, SweepCell, describe
@@ -213,7 +215,7 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
     uses_momentum = method.optimizer in optimizers.MOMENTUM
     return {
         # What ran, read back: decays and weights of the problem that was descended on.
-        **{key.name: _column(x) for (key,), x in jax.tree.leaves_with_path(lanes.problem)},
+        **_read_back(lanes.problem),
         "seed": np.asarray(lanes.seed, np.int64),
         "learning_rate": np.where(method.optimizer == "lbfgs", np.nan, rate),
         "auto": np.asarray(lanes.auto),
@@ -222,6 +224,19 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
         "steps": np.asarray(state.step, np.int64),
         **row,
     }
+
+
+def _read_back(problem: Problem) -> Columns:
+    """The columns of a batch of problems that are traced: decays, weights, parameters of losses."""
+    columns, count = {}, len(problem.lam_W)
+    for path, x in jax.tree.leaves_with_path(problem):
+        name = path[0].name
+        if name == "loss":
+            each = (jax.tree.map(lambda x, i=i: x[i], problem.loss) for i in range(count))
+            columns[name] = np.array([losses.text_of(loss) for loss in each])
+        elif name != "targets":
+            columns[name] = _column(x)
+    return columns
 
 
 def _column(x: Any) -> np.ndarray:
@@ -236,8 +251,10 @@ def _described(cells: Sequence[SweepCell]) -> Columns:
     columns = {
         name: np.array([x[name] if x[name] is not None else "" for x in problems])
         for name in problems[0]
-        if name != "n"
+        if name not in ("n", "targets")
     }
+    digests = (values.digest(x["targets"])[:12] if x["targets"] else "" for x in problems)
+    columns["targets"] = np.array(list(digests))  # which matrix; the plan holds it
     return columns | {
         "n": np.array([x["n"] if isinstance(x["n"], int) else 0 for x in problems]),  # 0: unequal
         # As --n takes them: one number, or one a class.

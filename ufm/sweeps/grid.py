@@ -114,6 +114,7 @@ AXES: dict[str, Callable[[Any], Any]] = {
     "loss": losses.named,
     "weights": _weights("weights"),
     "decay_weights": _weights("decay_weights"),
+    "targets": lambda x: x,  # checked where K is known
     "optimizer": lambda x: check.choice("optimizer", x, optimizers.NAMES),
     "learning_rate": _rate,
     "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),
@@ -129,9 +130,10 @@ class Grid:
     Values are converted to Python's numbers when the grid is made, whatever library they are of:
     `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
 
-    K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights: of the problem; weights and
-        decay_weights = [[1, 1, 5], [1, 1, 10]] are two problems. n = 50 is 50 samples a class,
-        n = [[50, 10, 5]] one problem of these counts, n = [[50], [10], [5]] three balanced ones.
+    K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights, targets: of the problem.
+        weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights too), targets is one
+        matrix. n = 50 is 50 samples a class, n = [[50, 10, 5]] one problem of these counts,
+        n = [[50], [10], [5]] three balanced ones.
         [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
         balanced ones.
     optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name.
@@ -151,6 +153,7 @@ class Grid:
     loss: Any = field(default=CrossEntropy(), metadata=_LATER)
     weights: Any = field(default=None, metadata=_LATER)
     decay_weights: Any = field(default=None, metadata=_LATER)
+    targets: Any = field(default=None, metadata=_LATER)
     optimizer: Any = "lbfgs"
     learning_rate: Any = None
     momentum: Any = None
@@ -158,8 +161,13 @@ class Grid:
     seed: Any = 0
 
     def __post_init__(self):
+        if self.targets is not None:
+            matrix = check.target_matrix(self.targets, len(self.targets))
+            object.__setattr__(self, "targets", tuple(map(tuple, matrix.tolist())))
         for name, convert in AXES.items():
             value = getattr(self, name)
+            if name == "targets":
+                continue
             values = (
                 list(value)
                 if name == "n" and getattr(value, "ndim", 0) > 1
@@ -176,8 +184,9 @@ class Grid:
 
     def axes(self) -> list[tuple[Any, ...]]:
         """The values of every field of `Problem`, then of the others of `SweepCell`."""
-        values = (getattr(self, name) for name in (*PROBLEM, *SweepCell._fields[1:]))
-        return [x if isinstance(x, tuple) else (x,) for x in values]
+        names = (*PROBLEM, *SweepCell._fields[1:])
+        values = ((name, getattr(self, name)) for name in names)
+        return [x if isinstance(x, tuple) and name != "targets" else (x,) for name, x in values]
 
     def cells(self) -> list[SweepCell]:
         """Every combination, the last axis fastest.
@@ -312,7 +321,8 @@ def describe(cell: SweepCell) -> str:
 
 
 def _line(named: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={x}" for name, x in named.items() if x is not None)
+    shown = {name: check.shown(x) if name == "targets" else x for name, x in named.items()}
+    return ", ".join(f"{name}={x}" for name, x in shown.items() if x is not None)
 
 
 def read(path: Path) -> Plan:

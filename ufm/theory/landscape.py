@@ -98,6 +98,23 @@ def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:
     return min(float(problem.lam_b), free) if problem.bias else free
 
 
+def benign_width(problem: Problem) -> int | None:
+    """The least d from which on every critical point is a global minimiser or a strict saddle.
+
+    K−1 for a convex loss that is invariant under shifts of the logits (or of logits in some other
+    fixed direction, as the logit-adjusted ones are), K for other convex losses; None where the loss
+    is not convex and no theorem is known.
+    """
+    if not problem.loss.convex:
+        return None
+    return rank_bound(problem)
+
+
+def rank_bound(problem: Problem) -> int:
+    """The largest rank of W at a critical point, whatever d: K−1 if nᵀW = 0 there, otherwise K."""
+    return problem.K - (problem.loss.null(problem.K) is not None)
+
+
 def theorems(problem: Problem) -> tuple[Theorem, ...]:
     """Every theorem of the package on the landscape, with the assumptions that this problem fails.
 

@@ -83,12 +83,14 @@ def group(values, multiplicities, tolerance: float = 0.0) -> Spectrum:
 def orbit_dimension(problem: Problem, rank: int) -> int:
     """r d − r(r+1)/2, and 1 more if λ_b = 0: dimension of the symmetry orbit of a point.
 
-    r is the rank of [Wᵀ, H]; the orbit is that of (W Qᵀ, Q H), Q ∈ O(d), and of b + s1 when a
-    bias goes without decay. At a critical point the Hessian vanishes along it.
+    r is the rank of [Wᵀ, H]; the orbit is that of (W Qᵀ, Q H), Q ∈ O(d), and of b + s1 when a bias
+    goes without decay and the loss is invariant under shifts. At a critical point the Hessian
+    vanishes along it.
     """
     check_problem(problem)
     rank = integer("rank", rank, 0, problem.d)
     free_bias = problem.bias and float(problem.lam_b) == 0.0
+    free_bias = free_bias and problem.loss.null(problem.K) is not None
     return rank * problem.d - rank * (rank + 1) // 2 + int(free_bias)
 
 
