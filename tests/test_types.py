@@ -93,7 +93,7 @@ CALLS = {
     },
     "theory.least_free_eigenvalue": (theory.least_free_eigenvalue, lambda: (P, 0.1)),
     "theory.least_eigenvalue_bound": (theory.least_eigenvalue_bound, lambda: (P, 0.1)),
-    "theory.theorems": (theory.theorems, lambda: (P,)),
+    "theory.claims": (theory.claims, lambda: (P,)),
     "theory.gd_rate": (theory.gd_rate, lambda: (P, 0.1)),
     "theory.global_minimizer": (theory.global_minimizer, lambda: (P, 0)),
     "theory.orbit_dimension": (theory.orbit_dimension, lambda: (P, 2)),

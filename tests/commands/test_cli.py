@@ -36,7 +36,7 @@ def test_theory_prints_the_closed_form(capsys):
     assert got["condition_number"] == ufm.theory.condition_number(problem)
     assert got["gd_rate"] == pytest.approx(1 - 2 / (got["condition_number"] + 1))
     assert got["is_collapsed"] is False
-    assert all(one["fails"] is None for one in got["theorems"])
+    assert all(one["fails"] is None for one in got["claims"])
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_theory_names_the_assumption_that_fails_and_leaves_out_the_closed_form(
 ):
     status, out, _ = run(capsys, "theory", *arguments, "--json")
     got = json.loads(out)
-    assert (status, set(got)) == (0, {"theorems"})
-    assert got["theorems"][0]["fails"] == assumption
+    assert (status, set(got)) == (0, {"claims"})
+    assert got["claims"][0]["fails"] == assumption
     status, out, _ = run(capsys, "theory", *arguments)
     assert status == 0
     assert "Theorems" in out

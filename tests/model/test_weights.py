@@ -260,7 +260,7 @@ def test_closed_forms_refuse_weights_by_name():
         for form in (theory.global_value, theory.hessian_spectrum, theory.origin_spectrum):
             with pytest.raises(ufm.Refused, match=name):
                 form(problem)
-    told = {x.name: x.fails for x in theory.theorems(problem)}
+    told = {x.name: x.fails for x in theory.claims(problem)}
     assert told["benign landscape"] is None
     assert "weight" in told["simplex"]
     assert "decay" in told["least eigenvalue, equality"]

@@ -162,7 +162,7 @@ def test_every_orbit_at_d_of_k_minus_1_is_a_global_minimiser_or_a_strict_saddle(
 @CENSUS
 def test_the_bound_holds_at_every_orbit_and_is_attained_from_d_of_k_minus_1_on(name):
     problem = SEARCHED[name]
-    (equality,) = (x for x in theory.theorems(problem) if x.name == "least eigenvalue, equality")
+    (equality,) = (x for x in theory.claims(problem) if x.name == "least eigenvalue, equality")
     for _, point in orbits_of(name):
         found, rounding = least(problem, point)
         bound = theory.least_eigenvalue_bound(problem, norm_of_G(problem, point))
@@ -178,7 +178,7 @@ def test_with_two_classes_on_a_line_the_minimum_is_above_the_bound():
     bound = theory.least_eigenvalue_bound(problem, norm_of_G(problem, point))
     assert abs(bound) < 1e-15
     assert least(problem, point)[0] > 1e-3
-    names = {x.name for x in theory.theorems(problem) if x.fails is not None}
+    names = {x.name for x in theory.claims(problem) if x.fails is not None}
     assert names == {"least eigenvalue, equality"}
 
 
@@ -209,7 +209,7 @@ def test_the_theorem_of_the_simplex_asks_for_what_the_closed_form_asks_for():
             refused = False
         except ufm.Refused:
             refused = True
-        (simplex,) = (x for x in theory.theorems(problem) if x.name == "simplex")
+        (simplex,) = (x for x in theory.claims(problem) if x.name == "simplex")
         assert (simplex.fails is not None) == refused
 
 
@@ -230,4 +230,4 @@ def test_the_theorem_of_the_simplex_asks_for_what_the_closed_form_asks_for():
     ],
 )  # fmt: skip
 def test_the_theorems_that_fail_are_those_whose_assumptions_do(problem, fails):
-    assert {x.name for x in theory.theorems(problem) if x.fails} == fails
+    assert {x.name for x in theory.claims(problem) if x.fails} == fails

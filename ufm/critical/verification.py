@@ -134,7 +134,7 @@ def check_assumptions(problem: Problem) -> None:
     Raises:
         Refused: d < K−1, a decay of 0; traced or array-valued decays.
     """
-    benign = next(x for x in theory.theorems(problem) if x.name == "benign landscape")
+    benign = next(x for x in theory.claims(problem) if x.name == "benign landscape")
     if benign.fails is not None:
         raise Refused(
             f"got a problem outside the theorem of the benign landscape, which needs {benign.fails}"

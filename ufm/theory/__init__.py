@@ -1,21 +1,14 @@
 """Closed forms and theorems: the global minimum, spectra there and at the origin, the landscape.
 
-The public names of three rooms, `minimum` (Zhu et al. 2021, theorem 3.1), `spectra` and
-`landscape` (which theorems hold for a problem, and the least eigenvalue by them). None of them
+One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `symmetric` (other
+losses that treat all classes alike), `squared`, with `lookup` to choose among them; `spectra` and
+`landscape` (which claims hold for a problem, and the least eigenvalue by them). None of them
 imports an optimiser or a probe, so that agreement with a simulation is evidence.
 """
 
-from ufm.theory.landscape import Theorem, least_eigenvalue_bound, least_free_eigenvalue, theorems
-from ufm.theory.minimum import (
-    Norms,
-    check_assumptions,
-    global_minimizer,
-    global_value,
-    is_collapsed,
-    margin,
-    norms,
-    wrong_probability,
-)
+from ufm.theory.landscape import Claim, claims, least_eigenvalue_bound, least_free_eigenvalue
+from ufm.theory.lookup import global_minimizer, global_value, is_collapsed, margin, norms
+from ufm.theory.minimum import Norms, check_assumptions, wrong_probability
 from ufm.theory.spectra import (
     Spectrum,
     condition_number,
@@ -25,13 +18,17 @@ from ufm.theory.spectra import (
     orbit_dimension,
     origin_spectrum,
 )
+from ufm.theory.squared import CriticalPoint, critical_points
 
 __all__ = [
+    "Claim",
+    "CriticalPoint",
     "Norms",
     "Spectrum",
-    "Theorem",
     "check_assumptions",
+    "claims",
     "condition_number",
+    "critical_points",
     "gd_rate",
     "global_minimizer",
     "global_value",
@@ -44,6 +41,5 @@ __all__ = [
     "optimal_step",
     "orbit_dimension",
     "origin_spectrum",
-    "theorems",
     "wrong_probability",
 ]

@@ -35,24 +35,28 @@ import numpy as np
 
 from ufm.check import Refused, real
 from ufm.linalg import pair
+from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
 from ufm.model.problem import Problem, check_problem
+from ufm.theory import squared, symmetric
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
 
 
-class Theorem(NamedTuple):
-    """A theorem, and whether it holds for a problem.
+class Claim(NamedTuple):
+    """What is known of a landscape, and whether it holds for a problem.
 
     name: short.  statement: in one sentence.
     fails: the assumptions that the problem does not meet, with its numbers; None if it meets all.
-    source: where it is proved.
+    source: where it is proved, or proposed.
+    status: "theorem", or "candidate" for what is held against computation and not proved.
     """
 
     name: str
     statement: str
     fails: str | None
     source: str
+    status: str = "theorem"
 
 
 def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
@@ -115,8 +119,8 @@ def rank_bound(problem: Problem) -> int:
     return problem.K - (problem.loss.null(problem.K) is not None)
 
 
-def theorems(problem: Problem) -> tuple[Theorem, ...]:
-    """Every theorem of the package on the landscape, with the assumptions that this problem fails.
+def claims(problem: Problem) -> tuple[Claim, ...]:
+    """What is known of the landscape of this very problem, with the assumptions that it fails.
 
     Args:
         problem: any, with scalar decays.
@@ -125,64 +129,113 @@ def theorems(problem: Problem) -> tuple[Theorem, ...]:
         Refused: array-valued or traced decays.
     """
     check_problem(problem)
-    decays, wide, planar, equal, plain = _assumptions(problem)
+    return (*_minima(problem), *_landscape(problem))
+
+
+def _minima(problem: Problem) -> tuple[Claim, ...]:
+    """The closed form of the minimum that belongs to the loss."""
+    decays, wide, _, equal, _ = _assumptions(problem)
+    if isinstance(problem.loss, SquaredError):
+        fails = squared.fails(problem)
+        return (
+            Claim(
+                "squared minimum",
+                "The minimum takes the d largest singular values of the targets, each less Nμ.",
+                fails,
+                "Zhou et al. 2022, arXiv 2203.01238; regression: arXiv 2409.04180",
+            ),
+            Claim(
+                "squared landscape",
+                "Critical points are the sets of at most d singular values above Nμ; one is no "
+                "strict saddle, the minimum (distinct singular values).",
+                fails,
+                "ours, ufm.theory.squared",
+                "candidate",
+            ),
+        )
+    if isinstance(problem.loss, CrossEntropy) and problem.loss == CrossEntropy():
+        text = "The global minimisers are simplex ETFs, or zero iff K² n λ_W λ_H ≥ 1."
+        labels = None if problem.targets is None else "labels (got targets)"
+        source = f"{ZHU}, theorem 3.1"
+        return (Claim("simplex", text, _joined(labels, equal, wide, decays), source),)
+    source = "arXiv 2210.02192, 2402.03979, 2505.05813"
+    text = "The global minimisers are simplex ETFs of the margin of ufm.theory.margin, or zero."
+    return (Claim("simplex", text, symmetric.fails(problem), source),)
+
+
+def _landscape(problem: Problem) -> tuple[Claim, ...]:
+    """What holds for every convex loss."""
+    decays, _, planar, _, plain = _assumptions(problem)
+    loss, least = problem.loss, rank_bound(problem)
+    convex = None if loss.convex else f"a convex loss (got {type(loss).__name__})"
+    wide = None if problem.d >= least else f"d >= {_name(least, problem)} (got d={problem.d})"
+    mean = "nᵀW = 0 and rank W ≤ K−1" if least < problem.K else "rank W ≤ K"
+    mean = mean.replace("nᵀW", "1ᵀW") if not isinstance(loss, LogitAdjusted) else mean
     return (
-        Theorem(
-            "simplex",
-            "The global minimisers are simplex ETFs, or zero iff K² n λ_W λ_H ≥ 1.",
-            _joined(equal, wide, decays),
-            f"{ZHU}, theorem 3.1",
-        ),
-        Theorem(
+        Claim(
             "samples",
-            "At critical points the samples of a class are equal, 1ᵀW = 0 and rank W ≤ K−1.",
-            _joined(decays),
+            f"At critical points the samples of a class are equal, {mean}.",
+            _joined(convex, decays),
             ZHU,
         ),
-        Theorem(
+        Claim(
             "certificate",
             "A critical point with ‖G‖₂ ≤ μ = √(λ_W λ_H) is a global minimiser.",
-            _joined(decays),
+            _joined(convex, decays),
             ZHU,
         ),
-        Theorem(
+        Claim(
             "full rank",
-            "A critical point with rank W = K−1 is a global minimiser, and there ‖G‖₂ = μ.",
-            _joined(wide, decays),
+            f"A critical point with rank W = {_name(least, problem)} is a global minimiser, and "
+            "there ‖G‖₂ = μ.",
+            _joined(convex, wide, decays),
             OURS,
         ),
-        Theorem(
+        Claim(
             "benign landscape",
             "Every critical point is a global minimiser or a strict saddle.",
-            _joined(wide, decays),
-            f"{OURS}; balanced and d > K: {ZHU}, theorem 3.2; d = K: arXiv 2407.10702",
+            _joined(convex, wide, decays),
+            f"{OURS}; cross-entropy, balanced and d > K: {ZHU}, theorem 3.2; d = K: arXiv "
+            "2407.10702",
         ),
-        Theorem(
+        Claim(
             "least eigenvalue, bound",
             "λ_min(∇²f) ≥ min(λ_b, λ₋) at every point (λ₋ without a bias).",
-            _joined(plain),
+            _joined(convex, plain),
             OURS,
         ),
-        Theorem(
+        Claim(
             "least eigenvalue, equality",
             "λ_min(∇²f) = min(λ_b, λ₋) at every critical point (λ₋ without a bias).",
-            _joined(planar, decays, plain),
+            _joined(convex, _unit_bias(problem), planar, decays, plain),
             OURS,
         ),
     )
+
+
+def _name(rank: int, problem: Problem) -> str:
+    return "K-1" if rank < problem.K else "K"
+
+
+def _unit_bias(problem: Problem) -> str | None:
+    """λ_b is an eigenvalue only where a direction of b leaves the logits' loss alone."""
+    if not problem.bias or problem.loss.null(problem.K) is not None:
+        return None
+    return "no bias, or a loss that is constant in some direction of the logits"
 
 
 def _assumptions(problem: Problem) -> tuple[str | None, ...]:
     """What fails of: positive decays; d ≥ K−1; d ≥ K−1, 2; classes alike; one decay of features."""
     K, d = problem.K, problem.d
     positive = min(float(problem.lam_W), float(problem.lam_H)) > 0
-    least = max(K - 1, 2)
+    rank = rank_bound(problem)
+    name, least = _name(rank, problem), max(rank, 2)
     return (
         None
         if positive
         else f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})",
         None if d >= K - 1 else f"d >= K-1 (got d={d}, K-1={K - 1})",
-        None if d >= least else f"d >= max(K-1, 2) (got d={d}, max(K-1, 2)={least})",
+        None if d >= least else f"d >= max({name}, 2) (got d={d}, max({name}, 2)={least})",
         _alike(problem),
         None if problem.decay_weights is None else "features of one decay (got decay_weights)",
     )

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays, shown
+from ufm.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, require
 from ufm.theory import geometry
 
@@ -37,6 +38,11 @@ def check_assumptions(problem: Problem) -> None:
             and the smallest normal number.
     """
     require(problem)
+    if not plain(problem):
+        raise Refused(
+            f"got the loss {type(problem.loss).__name__} or targets: this is the closed form of "
+            "cross-entropy with labels; ufm.theory answers for other losses where one is known"
+        )
     normal_decays(problem)
     if not problem.balanced:
         raise Refused(
@@ -55,6 +61,11 @@ def check_assumptions(problem: Problem) -> None:
                 f"got {name}={getattr(problem, name)}: the closed form assumes lam_W > 0 and "
                 "lam_H > 0; without decay the infimum is not attained"
             )
+
+
+def plain(problem: Problem) -> bool:
+    """Whether the loss is cross-entropy of labels, without smoothing."""
+    return problem.targets is None and problem.loss == CrossEntropy()
 
 
 def check_uniform(problem: Problem) -> None:
@@ -140,10 +151,15 @@ class Norms(NamedTuple):
 def norms(problem: Problem) -> Norms:
     """‖W‖² = ρ = (K−1) t √(n λ_H/λ_W) and λ_W‖W‖² = λ_H‖H‖²."""
     check_assumptions(problem)
+    return norms_of(problem, margin(problem))
+
+
+def norms_of(problem: Problem, t) -> Norms:
+    """The norms of a balanced simplex ETF of margin t."""
     lam_W, lam_H = _decays(problem)
     # Roots first: the quotient of two decays may exceed all numbers.
     tilt = np.sqrt(np.sqrt(lam_H)) / np.sqrt(np.sqrt(lam_W))
-    size = np.sqrt((problem.K - 1) * margin(problem) * np.sqrt(float(problem.counts[0])))
+    size = np.sqrt((problem.K - 1) * t * np.sqrt(float(problem.counts[0])))
     return Norms((size * tilt)[()], (size / tilt)[()])
 
 
@@ -161,7 +177,15 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
     Raises:
         Refused: outside the theorem's assumptions.
     """
-    size = norms(problem)
+    return etf(problem, norms(problem), key, dtype)
+
+
+def etf(problem: Problem, size: Norms, key: Array, dtype=None) -> Params:
+    """The balanced simplex ETF of given norms in a Haar-random orientation, b = 0.
+
+    Raises:
+        Refused: a norm beyond the numbers of the dtype.
+    """
     etf = geometry.simplex_etf(problem.K, problem.d, key, dtype)
     radii = size.W / problem.K**0.5, size.H / problem.N**0.5
     info = jnp.finfo(etf.dtype)

@@ -33,6 +33,7 @@ small ones beside the large. Everything is computed in decimals of `DIGITS` digi
 once, at the end.
 """
 
+import dataclasses
 import decimal
 import functools
 from decimal import Decimal
@@ -43,7 +44,7 @@ import numpy as np
 from ufm.check import Refused, integer, normal_decays, real
 from ufm.linalg import pair
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import minimum
+from ufm.theory import minimum, symmetric
 
 # Of the quotient of any two float64 numbers, 1e±616, and 80 more.
 DIGITS = 700
@@ -104,13 +105,13 @@ def _exact(compute):
     """Compute with decimals of `DIGITS` digits, once for each problem."""
 
     @functools.lru_cache(maxsize=256)
-    def kept(*key):
+    def kept(problem):
         with decimal.localcontext(decimal.Context(prec=DIGITS)):
-            return compute(Problem(*key))
+            return compute(problem)
 
     def exact(problem: Problem) -> _Table:
-        decays = _scalar_decays(problem)
-        return kept(problem.K, problem.d, problem.n, *decays, problem.bias)
+        lam_W, lam_H, lam_b = _scalar_decays(problem)
+        return kept(dataclasses.replace(problem, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b))
 
     return exact
 
@@ -145,7 +146,10 @@ class ThreeNumbers(NamedTuple):
 
 
 def _three_numbers(problem: Problem) -> ThreeNumbers:
-    """Of cross-entropy at its minimum, below the threshold."""
+    """Of the loss at the minimum, below the threshold."""
+    if not minimum.plain(problem):
+        found = symmetric.least(problem)
+        return ThreeNumbers(Decimal(found.t), Decimal(found.own), Decimal(found.wrong))
     K = problem.K
     lam_W, lam_H, _ = map(Decimal, _scalar_decays(problem))
     exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
@@ -196,13 +200,34 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
             decays that are arrays; an eigenvalue beyond the range of float64.
     """
     _scalar_decays(problem)
-    minimum.check_assumptions(problem)
+    _check_assumptions(problem)
     return _rounded(_minimum_table(problem))
+
+
+def _check_assumptions(problem: Problem) -> None:
+    """Refuse what has no table: it needs a loss that is invariant under shifts, and its minimum."""
+    check_problem(problem)
+    if problem.loss.null(problem.K) is None:
+        raise Refused(
+            f"got the loss {type(problem.loss).__name__}: the spectrum in closed form is that of "
+            "losses that are invariant under shifts of the logits; take ufm.hessian.spectrum at "
+            "ufm.theory.global_minimizer"
+        )
+    if minimum.plain(problem):
+        minimum.check_assumptions(problem)
+    else:
+        symmetric.least(problem)
+
+
+def _collapsed(problem: Problem) -> bool:
+    if minimum.plain(problem):
+        return bool(minimum.is_collapsed(problem))
+    return symmetric.least(problem).t == 0
 
 
 @_exact
 def _minimum_table(problem: Problem) -> _Table:
-    if minimum.is_collapsed(problem):
+    if _collapsed(problem):
         return _origin_table(problem)
     K, d, n = problem.K, problem.d, int(problem.counts[0])
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
@@ -236,8 +261,10 @@ def _minimum_table(problem: Problem) -> _Table:
 def origin_spectrum(problem: Problem) -> Spectrum:
     """The spectrum of ∇²f at W = 0, H = 0, b = 0, a critical point of every balanced problem.
 
-        (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + 1/(K²n))   d(K−1) times each
-        λ_W  d times,   λ_H  d(N−K+1) times,   λ_b once,   λ_b + 1/K  K−1 times
+        (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²)   d(K−1) times each
+        λ_W  d times,   λ_H  d(N−K+1) times,   λ_b once,   λ_b + s  K−1 times
+
+    g = ‖G‖₂ = 1/(K√n) and s = 1/K for cross-entropy, with smoothing g = (1−ε)/(K√n).
 
     The Morse index is d(K−1) below the threshold K²nλ_Wλ_H = 1 and 0 from it on; any d ≥ 1.
 
@@ -247,6 +274,8 @@ def origin_spectrum(problem: Problem) -> Spectrum:
     """
     _scalar_decays(problem)
     normal_decays(problem)
+    if not minimum.plain(problem):
+        symmetric.check_origin(problem)
     minimum.check_uniform(problem)
     if not problem.balanced:
         raise Refused(
@@ -260,9 +289,14 @@ def origin_spectrum(problem: Problem) -> Spectrum:
 def _origin_table(problem: Problem) -> _Table:
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
     K, d, N = problem.K, problem.d, problem.N
-    exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
-    # λ_W λ_H − 1/(K² n): exactly 0 at the threshold.
-    determinant = -Decimal(exact.numerator) / Decimal(exact.denominator) / (K * N)
+    if minimum.plain(problem):
+        exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
+        # λ_W λ_H − 1/(K² n): exactly 0 at the threshold.
+        determinant = -Decimal(exact.numerator) / Decimal(exact.denominator) / (K * N)
+        curvature = 1 / Decimal(K)
+    else:
+        pull, curvature = map(Decimal, symmetric.at_origin(problem))
+        determinant = lam_W * lam_H - pull * pull
     lower, upper = pair.of_determinant(lam_W + lam_H, determinant)
     bias = int(problem.bias)
     return [
@@ -271,7 +305,7 @@ def _origin_table(problem: Problem) -> _Table:
         (lam_W, d),
         (lam_H, d * (N - K + 1)),
         (lam_b, bias),
-        (lam_b + 1 / Decimal(K), bias * (K - 1)),
+        (lam_b + curvature, bias * (K - 1)),
     ]
 
 
@@ -298,9 +332,9 @@ def _rounded(table: _Table) -> Spectrum:
 def _range_off_the_orbit(problem: Problem) -> tuple[Decimal, Decimal]:
     """Smallest and largest eigenvalue at the global minimum, those of the orbit left out."""
     _scalar_decays(problem)
-    minimum.check_assumptions(problem)
+    _check_assumptions(problem)
     table = [(value, m) for value, m in _minimum_table(problem) if m]
-    rank = 0 if minimum.is_collapsed(problem) else problem.K - 1
+    rank = 0 if _collapsed(problem) else problem.K - 1
     largest, zeros = max(table)[0], sum(m for value, m in table if not value)
     if zeros > orbit_dimension(problem, rank):
         return Decimal(0), largest

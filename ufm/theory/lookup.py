@@ -1,0 +1,105 @@
+"""The closed form of a problem, by its loss: what `ufm.theory` answers for each member.
+
+Plain cross-entropy: `ufm.theory.minimum`. Other losses that treat all classes alike:
+`ufm.theory.symmetric`. The squared error: `ufm.theory.squared`. Outside of all assumptions the
+answer is a refusal that names the one that fails.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ufm.check import Refused
+from ufm.losses import SquaredError
+from ufm.model.problem import Params, Problem, require
+from ufm.theory import minimum, squared, symmetric
+from ufm.theory.minimum import Norms
+
+
+def _is_squared(problem: Problem) -> bool:
+    require(problem)
+    return isinstance(problem.loss, SquaredError)
+
+
+def global_value(problem: Problem) -> Any:
+    """f*, the value of the global minimum, in nats for a negative log-likelihood.
+
+    Cross-entropy: `ufm.theory.minimum.global_value`, elementwise over array decays; other losses:
+    `ufm.theory.symmetric`, `ufm.theory.squared`.
+
+    Raises:
+        Refused: naming the assumption of the closed form that fails.
+    """
+    if _is_squared(problem):
+        return squared.global_value(problem)
+    return (
+        minimum.global_value(problem) if minimum.plain(problem) else symmetric.least(problem).value
+    )
+
+
+def is_collapsed(problem: Problem) -> Any:
+    """Whether decay wins and the global minimum is W = H = 0.
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    if _is_squared(problem):
+        return squared.is_collapsed(problem)
+    if minimum.plain(problem):
+        return minimum.is_collapsed(problem)
+    return symmetric.least(problem).t == 0
+
+
+def margin(problem: Problem) -> Any:
+    """t = z_y − z_j at the global minimum, for every wrong class j; 0 if it has collapsed.
+
+    Raises:
+        Refused: as `global_value`; the squared error of unequal classes, whose logits have no one
+            margin.
+    """
+    if _is_squared(problem):
+        if not problem.uniform or problem.d < problem.K - 1:
+            raise Refused(
+                "got the squared error with unequal classes, targets or d < K-1; allowed: equal "
+                "classes and d >= K-1, where all samples have one margin"
+            )
+        share = squared.norms(problem)
+        modes = problem.K - 1 if problem.bias else problem.K
+        # WH = Σ s u vᵀ: the margin of a class is s/√n for equal modes.
+        return share[0] * share[1] / modes / float(problem.n) ** 0.5
+    return minimum.margin(problem) if minimum.plain(problem) else symmetric.least(problem).t
+
+
+def norms(problem: Problem) -> Norms:
+    """‖W‖ and ‖H‖ at the global minimum; λ_W‖W‖² = λ_H‖H‖².
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    if _is_squared(problem):
+        return Norms(*squared.norms(problem))
+    if minimum.plain(problem):
+        return minimum.norms(problem)
+    return minimum.norms_of(problem, symmetric.least(problem).t)
+
+
+def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+    """A global minimiser in a Haar-random orientation.
+
+    Args:
+        problem: within the assumptions of its closed form, with scalar decays.
+        key: a JAX PRNG key; it draws the orientation.
+        dtype: floating dtype; None takes JAX's default.
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    if _is_squared(problem):
+        return squared.global_minimizer(problem, key, dtype)
+    if minimum.plain(problem):
+        return minimum.global_minimizer(problem, key, dtype)
+    found = symmetric.least(problem)
+    params = minimum.etf(problem, minimum.norms_of(problem, found.t), key, dtype)
+    return jax.tree.map(jnp.asarray, params._replace(b=params.b + found.beta))

@@ -1,0 +1,200 @@
+"""The squared error: every critical point in closed form, for any width, counts and targets.
+
+    f = (1/2N)‖WH + b1ᵀ − Y‖² + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
+
+Without a bias, or with one that has no decay (then Y stands for Y − ȳ1ᵀ), let σ_i be the singular
+values of Y, √n_k for classes. The decays amount to μ‖WH‖_*, μ = √(λ_W λ_H), and every mode is a
+problem of its own: a critical point takes a set S of modes with σ_i > Nμ, |S| ≤ d, each shrunk to
+s_i = σ_i − Nμ, and
+
+    f = Σ_{i∈S} [(s_i − σ_i)²/2N + μ s_i] + Σ_{i∉S} σ_i²/2N,      W = U_S (√s) Qᵀ, H = Q (√s) V_Sᵀ
+
+up to the scales of W and H. The minimum takes the d largest: class k vanishes iff n_k ≤ N²λ_Wλ_H.
+Where all σ_i > Nμ differ, each S is one orbit, of Morse index
+
+    (d−|S|)·#{i ∉ S: σ_i > Nμ} + #{(i ∉ S, a ∈ S): σ_i > σ_a}
+
+and nullity |S|(|S|−1)/2 + |S|(d−|S|): there is no spurious minimum, whatever d is. Sources: Zhou et
+al. 2022 (arXiv 2203.01238), Tirer and Bruna 2022 (arXiv 2202.08087); regression: arXiv 2409.04180.
+The list of critical points is held against censuses by the tests.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm.check import Refused, normal_decays
+from ufm.losses import SquaredError
+from ufm.model.problem import Params, Problem, check_problem
+
+MOST_POINTS = 2**16
+
+
+class CriticalPoint(NamedTuple):
+    """One orbit of critical points.
+
+    modes: which singular values it takes, by falling σ.  rank: of W, their number.
+    value: f.  morse_index, nullity: of ∇²f.
+    """
+
+    modes: tuple[int, ...]
+    rank: int
+    value: float
+    morse_index: int
+    nullity: int
+
+
+class _Modes(NamedTuple):
+    """Y = U diag(σ) Vᵀ, centred where b is free: U (K, m), sigma (m,), Vt (m, G) of unit weight."""
+
+    U: np.ndarray
+    sigma: np.ndarray
+    Vt: np.ndarray
+    mean: np.ndarray
+
+
+def fails(problem: Problem) -> str | None:
+    """The first assumption that a problem does not meet, or None."""
+    loss = problem.loss
+    if not isinstance(loss, SquaredError):
+        return f"the squared error (got {type(loss).__name__})"
+    if (loss.own, loss.shift) != (1.0, 1.0):
+        return f"the plain squared error (got own={loss.own}, shift={loss.shift})"
+    if problem.weights is not None or problem.decay_weights is not None:
+        return "samples of one weight (got weights or decay_weights)"
+    if problem.bias and float(problem.lam_b) != 0:
+        return f"no bias, or one without decay (got lam_b={problem.lam_b})"
+    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
+        return f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})"
+    return None
+
+
+def _modes(problem: Problem) -> _Modes:
+    check_problem(problem)
+    normal_decays(problem)
+    reason = fails(problem)
+    if reason is not None:
+        raise Refused(
+            f"got a problem outside the closed form of the squared error, which needs {reason}; "
+            "find its minimum with ufm.solve, and bound it with ufm.certify"
+        )
+    T = np.eye(problem.K) if problem.targets is None else np.asarray(problem.targets)
+    root = np.sqrt(problem.counts.astype(float))
+    mean = T @ problem.counts / problem.N if problem.bias else np.zeros(problem.K)
+    U, sigma, Vt = np.linalg.svd((T - mean[:, None]) * root, full_matrices=False)
+    return _Modes(U, sigma, Vt, mean)
+
+
+def _shrunk(problem: Problem, sigma: np.ndarray) -> np.ndarray:
+    """s_i = (σ_i − Nμ)₊."""
+    return np.maximum(sigma - problem.N * float(problem.mu), 0)
+
+
+def _value(problem: Problem, sigma: np.ndarray, on: np.ndarray) -> float:
+    """f of a critical point that takes these modes."""
+    s, mu, N = _shrunk(problem, sigma), float(problem.mu), problem.N
+    return float(np.sum(np.where(on, (s - sigma) ** 2 / (2 * N) + mu * s, sigma**2 / (2 * N))))
+
+
+def _largest(problem: Problem, sigma: np.ndarray) -> np.ndarray:
+    """The modes of the global minimum: the d largest of those that are on."""
+    return (np.arange(len(sigma)) < problem.d) & (_shrunk(problem, sigma) > 0)
+
+
+def global_value(problem: Problem) -> float:
+    """f* of the module's head.
+
+    Raises:
+        Refused: naming the assumption that fails; array-valued or traced decays.
+    """
+    sigma = _modes(problem).sigma
+    return _value(problem, sigma, _largest(problem, sigma))
+
+
+def is_collapsed(problem: Problem) -> bool:
+    """max σ_i ≤ Nμ: the minimum has W = H = 0.
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    return not bool(np.any(_shrunk(problem, _modes(problem).sigma)))
+
+
+def norms(problem: Problem) -> tuple[float, float]:
+    """(‖W‖, ‖H‖), ‖W‖² = √(λ_H/λ_W) Σ s_i = (λ_H/λ_W)‖H‖².
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    sigma = _modes(problem).sigma
+    total = float(np.sum(_shrunk(problem, sigma)[_largest(problem, sigma)]))
+    tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
+    return total**0.5 * tilt, total**0.5 / tilt
+
+
+def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+    """A global minimiser in a Haar-random orientation.
+
+    Args:
+        problem: as `global_value` takes it.
+        key: a JAX PRNG key; it draws the orientation.
+        dtype: floating dtype; None takes JAX's default.
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    modes = _modes(problem)
+    on = _largest(problem, modes.sigma)
+    s = _shrunk(problem, modes.sigma)[on]
+    tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
+    with jax.enable_x64(True):
+        Q = np.asarray(jax.random.orthogonal(key, problem.d, dtype=jnp.float64))[:, : len(s)]
+    W = tilt * (modes.U[:, on] * np.sqrt(s)) @ Q.T
+    means = Q @ (np.sqrt(s)[:, None] * modes.Vt[on]) / np.sqrt(problem.counts) / tilt
+    share = problem.counts / problem.N
+    b = modes.mean - W @ (means @ share) if problem.bias else np.zeros(problem.K)
+    dtype = jnp.zeros((), dtype or float).dtype
+    return Params(*(jnp.asarray(x, dtype) for x in (W, means[:, problem.labels], b)))
+
+
+def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
+    """Every critical point of the squared error up to its orbit, by rising value.
+
+    Args:
+        problem: any counts, any d, any targets; no bias, or one without decay; the singular values
+            of the targets above Nμ must differ.
+
+    Returns:
+        A `CriticalPoint` for every set of at most d modes.
+
+    Raises:
+        Refused: as `global_value`; equal singular values, whose modes turn into one another; more
+            than 65,536 sets.
+    """
+    sigma = _modes(problem).sigma
+    level = problem.N * float(problem.mu)
+    on = [i for i, x in enumerate(sigma) if x > level]
+    if any(sigma[i] - sigma[i + 1] <= 1e-10 * sigma[0] for i in on if i + 1 < len(sigma)):
+        raise Refused(
+            f"got singular values {np.array2string(sigma, precision=6)} of the targets, of which "
+            "some are equal: their critical points are no isolated orbits; allowed: distinct ones, "
+            "such as unequal class counts give"
+        )
+    count = sum(math.comb(len(on), r) for r in range(min(len(on), problem.d) + 1))
+    if count > MOST_POINTS:
+        raise Refused(f"got {count:,} critical points; allowed: {MOST_POINTS:,}. Lower d or K")
+    found = []
+    for r in range(min(len(on), problem.d) + 1):
+        for S in itertools.combinations(on, r):
+            taken = np.isin(np.arange(len(sigma)), S)
+            left = [i for i in on if i not in S]
+            pairs = sum(sigma[i] > sigma[a] for i in left for a in S)
+            index = (problem.d - r) * len(left) + int(pairs)
+            nullity = r * (r - 1) // 2 + r * (problem.d - r)
+            found.append(CriticalPoint(S, r, _value(problem, sigma, taken), index, nullity))
+    return tuple(sorted(found, key=lambda x: x.value))
