@@ -143,6 +143,34 @@ def test_newton_converges_quadratically_although_the_orbit_makes_the_hessian_sin
     assert np.all(late[1:] <= 1e4 * late[:-1] ** 2 + 1e-15)
 
 
+@pytest.mark.parametrize("ratio", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("lam", [1e-7, 1e-9, 1e-12])
+def test_descents_arrive_at_small_and_unequal_decays(lam, ratio):
+    problem = Problem(3, 3, 2, lam * ratio**0.5, lam / ratio**0.5, lam)
+    keys = jax.random.split(jax.random.key(0), 8)
+    starts = jax.vmap(lambda key: init_params(key, problem, 1.0))(keys)
+    found = ufm.solve(problem, starts)
+    assert set(found.status) == {"converged"}
+    least = theory.global_value(problem)
+    values = jax.vmap(lambda x: objective(problem, x))(found.params)
+    # 1e-14 of the terms that cancel, over λ of them, squared: far below 1e-6 of f down to 1e-10.
+    np.testing.assert_allclose(values, least, rtol=1e-6)
+
+
+def test_solutions_scale_with_the_decays():
+    one = Problem(3, 2, 2, 2e-5, 1e-5, 1e-5)
+    other = Problem(3, 2, 2, 2e-5 / 2**20, 1e-5 * 2**20, 1e-5)
+    start = laws.random_params(one, 2)
+    a, b = (
+        ufm.solve(problem, Params(start.W * r, start.H / r, start.b))
+        for problem, r in ((one, 1), (other, 2**10))
+    )
+    assert (a.status, b.status) == ("converged", "converged")
+    assert a.descent_steps == b.descent_steps
+    np.testing.assert_allclose(b.params.W / 2**10, a.params.W, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(b.params.H * 2**10, a.params.H, rtol=0, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_newton_alone_stays_at_a_saddle_and_finds_the_known_padded_ones():
     wide = Problem(K=10, d=16, n=20, lam_W=5e-3, lam_H=2.5e-4, lam_b=5e-3)
