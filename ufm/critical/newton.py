@@ -10,9 +10,9 @@ critical points near by are one orbit and ∇²f vanishes along that orbit only 
 Fukushima 2001, with the error bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖;
 where none does the method has stalled, and says so: ‖∇f‖ has local minima that are no zeros.
 
-Lengths are those in the coordinates (W/r, H r, b) of `quotient.stretch`: with unequal decays one of
-W and H would be long and flat, the other short and steep, and no σ would fit both. In those of x,
-D the diagonal matrix of r, 1/r and 1, the step is −D Re (D∇²f D + iσ)⁻¹ D∇f.
+Where λ_W and λ_H are far apart, lengths are those of (W/r, H r, b), see `stretch`: otherwise one of
+W and H would be long and flat, the other short and steep, and no σ would fit both. With D the
+diagonal matrix of r, 1/r and 1, the step is −D Re (D∇²f D + iσ)⁻¹ D∇f.
 
 Problems too large for a matrix take the step of MINRES (Paige and Saunders 1975) from zero, which
 has least length too. Everything here is traceable and meant for float64.
@@ -29,7 +29,6 @@ from ufm.hessian.curvature import apply, flatten, linearize, matrix, unflatten
 from ufm.hessian.stationarity import POLISHED
 from ufm.linalg.minres import minres
 from ufm.model import objective as terms
-from ufm.model import quotient
 from ufm.model.problem import Params, Problem
 
 DENSE_SIZE = 2500  # variables up to which a step factorises the matrix
@@ -109,9 +108,21 @@ def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
     return flatten(problem, terms.gradient(problem, params, G)), scale(problem, params, G)
 
 
+def stretch(problem: Problem, dtype) -> Scalar:
+    """r = (λ_H/λ_W)^¼ to the nearest power of two, 1 where that is 1/4 to 4 or a decay is 0.
+
+    (W/r, H r) has the same logits, and at decays (λ_W r², λ_H/r²), which are alike, the same f. At
+    critical points W/r and H r are of one length.
+    """
+    lam_W, lam_H, _ = terms.decays(problem, dtype)
+    exponent = jnp.round((jnp.log2(lam_H) - jnp.log2(lam_W)) / 4)
+    far = jnp.isfinite(exponent) & (jnp.abs(exponent) > 2)
+    return jnp.ldexp(jnp.ones((), dtype), jnp.where(far, exponent, 0).astype(jnp.int32))
+
+
 def _units(problem: Problem, dtype) -> Array:
     """D, the unit of every entry of a flattened point."""
-    r, (K, d, N) = quotient.stretch(problem).astype(dtype), (problem.K, problem.d, problem.N)
+    r, (K, d, N) = stretch(problem, dtype), (problem.K, problem.d, problem.N)
     units = Params(jnp.full((K, d), r), jnp.full((d, N), 1 / r), jnp.ones(K, dtype))
     return flatten(problem, units)
 

@@ -169,11 +169,11 @@ def _lifted(problem: Problem, small: Params, frame: Array):
 def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
     """L-BFGS from one start until Newton's method takes over: (point, steps taken).
 
-    In the coordinates of `quotient.stretch`: with decays a million apart it would need thousands of
+    In the coordinates of `newton.stretch`: with decays a million apart it would need thousands of
     steps for what are fifty there.
     """
     handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
-    r = quotient.stretch(problem)
+    r = newton.stretch(problem, params.W.dtype)
     problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
     params = params._replace(W=params.W / r, H=params.H * r)
 

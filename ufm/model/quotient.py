@@ -10,11 +10,7 @@
   gradient stays in the span of the rows of W and the columns of H: at most 2K dimensions of R^d,
   and at a critical point with 1ᵀW = 0 at most K − 1.
 
-So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. And of one λ:
-
-* **Lengths.** (W/r, H r) has the same logits, and at decays (λ_W r², λ_H/r²) the same f.
-
-Everything is traceable.
+So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. Everything is traceable.
 """
 
 import dataclasses
@@ -22,10 +18,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, Float
 
 from ufm.linalg.products import matmul
-from ufm.model.objective import decays
 from ufm.model.problem import Params, Problem
 
 
@@ -75,15 +70,3 @@ def lift(problem: Problem, params: Params, frame: Float[Array, "d width"]) -> Pa
     H = matmul(frame, params.H)
     H = H[:, problem.labels] if H.shape[1] != problem.N else H
     return Params(matmul(params.W, frame.T), H, params.b)
-
-
-def stretch(problem: Problem) -> Scalar:
-    """r = (λ_H/λ_W)^¼ to the nearest power of two: (W/r, H r) then has the decays of one λ.
-
-    Lengths of W and H are alike there at critical points. r is 1 where the decays are alike within
-    a factor of 1000, at which nothing is gained, and where one of them is 0.
-    """
-    lam_W, lam_H, _ = decays(problem, jnp.result_type(float))
-    exponent = jnp.round((jnp.log2(lam_H) - jnp.log2(lam_W)) / 4)
-    far = jnp.isfinite(exponent) & (jnp.abs(exponent) > 2)
-    return jnp.ldexp(jnp.ones(()), jnp.where(far, exponent, 0).astype(int))
