@@ -257,6 +257,14 @@ def test_a_descent_under_any_decay_records_numbers(lam):
         assert run.history["grad_norm"][-1] < 1e-6 * first
 
 
+@pytest.mark.parametrize("name", ["lam_W", "lam_H", "lam_b"])
+def test_a_decay_that_is_infinite_in_the_precision_of_a_run_is_refused_by_name(name):
+    problem = Problem(3, 4, 2, **({"lam_W": 1e-2, "lam_H": 1e-2, "lam_b": 1e-2} | {name: 1e40}))
+    params = ufm.init_params(0, problem, dtype=jnp.float32)
+    with pytest.raises(ufm.Refused, match=f"{name}=1e\\+40, which is infinite in float32"):
+        ufm.descend(problem, params, "gd", steps=5)
+
+
 # Precisions
 
 WIDENED = {

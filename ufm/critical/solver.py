@@ -39,6 +39,7 @@ _HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
 # Where that unit has shrunk by more since the start, as it does at decays below 1e-5, ‖∇f‖ says
 # little: this many times what it is now is the unit then.
 _SHRUNK = 1e4
+_LEAST = 1e-140  # ‖∇f‖ whose square, which L-BFGS divides by, is a number
 
 
 class Solution(NamedTuple):
@@ -175,11 +176,15 @@ def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Arr
     handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
     r = newton.stretch(problem, params.W.dtype)
     problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
-    params = params._replace(W=params.W / r, H=params.H * r)
+    W, H, b = params.W / r, params.H * r, params.b
+    # With decays so far apart a start is as far from balance: (W s, H/s) has a lower f.
+    s = jnp.sqrt(newton.length(H) / newton.length(W))
+    s = jnp.where((r != 1) & (s > 0) & jnp.isfinite(s), s, 1)
+    params = Params(W * s, H / s, b)
 
     def going(carry):
         state, slope, target = carry
-        return (slope > target) & (state.step < steps)
+        return (slope > jnp.maximum(target, _LEAST)) & (state.step < steps)
 
     def ahead(carry):
         state = step(problem, _METHOD, _HYPER, carry[0])
