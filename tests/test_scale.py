@@ -389,6 +389,15 @@ def test_commands_print_json_where_numbers_are_infinite(command, tmp_path, capsy
         assert told[infinite[command]] is None
 
 
+@pytest.mark.parametrize("size", [1e-320, 1e-300, 1e-160])
+def test_probe_judges_features_that_all_but_vanish(size, tmp_path, capsys):
+    path, generator = tmp_path / "point.npz", np.random.default_rng(0)
+    W, H = generator.standard_normal((3, 4)), size * generator.standard_normal((4, 6))
+    np.savez(path, W=W, H=H, b=np.zeros(3), n=2, lam_W=1e-2, lam_H=1e-2, lam_b=1e-2)
+    assert ufm.cli.main(["probe", str(path), "--json"]) == 0
+    assert strict(capsys.readouterr().out)["verdict"] == "not critical"
+
+
 def test_theory_prints_json_for_any_decays(capsys):
     for lam in ("1e-300", "1e300"):
         words = ["--K", "3", "--d", "4", "--n", "2", "--lam-W", lam, "--lam-H", lam, "--json"]
