@@ -21,7 +21,8 @@ from ufm.check import Refused
 from ufm.critical import newton, orbits, sources
 from ufm.critical.orbits import Orbit
 from ufm.model import quotient
-from ufm.model.problem import Params, Problem, check_memory, check_problem
+from ufm.model.points import check_memory
+from ufm.model.problem import Params, Problem, check_problem
 
 FIRST = (
     sources.random, sources.tied, sources.padded, sources.passages, sources.descended,
