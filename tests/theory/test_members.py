@@ -99,9 +99,7 @@ def test_without_its_parameter_each_loss_is_cross_entropy():
 def test_smoothing_worsens_the_conditioning_of_the_full_hessian():
     """K=4, n=3, λ=1e-2: 9.1 at ε=0, 16.7 at ε=.1."""
     problem = ufm.Problem(4, 4, 3, 1e-2, 1e-2, 1e-2)
-    told = [
-        theory.condition_number(replace(problem, loss=CrossEntropy(eps))) for eps in (0.0, 0.1)
-    ]
+    told = [theory.condition_number(replace(problem, loss=CrossEntropy(eps))) for eps in (0.0, 0.1)]
     np.testing.assert_allclose(told, [9.1, 16.7], atol=0.06)
 
 

@@ -235,7 +235,10 @@ def _decided(
     wide = least is not None and problem.d >= least
     # Without an idle dimension rounding alone keeps W from the lower rank that the theorem gives.
     if (core.idle or (wide and curvature < 0)) and sigma - mu > error:
-        theorem = f", a strict saddle by the theorem for d >= {least} (d={problem.d})"
+        theorem = (
+            f", a strict saddle by the theorem for d >= {landscape.width_name(problem)} "
+            f"(d={problem.d}, K={problem.K})"
+        )
         reason = (
             f"{'an explicit' if core.idle else 'the lowest'} direction has curvature "
             f"{curvature:.6g}: |G|_2 = {sigma:.6g} exceeds mu = {mu:.6g} by more than {error:.3g}"
@@ -304,9 +307,10 @@ def from_counts(problem: Problem, core: Core, counts: Inertia) -> tuple[Kind, st
     if counts.negative:
         return "strict saddle", f"the Hessian has {counts.negative} negative eigenvalues"
     if counts.zero == orbit:
+        width = landscape.width_name(problem)
         theorem = (
-            f"; by the theorem for d >= {least} the critical point near by is a global minimiser, "
-            "but the certified gap does not show it"
+            f"; by the theorem for d >= {width} the critical point near by is a global minimiser, but "
+            "the certified gap does not show it"
         )
         return "local minimiser", (
             f"no eigenvalue below {counts.tolerance:.3g} but the {orbit} of the symmetry orbit"

@@ -90,8 +90,9 @@ def collapse(W, H, b=None, labels=None, *, classes=None, ignore=None) -> Collaps
         less than 32 bits count as float32.
 
     Raises:
-        Refused: arrays that are not real and finite or do not fit together, K < 2, a label that
-            is no row, a class without samples; see `ufm.metrics.labels.samples`.
+        Refused: arrays that are not real and finite or do not fit together, W or H of subnormal
+            numbers alone, K < 2, a label that is no row, a class without samples; see
+            `ufm.metrics.labels.samples`.
     """
     W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
@@ -118,7 +119,23 @@ def _floating(xp: ModuleType, name: str, x):
             f"got {bad} non-finite entries in {name} of shape {x.shape}; allowed: finite numbers. "
             "Drop or repair the samples they come from"
         )
+    if not isinstance(x, jax.core.Tracer):
+        _check_normal(xp, name, x)
     return x
+
+
+def _check_normal(xp: ModuleType, name: str, x) -> None:
+    """Refuse W and H of subnormal numbers alone: digits are lost, and XLA takes them for 0."""
+    least = float(xp.finfo(x.dtype).tiny)
+    if name == "b" or not x.size or float(xp.max(xp.abs(x))) >= least:
+        return
+    top = float(np.max(np.abs(np.asarray(x, np.float64))))
+    if top > 0:
+        raise Refused(
+            f"got {name} whose largest entry is {top:.3g}, below the smallest normal number "
+            f"{least:.3g} of {x.dtype}; allowed: 0, or larger ones. Look for an underflow where "
+            f"{name} was made"
+        )
 
 
 def measure(xp: ModuleType, W, H, b, index, logits=None) -> Collapse:

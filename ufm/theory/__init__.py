@@ -1,9 +1,9 @@
 """Closed forms and theorems: the global minimum, spectra there and at the origin, the landscape.
 
-One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `symmetric` (other
-losses that treat all classes alike), `squared`, with `lookup` to choose among them; `spectra` and
-`landscape` (which claims hold for a problem, and the least eigenvalue by them). None of them
-imports an optimiser or a probe, so that agreement with a simulation is evidence.
+One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `symmetric`
+(other losses that treat all classes alike), `squared`, with `lookup` to choose among them;
+`spectra` and `landscape` (which claims hold for a problem, and the least eigenvalue by them). None
+of them imports an optimiser or a probe, so that agreement with a simulation is evidence.
 """
 
 from ufm.theory.landscape import Claim, claims, least_eigenvalue_bound, least_free_eigenvalue

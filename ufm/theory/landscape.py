@@ -168,7 +168,7 @@ def _landscape(problem: Problem) -> tuple[Claim, ...]:
     decays, _, planar, _, plain = _assumptions(problem)
     loss, least = problem.loss, rank_bound(problem)
     convex = None if loss.convex else f"a convex loss (got {type(loss).__name__})"
-    wide = None if problem.d >= least else f"d >= {_name(least, problem)} (got d={problem.d})"
+    wide = None if problem.d >= least else f"d >= {width_name(problem)} (got d={problem.d})"
     mean = "nᵀW = 0 and rank W ≤ K−1" if least < problem.K else "rank W ≤ K"
     mean = mean.replace("nᵀW", "1ᵀW") if not isinstance(loss, LogitAdjusted) else mean
     return (
@@ -186,7 +186,7 @@ def _landscape(problem: Problem) -> tuple[Claim, ...]:
         ),
         Claim(
             "full rank",
-            f"A critical point with rank W = {_name(least, problem)} is a global minimiser, and "
+            f"A critical point with rank W = {width_name(problem)} is a global minimiser, and "
             "there ‖G‖₂ = μ.",
             _joined(convex, wide, decays),
             OURS,
@@ -213,8 +213,9 @@ def _landscape(problem: Problem) -> tuple[Claim, ...]:
     )
 
 
-def _name(rank: int, problem: Problem) -> str:
-    return "K-1" if rank < problem.K else "K"
+def width_name(problem: Problem) -> str:
+    """`rank_bound` as a formula."""
+    return "K-1" if rank_bound(problem) < problem.K else "K"
 
 
 def _unit_bias(problem: Problem) -> str | None:
@@ -229,7 +230,7 @@ def _assumptions(problem: Problem) -> tuple[str | None, ...]:
     K, d = problem.K, problem.d
     positive = min(float(problem.lam_W), float(problem.lam_H)) > 0
     rank = rank_bound(problem)
-    name, least = _name(rank, problem), max(rank, 2)
+    name, least = width_name(problem), max(rank, 2)
     return (
         None
         if positive

@@ -111,7 +111,7 @@ def check_origin(problem: Problem) -> None:
 
 
 def at_origin(problem: Problem) -> tuple[float, float]:
-    """(‖G‖₂, s) at W = H = b = 0: G = −τK/(K−1) (Y − 1/K)/N, τ = −r_y, and mean S = s(I − 11ᵀ/K)."""
+    """(‖G‖₂, s) at W = H = b = 0, where S is s(I − 11ᵀ/K) in the mean over the classes."""
     K = problem.K
     with jax.enable_x64(True):
         Z, label = jnp.zeros((K, 1)), jnp.zeros(1, int)
