@@ -11,13 +11,78 @@ import pytest
 import reference
 
 import ufm
-from ufm.losses import CrossEntropy, Loss, check_loss, names
+from ufm.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Focal,
+    LogitAdjusted,
+    Loss,
+    SquaredError,
+    check_loss,
+    names,
+)
 
 
 @pytest.mark.parametrize("K", [2, 3, 10, 33])
 def test_cross_entropy_meets_every_law(K):
     errors = check_loss(CrossEntropy(), K, exact=reference.exact_cross_entropy, seed=K)
     assert all(0 <= error <= 1 for error in errors)
+
+
+def soft(generator, N):
+    return generator.dirichlet(np.full(5, 0.5), N).T
+
+
+def tags(generator, N):
+    T = (generator.random((5, N)) < 0.4).astype(float)
+    T[0] = np.where(T.sum(axis=0) == 0, 1, T[0])
+    return T
+
+
+def real(generator, N):
+    return 3 * generator.standard_normal((5, N))
+
+
+FAMILY = [
+    (CrossEntropy(0.1), None),
+    (CrossEntropy(1e-12), None),
+    (CrossEntropy(), soft),
+    (CrossEntropy(), tags),
+    (CrossEntropy(0.2), soft),
+    (SquaredError(), None),
+    (SquaredError(5, 15), None),
+    (SquaredError(), real),
+    (BinaryCrossEntropy(), None),
+    (BinaryCrossEntropy(), tags),
+    (BinaryCrossEntropy(), soft),
+    (Focal(0), None),
+    (Focal(0.5), None),
+    (Focal(2), None),
+    (Focal(5), None),
+    (LogitAdjusted(3), None),
+    (LogitAdjusted([1, 2, 3, 0.5, 0.1], [0, 1, 2, -1, 3]), None),
+    (LogitAdjusted(2, np.arange(25).reshape(5, 5) / 5), None),
+]
+NAMES = [f"{names.text_of(loss)[:40]} {t.__name__ if t else ''}" for loss, t in FAMILY]
+
+
+@pytest.mark.parametrize(("loss", "targets"), FAMILY, ids=NAMES)
+def test_every_loss_of_the_family_meets_every_law(loss, targets):
+    errors = check_loss(loss, 5, targets)
+    assert all(0 <= error <= 1 for name, error in errors._asdict().items() if name != "value")
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 5.0])
+def test_the_conjugate_of_the_focal_loss_is_tight_where_its_hull_is(gamma):
+    """ℓ(z) + ℓ*(∇ℓ) = ⟨∇ℓ, z⟩ at margins above 0, where φ is convex."""
+    generator = np.random.default_rng(0)
+    Z, t = generator.standard_normal((4, 60)), generator.integers(0, 4, 60)
+    Z[t, np.arange(60)] += 5
+    with jax.enable_x64(True):
+        Z, loss = jnp.asarray(Z), Focal(gamma)
+        R = loss.residual(Z, t)
+        young = loss.value(Z, t) + loss.conjugate(R, t) - jnp.sum(R * Z, axis=0)
+    np.testing.assert_allclose(young, 0, atol=1e-14)
 
 
 def broken(**methods):
@@ -33,8 +98,8 @@ MUTANTS = {
     "fenchel_young": {
         "conjugate": lambda self, R, t: CrossEntropy.conjugate(self, R, t) + 1e-9,
     },
-    "smoothness": {"smoothness": 0.4},
-    "residual_bound": {"residual_bound": lambda _, value: value / 8},
+    "smoothness": {"smoothness": lambda *_: 0.4},
+    "residual_bound": {"residual_bound": lambda _, value, __=None: value / 8},
     "moved": {"moved": lambda *x: 0.1 * x[-1]},
     "value": {
         "value": lambda self, Z, t: CrossEntropy.value(self, Z, t) * (1 + 1e-9),
@@ -81,7 +146,7 @@ def test_what_is_no_loss_is_refused_with_what_it_lacks():
 
 
 def test_the_text_of_a_loss_is_read_back():
-    for loss in (CrossEntropy(),):
+    for loss in (CrossEntropy(), *(loss for loss, _ in FAMILY)):
         assert isinstance(loss, Loss)
         assert names.named(names.text_of(loss)) == loss
         assert names.named(f"  {names.text_of(loss)} ") == loss
@@ -94,6 +159,10 @@ def test_the_text_of_a_loss_is_read_back():
         ("crossentropy", "Did you mean 'CrossEntropy'"),
         ("CrossEntropy(smooth=1)", "smooth=1"),
         ("CrossEntropy(smoothing)", "smoothing"),
+        ("CrossEntropy(smoothing=1)", "smoothing=1"),
+        ("CrossEntropy(0.1)", "smoothing=number"),
+        ("Focal(gamma=__import__('os'))", "allowed"),
+        ("Focal(" * 3000, "allowed"),
         ("", "allowed"),
         (CrossEntropy, r"write CrossEntropy\(\)"),
         (3, "allowed"),

@@ -31,11 +31,11 @@ class Tempered(Problem):
 class Undescribed(Problem):
     """A problem with one field more, of which no description is known."""
 
-    groups: tuple = ()
+    clusters: tuple = ()
 
 
 WARM = Tempered(3, 4, (2, 1, 1), 1e-3, 2e-3, temperature=7.0)
-MUTE = Undescribed(3, 4, 2, 1e-3, 2e-3, groups=(1.0, 2.0, 3.0))
+MUTE = Undescribed(3, 4, 2, 1e-3, 2e-3, clusters=(1.0, 2.0, 3.0))
 METHOD = ("gd", 0.1, None, None, 0)
 
 
@@ -90,7 +90,7 @@ def test_lanes_and_shapes_of_a_sweep_carry_every_field():
     assert lanes.n == WARM.n
     np.testing.assert_array_equal(lanes.temperature, [1.0, 2.0])
     assert isinstance(batches.Shape.of(cells[0]).example().problem, Tempered)
-    unlike = SweepCell(replace(MUTE, groups=(1.0, 1.0, 1.0)), *METHOD)
+    unlike = SweepCell(replace(MUTE, clusters=(1.0, 1.0, 1.0)), *METHOD)
     assert batches.Shape.of(unlike) != batches.Shape.of(SweepCell(MUTE, *METHOD))
     assert set(batches._described(cells)) >= {f.name for f in fields(Tempered)}
 
@@ -114,11 +114,11 @@ def test_a_field_that_a_reader_does_not_know_is_refused_not_dropped():
 
 def test_what_cannot_be_described_is_refused_before_a_file_is_written(tmp_path):
     for call in (MUTE.describe, lambda: batches._described([SweepCell(MUTE, *METHOD)])):
-        with pytest.raises(ufm.Refused, match="'groups' names no type in JSON"):
+        with pytest.raises(ufm.Refused, match="'clusters' names no type in JSON"):
             call()
     census = ufm.critical.census(replace(MUTE, d=2), jax.random.key(0), starts=2, rounds=1)
     with atlas.opened(tmp_path / "a", census.problem, {}) as held:
-        with pytest.raises(ufm.Refused, match="'groups'"):
+        with pytest.raises(ufm.Refused, match="'clusters'"):
             held.save(census)
         assert not [x for x in (tmp_path / "a").iterdir() if x.name.endswith(".json")]
 

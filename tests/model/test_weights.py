@@ -66,7 +66,7 @@ def automatic(problem, params):
         return ufm.objective(problem, hessian.unflatten(problem, x))
 
     x = hessian.flatten(problem, params)
-    return jax.grad(f)(x), np.asarray(jax.hessian(f)(x))
+    return jax.jit(jax.grad(f))(x), np.asarray(jax.jit(jax.hessian(f))(x))
 
 
 @EACH

@@ -156,7 +156,7 @@ REFUSED = {
     "rescaled squared error": replace(BASE, loss=SquaredError(2, 3), lam_b=0.0),
     "squared error with decayed bias": replace(BASE, loss=SquaredError()),
     "targets": replace(BASE, targets=np.eye(4)),
-    "own loss": replace(BASE, loss=FromValue(lambda z, t: jnp.sum(z**2))),
+    "own loss": replace(BASE, loss=FromValue(lambda *x: jnp.sum(x[0] ** 2))),
 }
 
 

@@ -309,8 +309,8 @@ def from_counts(problem: Problem, core: Core, counts: Inertia) -> tuple[Kind, st
     if counts.zero == orbit:
         width = landscape.width_name(problem)
         theorem = (
-            f"; by the theorem for d >= {width} the critical point near by is a global minimiser, but "
-            "the certified gap does not show it"
+            f"; by the theorem for d >= {width} the critical point near by is a global minimiser, "
+            "but the certified gap does not show it"
         )
         return "local minimiser", (
             f"no eigenvalue below {counts.tolerance:.3g} but the {orbit} of the symmetry orbit"

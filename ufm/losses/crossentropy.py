@@ -129,8 +129,9 @@ class CrossEntropy:
         parameter(self, "smoothing", least=0, below=1)
 
     @property
-    def _plain(self) -> bool:
-        return isinstance(self.smoothing, float) and self.smoothing == 0
+    def plain(self) -> bool:
+        """Whether there is no smoothing."""
+        return isinstance(self.smoothing, float) and bool(self.smoothing == 0)
 
     def null(self, K: int) -> Any:
         """1: a shift of all logits changes nothing."""
@@ -148,7 +149,7 @@ class CrossEntropy:
     def _matrix(self, t: Any, K: int, dtype: Any) -> Array:
         """The targets T as a matrix, smoothed, (K, N)."""
         T = _one_hot(t, K, dtype) if t.ndim == 1 else jnp.asarray(t, dtype)
-        return T if self._plain else self._smoothed(T)
+        return T if self.plain else self._smoothed(T)
 
     def _smoothed(self, T: Array) -> Array:
         eps = jnp.asarray(self.smoothing, T.dtype)
@@ -156,7 +157,7 @@ class CrossEntropy:
 
     def value(self, Z: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
         """s(lse z − max z) + ⟨T, max z − z⟩: no term is negative."""
-        if self._plain and t.ndim == 1:
+        if self.plain and t.ndim == 1:
             return cross_entropy(Z, t)
         T = self._matrix(t, *_form(Z))
         top = jnp.max(Z, axis=0)
@@ -168,7 +169,7 @@ class CrossEntropy:
         """s p − T; for labels by `residual`."""
         if t.ndim == 1:
             R = residual(Z, t)
-            return R if self._plain else R - (self._matrix(t, *_form(Z)) - _one_hot(t, *_form(Z)))
+            return R if self.plain else R - (self._matrix(t, *_form(Z)) - _one_hot(t, *_form(Z)))
         T = self._matrix(t, *_form(Z))
         return jnp.sum(T, axis=0) * probabilities(Z) - T
 
@@ -180,7 +181,7 @@ class CrossEntropy:
     def conjugate(self, R: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
         """Σ_j q_j log q_j − s log s at q = T + r ≥ 0."""
         if t.ndim == 1:
-            if not self._plain:  # of q − e_y
+            if not self.plain:  # of q − e_y
                 R = R + (self._matrix(t, *_form(R)) - _one_hot(t, *_form(R)))
             return conjugate(R, t)
         T = self._matrix(t, *_form(R))
@@ -190,17 +191,17 @@ class CrossEntropy:
 
     def shortfall(self, R: Float[Array, "K N"], t: Any, mean: Any, pi: Any) -> Any:
         """The least s ≥ 0 that leaves no entry of (T + r − mean + s t̄)/(1 + s) negative."""
-        if self._plain and t.ndim == 1:
+        if self.plain and t.ndim == 1:
             return shortfall(R, t, mean, pi)
         left = self._matrix(t, *_form(R)) + R - mean[:, None]
         return jnp.maximum(-jnp.min(left / self._mean(pi)[:, None]), 0)
 
     def _mean(self, pi: Array) -> Array:
-        return pi if self._plain else self._smoothed(pi[:, None])[:, 0]
+        return pi if self.plain else self._smoothed(pi[:, None])[:, 0]
 
     def feasible(self, R: Float[Array, "K N"], t: Any, mean: Any, mixed: Any, pi: Any) -> Any:
         """Every T + r is mixed with the mean target t̄."""
-        if self._plain and t.ndim == 1:
+        if self.plain and t.ndim == 1:
             return feasible(R, t, mean, mixed, pi)
         T = self._matrix(t, *_form(R))
         moved = (R - mean[:, None] + mixed * (self._mean(pi)[:, None] - T)) / (1 + mixed)
@@ -223,7 +224,7 @@ class CrossEntropy:
 
     def moved(self, Z: Float[Array, "K N"], t: Any, delta: Any) -> Float[Array, " N"]:
         """At most 2sδ, since ‖sp − T‖₁ ≤ 2s; less for labels, by `moved`."""
-        if self._plain and t.ndim == 1:
+        if self.plain and t.ndim == 1:
             return moved(Z, t, delta)
         return 2 * delta * (1.0 if t.ndim == 1 else jnp.sum(jnp.asarray(t, Z.dtype), axis=0))
 
@@ -233,7 +234,7 @@ class CrossEntropy:
 
     def residual_bound(self, value: Any, targets: Any = None) -> Any:
         """‖p − y‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ); in general 2 sup‖S‖ ℓ, as ℓ ≥ 0."""
-        if self._plain and targets is None:
+        if self.plain and targets is None:
             return 2 * jnp.minimum(1, value)
         return 2 * self.smoothness(targets) * value
 

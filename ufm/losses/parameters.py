@@ -65,13 +65,13 @@ def numbers(loss: Any, name: str, axes: int, **bounds: Any) -> None:
         Refused: no numbers, or outside the bounds.
     """
     value = getattr(loss, name)
-    if check.traced(value) or not np.ndim(value) or isinstance(value, str):
+    try:
+        array = np.zeros(()) if check.traced(value) else np.asarray(value)
+    except ValueError:  # ragged
+        array = np.array([None])
+    if not array.ndim:
         parameter(loss, name, **bounds)
         return
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        array = np.asarray(None)
     if array.dtype.kind not in "iuf" or not 0 < array.ndim <= axes:
         raise Refused(
             f"got {name}={check.shown(value)}; allowed: a number, or up to {axes} axes of numbers"

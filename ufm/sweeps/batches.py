@@ -279,7 +279,7 @@ def _predicted(problem: Problem, count: int) -> Columns:
     if together.shape:
         return {"f_star": together}
     # One of them is outside the theorem, or all.
-    each = [closed(jax.tree.map(lambda x, i=i: float(x[i]), ran)) for i in range(count)]
+    each = [closed(jax.tree.map(lambda x, i=i: x[i][()], ran)) for i in range(count)]
     return {"f_star": np.array(each)}
 
 

@@ -153,7 +153,7 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
                 "candidate",
             ),
         )
-    if isinstance(problem.loss, CrossEntropy) and problem.loss == CrossEntropy():
+    if isinstance(problem.loss, CrossEntropy) and problem.loss.plain:
         text = "The global minimisers are simplex ETFs, or zero iff K² n λ_W λ_H ≥ 1."
         labels = None if problem.targets is None else "labels (got targets)"
         source = f"{ZHU}, theorem 3.1"

@@ -66,7 +66,8 @@ def check_assumptions(problem: Problem) -> None:
 
 def plain(problem: Problem) -> bool:
     """Whether the loss is cross-entropy of labels, without smoothing."""
-    return problem.targets is None and problem.loss == CrossEntropy()
+    loss = problem.loss
+    return problem.targets is None and isinstance(loss, CrossEntropy) and loss.plain
 
 
 def check_uniform(problem: Problem) -> None:
