@@ -197,7 +197,7 @@ def test_a_sweep_over_losses_says_what_ran():
         K=3, d=3, n=2, lam_W=[1e-3, 1e-2], lam_H=1e-2, lam_b=1e-2,
         loss=["CrossEntropy(smoothing=0.1)", CrossEntropy(0.2), SquaredError()],
     )  # fmt: skip
-    table = ufm.sweep(ufm.Plan(grid, steps=2000)).columns
+    table = ufm.sweep(ufm.Plan(grid, steps=2000))
     rows = dict(zip(zip(table["loss"], table["lam_W"], strict=True), table["value"], strict=True))
     assert len(rows) == 6
     for (text, lam), value in rows.items():
