@@ -17,6 +17,7 @@ from ufm.model import mesh
 from ufm.theory import geometry
 
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
+SQUARED = Problem(3, 4, (3, 2, 1), 1e-2, 1e-2, bias=False, loss="SquaredError")
 ODD = [None, 5, -1, "x", "", b"", [], {}, 1j, True, float("nan"), np.zeros(3), print]
 
 
@@ -94,6 +95,7 @@ CALLS = {
     "theory.least_free_eigenvalue": (theory.least_free_eigenvalue, lambda: (P, 0.1)),
     "theory.least_eigenvalue_bound": (theory.least_eigenvalue_bound, lambda: (P, 0.1)),
     "theory.claims": (theory.claims, lambda: (P,)),
+    "theory.critical_points": (theory.critical_points, lambda: (SQUARED,)),
     "theory.gd_rate": (theory.gd_rate, lambda: (P, 0.1)),
     "theory.global_minimizer": (theory.global_minimizer, lambda: (P, 0)),
     "theory.orbit_dimension": (theory.orbit_dimension, lambda: (P, 2)),

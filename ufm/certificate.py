@@ -205,14 +205,14 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     entropies = mean_weighed(problem, entropy, columns)
     value, unit = entropies - penalty, 8 * float(info.eps)
     # Factor by factor: a small number less a smaller one may leave the normal numbers.
-    size = entropies
+    size, proven = entropies, entropies * (1 - unit) - penalty * (1 + unit)
     if not problem.loss.definite(problem.targets):
 
         def moduli(part, labels):
             return problem.loss.magnitude(alpha * dual(part, labels), problem.target(labels))
 
         size = mean_weighed(problem, moduli, columns)
-    proven = entropies - unit * size - penalty * (1 + unit)
+        proven = entropies - unit * size - penalty * (1 + unit)
     rounding = jnp.where(value > 0, unit * (size + penalty), 0)
     return Bound(jnp.maximum(value, 0), jnp.maximum(proven, 0), sigma, rounding)
 

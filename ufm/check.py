@@ -301,8 +301,8 @@ def class_counts(n: Any, K: int) -> int | tuple[int, ...]:
     return counts[0] if len(set(counts)) == 1 else counts
 
 
-def target_matrix(value: Any, K: int) -> Any:
-    """A matrix of K rows of finite real numbers as float64 of NumPy; None and tracers as they are.
+def target_matrix(value: Any, K: int | None = None) -> Any:
+    """A matrix of finite real numbers, of K rows, as float64 of NumPy; None and tracers pass.
 
     Raises:
         Refused: another shape, text, or entries that are not finite.
@@ -318,10 +318,11 @@ def target_matrix(value: Any, K: int) -> Any:
     if array.dtype.kind not in "iuf" or isinstance(value, np.ma.MaskedArray):
         got = f"{type(value).__name__} of {array.dtype}"
         raise Refused(f"got targets, a {got}; allowed: a (K, G) matrix of real numbers")
-    if array.ndim != 2 or array.shape[0] != K or array.shape[1] == 0:
+    if array.ndim != 2 or K not in (None, array.shape[0]) or array.size == 0:
         way = f". It has K={K} columns: give its transpose" if array.shape[1:] == (K,) else ""
+        rows = "" if K is None else f" with K={K}"
         raise Refused(
-            f"got targets of shape {array.shape}; allowed: (K, G) with K={K}, a column for each "
+            f"got targets of shape {array.shape}; allowed: (K, G){rows}, a column for each "
             f"group of samples{way}"
         )
     if not np.all(np.isfinite(array)):

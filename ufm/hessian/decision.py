@@ -255,11 +255,13 @@ def _decided(
     if core.idle == 0:
         counts = _off_the_orbit(problem, core, doubt)
         return *from_counts(problem, core, counts), counts
+    lacks = "" if problem.loss.dual else ", and this loss has no certificate"
     return (
         "undecided",
         (
             f"|G|_2 = {sigma:.6g} is within {error:.3g} of mu = {mu:.6g}, and the certified gap is "
-            f"{gap:.3g} of f = {value:.3g} (slack {slack:.3g}): the point is not known well enough"
+            f"{gap:.3g} of f = {value:.3g} (slack {slack:.3g}): "
+            f"the point is not known well enough{lacks}"
         ),
         None,
     )

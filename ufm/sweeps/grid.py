@@ -162,7 +162,7 @@ class Grid:
 
     def __post_init__(self):
         if self.targets is not None:
-            matrix = check.target_matrix(self.targets, len(self.targets))
+            matrix = check.target_matrix(self.targets)
             object.__setattr__(self, "targets", tuple(map(tuple, matrix.tolist())))
         for name, convert in AXES.items():
             value = getattr(self, name)
