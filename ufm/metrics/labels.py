@@ -86,16 +86,25 @@ def as_array(name: str, x) -> np.ndarray:
             "fill the entries"
         )
     if not isinstance(x, np.ndarray) and callable(getattr(x, "detach", None)):
-        # A tensor of PyTorch: off its graph and its device, and NumPy has no bfloat16.
+        # A tensor of PyTorch: off its graph and its device.
         x = x.detach().cpu()
-        x = x.double() if x.is_floating_point() else x
     try:
         found = np.asarray(x)
     except Exception as error:  # whatever a library raises whose arrays NumPy cannot read
-        raise Refused(f"got {name} that NumPy cannot read: {error}") from error
+        try:
+            found = _converted(x)
+        except Exception:
+            raise Refused(f"got {name} that NumPy cannot read: {error}") from error
     if hasattr(x, "toarray"):
         raise Refused(f"got {name} as a sparse array; allowed: dense ones: {name}.toarray()")
     return found
+
+
+def _converted(x) -> np.ndarray:
+    """What NumPy cannot read as it is: bfloat16 of PyTorch, arrays on other devices (CuPy)."""
+    if callable(getattr(x, "is_floating_point", None)) and x.is_floating_point():
+        return np.asarray(x.double())
+    return np.from_dlpack(x, device="cpu")
 
 
 def _plain(labels, K: int, N: int) -> np.ndarray:
