@@ -379,5 +379,6 @@ def test_k_by_k_matrices_are_never_whole(monkeypatch):
     monkeypatch.setattr(frames, "LIMIT", 8 * 30 * 4)
     widths = [part.stop - part.start for part in frames.slices(30, 30)]
     assert max(widths) == 4
-    found = [frames.to_simplex(rows, others), frames.equinorm(rows), frames.cosines(rows)[0]]
+    found = [frames.to_simplex(rows, others), frames.equinorm(rows), frames.gram(rows).angle]
     np.testing.assert_allclose(found, exact, rtol=1e-12)
+    assert frames.gram(rows).simplex == pytest.approx(frames.to_simplex(rows, rows), rel=1e-12)

@@ -24,10 +24,6 @@ class Logits(NamedTuple):
     c: np.ndarray
     exponent: int
 
-    def __call__(self, X: np.ndarray) -> np.ndarray:
-        """V x + c for rows x of X (m, d), (m, K)."""
-        return X @ self.V.T + self.c
-
 
 def logits(W: np.ndarray, b: np.ndarray, scale: float) -> Logits:
     """The logits of W (K, d) and b (K,) in a unit common to both: they have a largest always."""
@@ -102,6 +98,12 @@ class Sums:
         K = len(self.at.M)
         self.counts, self.agree, self.near, self.right = np.zeros((4, K), np.int64)
         self.squares, self.along = np.zeros(K), np.zeros(len(self.at.s))
+        at, (V, c, _) = self.at, self.logits
+        # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation;
+        # so are the logits, for one product of both.
+        nearness = np.where(at.there, np.einsum("kd,kd->k", at.M, at.M) / -2, -np.inf)
+        self._both = np.concatenate([V, at.M])
+        self._beside = np.concatenate([c + V @ at.centre, nearness])
 
     def add(self, X: np.ndarray, rows: np.ndarray) -> None:
         """Add samples X (m, d), finite, of the classes rows (m,).
@@ -125,23 +127,20 @@ class Sums:
 
     def _add(self, X: np.ndarray, rows: np.ndarray) -> None:
         at, K = self.at, len(self.at.M)
-        own = X - at.means[rows]
-        self.total += float((X**2).sum())
+        self.total += float(np.einsum("id,id->", X, X))
         self.counts += np.bincount(rows, minlength=K)
+        own = X - at.means[rows]
         self.squares += np.bincount(rows, np.einsum("id,id->i", own, own), K)
         self.along += ((own @ at.V) ** 2).sum(axis=0)
-        predicted = self.logits(X).argmax(axis=1)
-        nearest = _nearest(at, X)
+        predicted, nearest = self._decide(X)
         for name, hits in (
             ("agree", predicted == nearest), ("near", nearest == rows), ("right", predicted == rows)
         ):  # fmt: skip
             getattr(self, name)[:] += np.bincount(rows[hits], minlength=K)
 
-
-def _nearest(at: Centres, X: np.ndarray) -> np.ndarray:
-    """The class with the nearest mean, the first of equal ones, of each row of X."""
-    # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation.
-    nearness = (X - at.centre) @ at.M.T
-    nearness -= np.einsum("kd,kd->k", at.M, at.M) / 2
-    nearness[:, ~at.there] = -np.inf
-    return nearness.argmax(axis=1)
+    def _decide(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(argmax(Wh + b), the class of the nearest mean) of each row; of equal ones the first."""
+        both = (X - self.at.centre) @ self._both.T
+        both += self._beside
+        K = len(self.at.M)
+        return both[:, :K].argmax(axis=1), both[:, K:].argmax(axis=1)

@@ -6,16 +6,20 @@ normalisation divides by zero the matrix itself stands for its direction: zero h
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-# Bytes of one block of a matrix: beyond the caches, a small part of any memory.
-LIMIT = 2**24
+# Bytes of one block of a matrix: some of them fit the caches together.
+LIMIT = 2**22
 
 
-def slices(count: int, width: int) -> Iterator[slice]:
-    """Neighbouring rows, of a matrix (count, width) in float64, that fit `LIMIT` together."""
-    step = max(1, LIMIT // (8 * max(width, 1)))
+def slices(count: int, width: int, least: int = 1) -> Iterator[slice]:
+    """Neighbouring rows, of a matrix (count, width) in float64, that fit `LIMIT` together.
+
+    No fewer than `least`, where each block costs as much as that many rows.
+    """
+    step = max(least, LIMIT // (8 * max(width, 1)))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
@@ -44,31 +48,68 @@ def _sizes(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("kd,kd->k", rows, rows))
 
 
-def cosines(rows: np.ndarray) -> tuple[float, float]:
-    """(mean of |cos + 1/(K−1)|, standard deviation of cos), over the pairs of different rows."""
-    K, units = len(rows), directions(rows)
-    away, total = 0.0, 0.0
-    for part in slices(K, K):
-        cos = _without_own(units[part] @ units.T, part, 0.0)
-        total += cos.sum()
-        away += _without_own(abs(cos + 1 / (K - 1)), part, 0.0).sum()
-    pairs = K * (K - 1)
-    mean, squares = total / pairs, 0.0
-    for part in slices(K, K):
-        squares += (_without_own(units[part] @ units.T - mean, part, 0.0) ** 2).sum()
-    return float(away / pairs), float(np.sqrt(squares / pairs))
+class Gram(NamedTuple):
+    """Figures of the products ⟨x_j, x_k⟩ of K vectors, over the pairs of different ones.
+
+    simplex: ‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F, over all entries of G = (⟨x_j, x_k⟩).
+    angle: mean of |cos + 1/(K−1)|. angle_std: standard deviation of the cosines.
+    """
+
+    simplex: float
+    angle: float
+    angle_std: float
 
 
-def _without_own(block: np.ndarray, part: slice, value: float) -> np.ndarray:
-    """A block of rows of a K × K matrix, its diagonal entries replaced."""
-    block[np.arange(part.stop - part.start), np.arange(part.start, part.stop)] = value
-    return block
+def gram(rows: np.ndarray) -> Gram:
+    """Figures of the products of the rows (K, d), in one sweep over them."""
+    K, sizes = len(rows), _sizes(rows)
+    inverse = 1 / np.where(sizes > 0, sizes, 1)
+    units = (rows * inverse[:, None]).sum(axis=0)
+    count = K * (K - 1)
+    mean = (units @ units - np.count_nonzero(sizes)) / count
+    size = _gram_norm(rows)
+    own, other = _simplex(K)
+    totals = np.zeros(3)
+    for part, rest, G in _upper(rows):
+        cos = G * inverse[part, None] * inverse[None, rest]
+        figures = (G / (size or 1.0) - other) ** 2, abs(cos + 1 / (K - 1)), (cos - mean) ** 2
+        diagonal = (G.diagonal() / (size or 1.0) - own) ** 2, 0.0, 0.0
+        for i, (entries, values) in enumerate(zip(figures, diagonal, strict=True)):
+            totals[i] += _twice_beyond(entries, values)
+    return Gram(float(np.sqrt(totals[0])), float(totals[1] / count),
+                float(np.sqrt(totals[2] / count)))  # fmt: skip
+
+
+def _upper(rows: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Blocks of rows of the Gram matrix, of each the columns from its diagonal on."""
+    K = len(rows)
+    for part in slices(K, K):
+        rest = slice(part.start, K)
+        yield part, rest, rows[part] @ rows[rest].T
+
+
+def _twice_beyond(block: np.ndarray, diagonal) -> float:
+    """Sum over a block of `_upper`, its diagonal replaced, what is beyond its square twice."""
+    m = len(block)
+    np.fill_diagonal(block, diagonal)
+    return float(block[:, :m].sum() + 2 * block[:, m:].sum())
+
+
+def _gram_norm(rows: np.ndarray) -> float:
+    """‖AAᵀ‖_F = ‖AᵀA‖_F."""
+    small = rows if len(rows) <= rows.shape[1] else rows.T
+    return float(np.linalg.norm(small @ small.T))
+
+
+def _simplex(K: int) -> tuple[float, float]:
+    """The entries of (I − 11ᵀ/K)/√(K−1): on the diagonal, and elsewhere."""
+    return (1 - 1 / K) / np.sqrt(K - 1), -1 / K / np.sqrt(K - 1)
 
 
 def to_simplex(A: np.ndarray, B: np.ndarray) -> float:
     """‖ABᵀ/‖ABᵀ‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for rows A, B (K, d)."""
-    K = len(A)
-    return _distance(A, B, np.full(K, (1 - 1 / K) / np.sqrt(K - 1)), -1 / K / np.sqrt(K - 1))
+    own, other = _simplex(len(A))
+    return _distance(A, B, np.full(len(A), own), other)
 
 
 def to_orthogonal(A: np.ndarray, B: np.ndarray) -> float:
@@ -111,12 +152,12 @@ def cdnv(M: np.ndarray, variances: np.ndarray, floor: float) -> float:
     """
     K, total = len(M), 0.0
     squares = np.einsum("kd,kd->k", M, M)
-    for part in slices(K, K):
-        scale = squares[part, None] + squares[None, :]
-        apart = scale - 2 * (M[part] @ M.T)
-        apart = np.where(apart > 4 * np.finfo(M.dtype).eps * scale, apart, 0)
-        pairs = ratio((variances[part, None] + variances[None, :]) / 2, apart, floor)
-        total += _without_own(pairs, part, 0.0).sum()
+    for part, rest, G in _upper(M):
+        scale = squares[part, None] + squares[None, rest]
+        apart = scale - 2 * G
+        apart[apart <= 4 * np.finfo(M.dtype).eps * scale] = 0
+        pairs = ratio((variances[part, None] + variances[None, rest]) / 2, apart, floor)
+        total += _twice_beyond(pairs, 0.0)
     return float(total / (K * (K - 1)))
 
 

@@ -46,7 +46,9 @@ def collapse(
 
     Returns:
         A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input, of which
-        less than 32 bits count as float32. With `means`, or classes skipped, floats always.
+        less than 32 bits count as float32. With `means`, or classes skipped, floats always. JAX
+        arrays beyond 64 MiB on a CPU are gone through in pieces too, in float64; on other devices
+        they are measured there, as a whole.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit together, K < 2, a label that
@@ -57,11 +59,23 @@ def collapse(
     every = means is None and check.choice("missing", missing, streaming.MISSING) == "refuse"
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
     chosen = fit(W, H, b, labels, classes, ignore, every)
-    if in_jax and every:
+    if in_jax and every and not _large(W, H, b):
         W, H, index = _floating(jnp, "W", W), _floating(jnp, "H", chosen.of(H)), chosen.rows
         b = jnp.zeros(len(W), W.dtype) if b is None else _floating(jnp, "b", b)
         return _measure_compiled(W, H, b, index, mean=mean)
-    return streaming.whole(W, H, b, chosen, mean, means, missing, classes).collapse()
+    found = streaming.whole(W, H, b, chosen, mean, means, missing, classes).collapse()
+    if in_jax and every:
+        dtype = jnp.result_type(W, H, jnp.float32)
+        return Collapse(*(jnp.asarray(x, dtype) for x in found))
+    return found
+
+
+def _large(W, H, b) -> bool:
+    """Whether to go through JAX arrays in pieces: such of a CPU as would take much memory."""
+    if check.traced(W, H, b) or not isinstance(H, jax.Array) or len(H.devices()) > 1:
+        return False
+    largest = max(H.nbytes, H.dtype.itemsize * len(W) ** 2)
+    return largest > blocks.LIMIT and next(iter(H.devices())).platform == "cpu"
 
 
 def _floating(xp: ModuleType, name: str, x):

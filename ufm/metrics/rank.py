@@ -10,7 +10,7 @@ from ufm import check
 from ufm.check import Refused
 from ufm.linalg import scaling
 from ufm.metrics.features import finite, numbers
-from ufm.metrics.frames import LIMIT
+from ufm.metrics.frames import slices
 
 
 def effective_rank(features) -> float:
@@ -35,9 +35,8 @@ def effective_rank(features) -> float:
         raise Refused(f"got features of shape {X.shape}; allowed: (N, d), samples as rows")
     scale, R = 0.0, np.zeros((0, X.shape[1]))
     # At least twice as many rows as R has, so that most of the work is on what is new.
-    step = max(2 * X.shape[1], LIMIT // (8 * X.shape[1]))
-    for start in range(0, len(X), step):
-        block = finite("features", X[start : start + step]).astype(np.float64)
+    for part in slices(len(X), X.shape[1], 2 * X.shape[1]):
+        block = finite("features", X[part]).astype(np.float64)
         top = float(scaling.binade(np, block)) if block.any() else 0.0
         if top > scale:
             R, scale = R * (scale / top), top

@@ -316,7 +316,8 @@ def _hits(W: np.ndarray, b: np.ndarray, X: np.ndarray, rows: np.ndarray) -> np.n
     for part in frames.slices(len(X), max(W.shape)):
         block = X[part].astype(np.float64)
         scale = float(scaling.binade(np, block))
-        predicted = logits(W, b, scale)(block / scale).argmax(axis=1)
+        V, c, _ = logits(W, b, scale)
+        predicted = ((block / scale) @ V.T + c).argmax(axis=1)
         hits = rows[part][predicted == rows[part]]
         found += np.bincount(hits, minlength=len(W))
     return found

@@ -40,18 +40,18 @@ def collapsed(known: Known) -> Collapse:
     tr_W, tr_B = known.squares.sum() / N, (M**2).sum() / at.there.sum()
     centred = W - W.mean(axis=0)
     whole = bool(at.there.all())
-    angle = {"W": frames.cosines(W)[0], "means": frames.cosines(M)[0] if whole else None}
+    of_W, of_M = frames.gram(W), frames.gram(M)
     return Collapse(
         nc1=_nc1(known, tr_W, floor),
         nc1_trace_ratio=float(frames.ratio(tr_W, tr_B, floor)),
         nc1_cdnv=_cdnv(known, floor),
-        nc2=frames.to_simplex(W, W),
-        nc2_centred=frames.to_simplex(centred, centred),
-        nc2_means=frames.to_simplex(M, M) if whole else None,
+        nc2=of_W.simplex,
+        nc2_centred=frames.gram(centred).simplex,
+        nc2_means=of_M.simplex if whole else None,
         nc2_equinorm_W=frames.equinorm(W),
         nc2_equinorm_means=frames.equinorm(M) if whole else None,
-        nc2_equiangularity_W=angle["W"],
-        nc2_equiangularity_means=angle["means"],
+        nc2_equiangularity_W=of_W.angle,
+        nc2_equiangularity_means=of_M.angle if whole else None,
         nc3=frames.to_simplex(W, M) if whole else None,
         nc3_duality=_duality(W, M) if whole else None,
         nc4=None if known.agree is None else float(1 - known.agree.sum() / N),
@@ -78,8 +78,8 @@ def detailed(known: Known, missing: tuple[Any, ...]) -> Detail:
         accuracy=float(known.right.sum() / N),
         nearest_centre=None if near is None else float(near.sum() / N),
         within=float(frames.ratio(inside, inside + between)),
-        cosine_std_W=frames.cosines(W)[1],
-        cosine_std_means=frames.cosines(M)[1] if whole else None,
+        cosine_std_W=frames.gram(W).angle_std,
+        cosine_std_means=frames.gram(M).angle_std if whole else None,
         missing=missing,
         counts=counts.copy(),
         variances=shares(known.squares) * at.scale**2,
