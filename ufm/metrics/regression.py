@@ -14,6 +14,7 @@ from ufm.check import Refused
 from ufm.linalg import scaling
 from ufm.metrics import frames
 from ufm.metrics import moments as in_one_pass
+from ufm.metrics.centred import rounding
 from ufm.metrics.features import finite, numbers
 
 
@@ -85,9 +86,10 @@ def _outside(W: np.ndarray, H: np.ndarray) -> tuple[float, float]:
     _, vectors = np.linalg.eigh(moments.scatter, UPLO="U")
     _, s, Vt = np.linalg.svd(W, full_matrices=False)
     bases = vectors[:, -n:], Vt[s > np.finfo(float).eps * max(W.shape) * s[0]].T
-    totals = np.zeros(2)
+    totals, floor = np.zeros(2), rounding(moments.total(), len(H))
     for part in frames.slices(*H.shape):
         X = H[part].astype(np.float64) / moments.unit - moments.means[0]
+        X[np.einsum("id,id->i", X, X) <= floor] = 0
         units = frames.directions(X)
         for i, basis in enumerate(bases):
             totals[i] += ((units - (units @ basis) @ basis.T) ** 2).sum()
