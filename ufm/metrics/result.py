@@ -82,7 +82,8 @@ class Detail(NamedTuple):
         of columns of M: Papyan's figure of equiangularity, which is 0 for any one angle. The means
         only if every class has one, else None.
     missing: labels of the classes without samples.
-    counts, variances: samples of each class and the mean of ‖h − μ_k‖², (K,); NaN without samples.
+    counts, variances: samples of each class and the mean of ‖h − μ_k‖², (K,); NaN without samples,
+        infinite beyond the largest number.
     cosines: cos(w_k, μ_k − μ_G), (K,): duality class by class; NaN where a class has no mean.
     class_accuracy, class_nearest: accuracy and nearest_centre of each class, (K,); NaN without
         samples, None where the scalar is.

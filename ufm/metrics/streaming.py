@@ -17,7 +17,7 @@ from ufm.metrics import frames
 from ufm.metrics import moments as in_one_pass
 from ufm.metrics.centred import Centres, Sums, centres, logits, rounding
 from ufm.metrics.features import classifier, finite, fit, numbers
-from ufm.metrics.labels import Samples, samples
+from ufm.metrics.labels import Samples, listed, samples
 from ufm.metrics.result import Collapse, Detail
 from ufm.metrics.summary import Known, collapsed, detailed
 
@@ -90,7 +90,7 @@ class Accumulator:
         """
         if self._given is not None:
             return self._given.copy()
-        self._refuse_missing()
+        self._refuse_missing(most=0)
         return self._moments.means * self._moments.unit
 
     def add(self, features, labels) -> "Accumulator":
@@ -132,10 +132,11 @@ class Accumulator:
         Raises:
             Refused: as `collapse`.
         """
-        return detailed(self._known(), self.missing)
+        with np.errstate(over="ignore"):  # of variances, infinite then
+            return detailed(self._known(), self.missing)
 
     def second_moment(self) -> np.ndarray:
-        """(1/N) Σ_i h_i h_iᵀ, (d, d), after one pass with `passes=1`.
+        """(1/N) Σ_i h_i h_iᵀ, (d, d), after one pass with `passes=1`; infinite beyond all numbers.
 
         Raises:
             Refused: no scatter was kept; no samples.
@@ -145,7 +146,8 @@ class Accumulator:
             raise Refused("got no scatter; allowed: after `add`, with passes=1 and without means")
         M = self._moments.means * np.sqrt(self._moments.counts)[:, None]
         whole = np.triu(S) + np.triu(S, 1).T + M.T @ M
-        return whole * (self._moments.unit**2 / self._moments.N)
+        with np.errstate(over="ignore"):
+            return whole / self._moments.N * self._moments.unit * self._moments.unit
 
     def _batch(self, features, labels) -> tuple[np.ndarray, np.ndarray]:
         if check.traced(features):
@@ -190,21 +192,20 @@ class Accumulator:
         first = self._moments
         if not first.N:
             raise Refused("got no samples; allowed: at least one batch with samples")
-        self._refuse_missing()
+        self._refuse_missing(most=len(self._names) - 2 if self._skip else 0)
         there = first.counts > 0
         weights = first.counts if self._mean == "sample" else there
         floor = rounding(first.total(), first.N)
         return centres(first.means, weights.astype(float), there, first.unit, floor)
 
-    def _refuse_missing(self) -> None:
+    def _refuse_missing(self, most: int) -> None:
         absent = self.missing
-        if absent and (not self._skip or len(absent) > len(self._names) - 2):
-            many = "classes" if len(absent) > 1 else "class"
-            named = ", ".join(map(repr, absent[:8])) + (", …" if len(absent) > 8 else "")
-            way = "" if self._skip else ', or missing="skip" to measure those present'
+        if len(absent) > most:
+            subject = f"class{'es' * (len(absent) > 1)} {listed(map(repr, absent))}"
+            way = ', or missing="skip" to measure those present'
             raise Refused(
-                f"got no samples of {many} {named}; allowed: samples of "
-                f"{'two' if self._skip else 'every'} class{'es' * self._skip}{way}"
+                f"got no samples of {subject}; allowed: samples of "
+                f"{'two classes' if most else 'every class'}{'' if self._skip else way}"
             )
 
     def _known(self) -> Known:

@@ -82,7 +82,7 @@ def detailed(known: Known, missing: tuple[Any, ...]) -> Detail:
         cosine_std_means=frames.gram(M).angle_std if whole else None,
         missing=missing,
         counts=counts.copy(),
-        variances=shares(known.squares) * at.scale**2,
+        variances=shares(known.squares) * at.scale * at.scale,
         cosines=np.where(at.there, cosines, np.nan),
         class_accuracy=shares(known.right),
         class_nearest=None if near is None else shares(near),
