@@ -60,7 +60,7 @@ def empty(K: int, d: int, scatter: bool) -> Moments:
 def absorb(moments: Moments, X: np.ndarray, rows: np.ndarray) -> None:
     """Join a batch: X (m, d) finite, any real dtype; rows (m,) the classes."""
     # The scatter is as large as d rows, and every block reads and writes it.
-    least = 1 if moments.scatter is None else X.shape[1] // 2
+    least = 1 if moments.scatter is None else X.shape[1]
     for part in slices(len(X), X.shape[1], least):
         _absorb(moments, *sorted_block(X[part], rows[part]))
 
