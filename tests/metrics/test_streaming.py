@@ -1,5 +1,7 @@
 """Batches: the whole array's measures, whatever the batches, the library, the passes, the size."""
 
+import tracemalloc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import ufm
 from ufm import metrics
 from ufm.metrics import frames, moments
 from ufm.metrics.streaming import Accumulator, detail
+from ufm.runtime import blocks
 
 K, D = 5, 7
 COUNTS = (3, 30, 11, 4, 52)
@@ -382,3 +385,61 @@ def test_k_by_k_matrices_are_never_whole(monkeypatch):
     found = [frames.to_simplex(rows, others), frames.equinorm(rows), frames.gram(rows).angle]
     np.testing.assert_allclose(found, exact, rtol=1e-12)
     assert frames.gram(rows).simplex == pytest.approx(frames.to_simplex(rows, rows), rel=1e-12)
+
+
+def peak(call):
+    """Bytes that NumPy held at most beyond what it held before."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def large():
+    """W, features (N, 64) of 72 MB, beyond what JAX measures whole on a CPU, and labels."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(280_000) % 4
+    W = np.eye(4, 64, dtype=np.float32)
+    return W, rng.standard_normal((280_000, 64), np.float32) + W[labels], labels
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_whole_arrays_take_little_memory_beside_them(large, convert):
+    W, X, labels = large
+    H = convert(X.T)
+    assert H.nbytes > blocks.LIMIT
+    # Half of the features is allowed: some blocks of 4 MiB, and 8 bytes a label and another.
+    assert peak(lambda: metrics.collapse(W, H, None, labels)) < 0.5 * H.nbytes
+
+
+def test_large_jax_arrays_are_measured_as_numpy_does(large):
+    W, X, labels = large
+    found = metrics.collapse(W, jnp.asarray(X.T), None, labels)
+    assert all(x.dtype == jnp.float32 for x in found)
+    exact = metrics.collapse(W, X.T, None, labels)
+    np.testing.assert_array_equal(np.array(found), np.array(exact, np.float32))
+
+
+def test_many_classes_never_make_a_k_by_k_matrix():
+    K = 3000
+    rng = np.random.default_rng(0)
+    W, H = rng.standard_normal((K, 4)), rng.standard_normal((4, K))
+    found = metrics.collapse(W, H, None, np.arange(K))
+    assert found.nc1 == 0
+    # Ten blocks at a time, where one matrix is seventeen.
+    assert peak(lambda: metrics.collapse(W, H, None, np.arange(K))) < 10 * frames.LIMIT < 5 * K**2
+
+
+def test_what_is_kept_is_k_d_and_d_d():
+    W = np.eye(30, 200)
+    rng = np.random.default_rng(0)
+    for passes, most in ((1, 30 * 200 + 200 * 200), (2, 30 * 200)):
+        seen = Accumulator(W, passes=passes)
+        for _ in range(3):
+            seen.add(rng.standard_normal((50, 200)), rng.integers(0, 30, 50))
+        parts = vars(seen._moments).values()
+        kept = sum(x.nbytes for x in parts if isinstance(x, np.ndarray))
+        assert kept <= 8 * (most + 2 * 30)

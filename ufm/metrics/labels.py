@@ -261,7 +261,10 @@ def _without_samples(
     rows = f"[{listed(rows_of[x] for x in absent)}]"
     left = f"keep = np.delete(np.arange({K}), {rows}); W[keep], b[keep]"
     names = "keep" if classes is None else "np.asarray(classes)[keep]"
-    return f"{told}. Add samples, or look at the other classes alone: {left}, classes={names}"
+    return (
+        f"{told}. Add samples, or look at the other classes alone: {left}, classes={names}; "
+        'metrics.collapse(…, missing="skip") (--missing skip) has NC1 and NC4 of those present'
+    )
 
 
 def listed(values) -> str:
