@@ -66,22 +66,35 @@ def test_any_batches_give_the_measures_of_the_whole(seed, passes, mean):
     same(seen.detail(), detail(W, H, b, labels, mean=mean))
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
-def test_one_pass_survives_a_large_common_offset(offset):
-    W, H, b, labels = features(3, offset, spread=1e-2)
+def exact(H, labels):
+    """NC1 and the variances of the classes in long double, the axes of M in float64."""
+    H = H.astype(np.longdouble)
+    means = np.stack([H[:, labels == k].mean(axis=1) for k in range(K)], axis=1)
+    own = H - means[:, labels]
+    M = means - means.mean(axis=1, keepdims=True)
+    U, s, _ = np.linalg.svd(M.astype(np.float64), full_matrices=False)
+    along = np.sum((U[:, : K - 1].T.astype(np.longdouble) @ own) ** 2, axis=1) / len(labels)
+    return np.sum(along / s[: K - 1] ** 2), [
+        np.sum(own[:, labels == k] ** 2) / np.sum(labels == k) for k in range(K)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize(
+    ("offset", "spread"), [(0.0, 1e-8), (1e3, 1e-2), (1e6, 1e-2), (1e3, 1e-6)], ids=str
+)
+def test_one_pass_over_collapsed_features_far_from_the_origin(offset, spread, size):
+    W, H, b, labels = features(3, offset, spread)
     seen = Accumulator(W, b)
-    for i in range(100):  # one by one: Welford's updates
-        seen.add(H.T[i : i + 1], labels[i : i + 1])
-    found, exact = (
-        seen.collapse(),
-        reference.nc1_pinv(H.astype(np.longdouble).astype(float), labels),
-    )
-    assert found.nc4 is None
-    # What the offset costs is its rounding in the features' deviations, and nothing is squared.
-    rtol = 1e-10 + 100 * np.finfo(float).eps * offset / 1e-2
-    assert found.nc1 == pytest.approx(exact, rel=rtol)
-    variances = [np.var(H[:, labels == k], axis=1).sum() for k in range(K)]
-    np.testing.assert_allclose(seen.detail().variances, variances, rtol=rtol)
+    for i in range(0, 100, size):  # one by one: Welford's updates
+        seen.add(H.T[i : i + size], labels[i : i + size])
+    nc1, variances = exact(H, labels)
+    # Deviations from a point of the class have a relative rounding of eps, and some 1e-7 of the
+    # class mean over the spread in units of eps; M of size 1 is rounded as the offset is.
+    rtol = 1e-13 * (1 + 1e-7 * max(offset, 1) / spread)
+    np.testing.assert_allclose(seen.detail().variances, np.array(variances, float), rtol=rtol)
+    rtol += 1e2 * np.finfo(float).eps * offset
+    assert seen.collapse().nc1 == pytest.approx(float(nc1), rel=rtol)
 
 
 def test_the_scatter_is_that_of_the_definition():
@@ -436,7 +449,8 @@ def test_many_classes_never_make_a_k_by_k_matrix():
 def test_what_is_kept_is_k_d_and_d_d():
     W = np.eye(30, 200)
     rng = np.random.default_rng(0)
-    for passes, most in ((1, 30 * 200 + 200 * 200), (2, 30 * 200)):
+    # Means in float64, points near them in float32, the scatter.
+    for passes, most in ((1, 1.5 * 30 * 200 + 200 * 200), (2, 1.5 * 30 * 200)):
         seen = Accumulator(W, passes=passes)
         for _ in range(3):
             seen.add(rng.standard_normal((50, 200)), rng.integers(0, 30, 50))

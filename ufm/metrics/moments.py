@@ -4,10 +4,12 @@ A batch with counts m_k, means c_k and scatter S_B joins what is known of n_k sa
 
     μ_k ← μ_k + m_k/(n_k + m_k) δ_k,    S ← S + S_B + Σ_k n_k m_k/(n_k + m_k) δ_k δ_kᵀ,
 
-δ_k = c_k − μ_k: sums of squares only, so nothing cancels, whatever the means are (Chan, Golub and
-LeVeque 1983, "Algorithms for computing the sample variance"; Welford 1962 for single samples).
-Memory: K·d for the means and, where the scatter is kept, d². All is in float64, in units of a power
-of two that follows the largest entry so far: no square over- or underflows.
+δ_k = c_k − μ_k: sums of squares only, so nothing cancels (Chan, Golub and LeVeque 1983, "Algorithms
+for computing the sample variance"; Welford 1962 for single samples). δ_k would still be a
+difference of rounded means: so means are kept from a point of their class, its first sample in
+float32, and collapsed features a long way from the origin lose no digits. Memory: K·d for the means,
+half as much for these points and, where the scatter is kept, d². All is in float64, in units of a
+power of two that follows the largest entry so far: no square over- or underflows.
 """
 
 from collections.abc import Iterator
@@ -24,13 +26,15 @@ from ufm.metrics.frames import slices
 class Moments:
     """What is known of the samples so far; `absorb` changes it in place.
 
-    counts (K,): samples of each class. means (K, d), 0 for a class without samples, and squares
-    (K,), Σ‖h − μ_k‖², both of h/scale. scatter (d, d), or None: Σ_i (h − μ)(h − μ)ᵀ of h/scale,
-    its upper triangle. scale: a power of two; 0 as long as every entry was 0.
+    counts (K,): samples of each class. points (K, d) in float32 and offsets (K, d): μ_k =
+    points + offsets of h/scale, 0 for a class without samples. squares (K,): Σ‖h − μ_k‖² of
+    h/scale. scatter (d, d), or None: Σ_i (h − μ)(h − μ)ᵀ of h/scale, its upper triangle. scale: a
+    power of two; 0 as long as every entry was 0.
     """
 
     counts: np.ndarray
-    means: np.ndarray
+    points: np.ndarray
+    offsets: np.ndarray
     squares: np.ndarray
     scatter: np.ndarray | None
     scale: float = 0.0
@@ -45,16 +49,23 @@ class Moments:
         """Number of samples."""
         return int(self.counts.sum())
 
+    @property
+    def means(self) -> np.ndarray:
+        """μ_k of h/scale, (K, d)."""
+        return self.points + self.offsets
+
     def total(self) -> float:
         """Σ‖h/scale‖² of all samples."""
-        sizes = np.einsum("kd,kd->k", self.means, self.means)
+        means = self.means
+        sizes = np.einsum("kd,kd->k", means, means)
         return float(self.squares.sum() + self.counts @ sizes)
 
 
 def empty(K: int, d: int, scatter: bool) -> Moments:
     """Of no samples."""
     S = np.zeros((d, d), order="F") if scatter else None
-    return Moments(np.zeros(K, np.int64), np.zeros((K, d)), np.zeros(K), S)
+    points, offsets = np.zeros((K, d), np.float32), np.zeros((K, d))
+    return Moments(np.zeros(K, np.int64), points, offsets, np.zeros(K), S)
 
 
 def absorb(moments: Moments, X: np.ndarray, rows: np.ndarray) -> None:
@@ -81,7 +92,10 @@ def rescale(moments: Moments, X: np.ndarray) -> np.ndarray:
     top = float(scaling.binade(np, X)) if X.any() else 0.0
     if top > moments.scale:
         shrink = moments.scale / top
-        moments.means *= shrink
+        means = moments.means * shrink
+        # Rounded, should they become subnormal: the offsets make up for it.
+        moments.points[:] = moments.points * shrink
+        moments.offsets[:] = means - moments.points
         moments.squares *= shrink**2
         if moments.scatter is not None:
             moments.scatter *= shrink**2
@@ -92,15 +106,17 @@ def rescale(moments: Moments, X: np.ndarray) -> np.ndarray:
 def _absorb(moments: Moments, X: np.ndarray, rows: np.ndarray) -> None:
     X = rescale(moments, X)
     classes, starts, counts = grouped(rows)
+    before = moments.counts[classes]
+    moments.points[classes[before == 0]] = X[starts[before == 0]]
+    X -= np.repeat(moments.points[classes], counts, axis=0)
     centres = np.add.reduceat(X, starts, axis=0) / counts[:, None]
     X -= np.repeat(centres, counts, axis=0)
     own = np.add.reduceat(np.einsum("id,id->i", X, X), starts)
-    before = moments.counts[classes]
     share = counts / (before + counts)
-    shift = centres - moments.means[classes]
+    shift = centres - moments.offsets[classes]
     weights = before * share
     moments.counts[classes] += counts
-    moments.means[classes] += shift * share[:, None]
+    moments.offsets[classes] += shift * share[:, None]
     moments.squares[classes] += own + weights * np.einsum("kd,kd->k", shift, shift)
     if moments.scatter is not None:
         add_squares(moments.scatter, X)
