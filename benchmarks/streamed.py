@@ -10,6 +10,7 @@ counts the interpreter and its libraries too. Agreement is the largest relative 
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -91,11 +92,13 @@ def agreement(K: int, d: int, N: int, passes: int) -> float:
 def main(N: int = SHAPE[2]) -> None:
     """Print a table and keep the figures."""
     environment, rows = paired.environment(PACKAGES), []
+    environment["threads"] = os.environ.get("OPENBLAS_NUM_THREADS", "as many as cores")
     for passes in (1, 2):
         command = [sys.executable, "-m", "benchmarks.streamed", "--N", str(N), "--passes"]
         told = subprocess.run([*command, str(passes)], check=True, capture_output=True, text=True)
         rows.append(json.loads(told.stdout))
         rows[-1]["difference"] = agreement(*SHAPE[:2], min(N, SMALL), passes)
+        paired.write("streamed", environment | {"rows": rows})
     header = ("passes", "K, d, N", "seconds", "of them drawing", "peak, MiB", "features, MiB",
               "largest relative difference")  # fmt: skip
     print(paired.table(header, (
@@ -104,7 +107,6 @@ def main(N: int = SHAPE[2]) -> None:
          f"{r['features_bytes'] / 2**20:.0f}", f"{r['difference']:.1e}")
         for r in rows
     )))  # fmt: skip
-    paired.write("streamed", environment | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ A batch with counts m_k, means c_k and scatter S_B joins what is known of n_k sa
 δ_k = c_k − μ_k: sums of squares only, so nothing cancels (Chan, Golub and LeVeque 1983, "Algorithms
 for computing the sample variance"; Welford 1962 for single samples). δ_k would still be a
 difference of rounded means: so means are kept from a point of their class, its first sample in
-float32, and collapsed features a long way from the origin lose no digits. Memory: K·d for the means,
-half as much for these points and, where the scatter is kept, d². All is in float64, in units of a
-power of two that follows the largest entry so far: no square over- or underflows.
+float32, and collapsed features a long way from the origin lose no digits. Memory: K·d for the
+means, half as much for these points and, where the scatter is kept, d². All is in float64, in units
+of a power of two that follows the largest entry so far: no square over- or underflows.
 """
 
 from collections.abc import Iterator
