@@ -375,6 +375,10 @@ def test_batches_that_make_no_sense_are_refused(options, act, message):
         ({"mean": "median"}, "'class', 'sample'"),
         ({"missing": "drop"}, "'refuse', 'skip'"),
         ({"b": np.zeros(3)}, r"b with shape \(3,\)"),
+        ({"classes": [1, 2]}, "got 2 classes"),
+        ({"classes": "abcde"}, "got classes='abcde'"),
+        ({"classes": list("abcde"), "ignore": -100}, "allowed: text"),
+        ({"ignore": 0.5}, "label of ignore=0.5"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -69,6 +69,9 @@ class Accumulator:
         self._right = np.zeros(K, np.int64) if one_pass else None
         self._sums: Sums | None = None
         self._names = check.several(classes) or list(range(K))
+        # Before the first batch: as the labels of none.
+        kind = "U1" if isinstance(self._names[0], str) else np.int64
+        samples(np.zeros(0, kind), K, 0, **self._options, every=False)
 
     @property
     def counts(self) -> np.ndarray:
