@@ -243,6 +243,7 @@ def detail(
     """Accuracies, the other figures of angles and variances, and values of each class.
 
     Arguments and refusals are those of `ufm.metrics.collapse`; everything is in NumPy and float64.
+    An `Accumulator` gives both of one reading.
     """
     if check.traced(W, H, b):
         raise Refused("got traced arrays: detail runs on the host; call it outside jit")
