@@ -17,7 +17,7 @@ CHECKED = (
     "descent.loop",
     "descent.minibatch",
     "linalg.minres",
-    "losses.softmax",
+    "losses.crossentropy",
     "model.quotient",
 )
 install_import_hook([f"ufm.{module}" for module in CHECKED], "beartype.beartype")

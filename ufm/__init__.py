@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ufm.descent.run import Run, descend
     from ufm.model import mesh
     from ufm.model.objective import gradient, objective
-    from ufm.model.problem import Params, Problem, init_params
+    from ufm.model.points import init_params
+    from ufm.model.problem import Params, Problem
     from ufm.runs import record
     from ufm.sweeps.grid import Grid, Plan
     from ufm.sweeps.run import sweep
@@ -72,7 +73,7 @@ _HOMES = {
     "certify": "certificate",
     "descend": "descent.run",
     "gradient": "model.objective",
-    "init_params": "model.problem",
+    "init_params": "model.points",
     "objective": "model.objective",
     "solve": "critical.solver",
     "sweep": "sweeps.run",

@@ -2,18 +2,19 @@
 
 Decay on both factors amounts to a nuclear norm, so f is bounded below by a convex problem,
 
-    f(W, H, b) ≥ min_{Z, b} g(Z + b1ᵀ) + μ‖Z‖_* + (λ_b/2)‖b‖²,    μ = √(λ_W λ_H),
+    f(W, H, b) ≥ min_{Z, b} g(Z + b1ᵀ) + μ‖ZΩ^½‖_* + (λ_b/2)‖b‖²,    μ = √(λ_W λ_H),
 
-g the mean cross-entropy. Every A with columns (p_i − y_i)/N, p_i a distribution, and ‖A‖₂ ≤ μ is
-feasible for its Fenchel dual; the gradient G of the data term, scaled by α = min(1, μ/‖G‖₂), is
-one. With p_i^α = (1−α) y_i + α p_i this gives
+g = Σ_i w_i ℓ_i the data term and Ω the weights of the samples in the decay, 1 by default. Every A
+with columns w_i r_i, r_i in the domain of ℓ*_i, and ‖AΩ^-½‖₂ ≤ μ is feasible for its Fenchel dual;
+the gradient G of the data term, scaled by α = min(1, μ/‖GΩ^-½‖₂), is one. This gives
 
-    f* ≥ mean entropy of the p_i^α − α²‖G1‖²/(2λ_b)
+    f* ≥ −Σ_i w_i ℓ*_i(α r_i) − α²‖G1‖²/(2λ_b)
 
-for every width d and any class counts, tight at the global minimum wherever the convex problem
-has a solution of rank ≤ d (Zhu et al. 2021, proof of theorem 3.2, use the same convex problem).
-For λ_b = 0 the dual asks for A1 = 0, and G is moved there first, as it is where λ_b is so small
-that the rounding of G1 would decide the last term; without a bias that term is absent.
+for every width d and any class counts and weights, tight at the global minimum wherever the convex
+problem has a solution of rank ≤ d (Zhu et al. 2021, proof of theorem 3.2, use the same convex
+problem). For cross-entropy −ℓ* is the entropy of the distribution y + αr. For λ_b = 0 the dual asks
+for A1 = 0, and G is moved there first, as it is where λ_b is so small that the rounding of G1
+would decide the last term; without a bias that term is absent.
 """
 
 import math
@@ -27,17 +28,10 @@ from jaxtyping import Array, Float, Scalar
 from ufm.check import Refused, normal_decays, one_problem, traced
 from ufm.linalg import scaling
 from ufm.linalg.products import matmul
-from ufm.losses import softmax as losses
 from ufm.model.evaluation import Evaluated
-from ufm.model.objective import gradient_norm, logits, objective
-from ufm.model.problem import (
-    Params,
-    Problem,
-    check_finite,
-    check_params,
-    check_precision,
-    in_float64,
-)
+from ufm.model.objective import gradient_norm, logits, mean_weighed, objective, weighed
+from ufm.model.points import check_finite, check_params, check_precision, in_float64
+from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
 
 
@@ -48,7 +42,7 @@ class Certificate(NamedTuple):
     lower_bound: no point of this problem has a smaller objective.
     gap: value − lower_bound ≥ value − f* ≥ 0: the point is suboptimal by at most this much.
     grad_norm: ‖∇f‖.
-    spectral_ratio: ‖G‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
+    spectral_ratio: ‖GΩ^-½‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
         where μ = 0 and G ≠ 0). For λ_b = 0 (or below ε min(μ, 1)) of the G whose mean column is
         removed, which at a critical point is G itself.
     resolution: an estimate of the rounding errors in gap, not a bound by interval arithmetic; a
@@ -68,7 +62,7 @@ class Bound(NamedTuple):
 
     value: the bound, at least the trivial 0.
     proven: the same, lowered by its rounding errors.
-    spectral_norm: ‖G‖₂, without `_penalised` of the G whose mean column is removed.
+    spectral_norm: ‖GΩ^-½‖₂, without `_penalised` of the G whose mean column is removed.
     rounding: size of the rounding errors in the bound.
     """
 
@@ -87,24 +81,40 @@ def _root(gram: Float[Array, "m m"], any_size: bool) -> Scalar:
 def _centring(problem: Problem, residual: Callable, columns: Array) -> tuple[Array, Scalar]:
     """(mean column m, mixing weight s) that bring the dual variables to zero row sums.
 
-    The mean column of R = P − Y is subtracted; where that makes a probability negative, all p_i
-    are mixed with the class frequencies π, whose residual π − y_i has zero row sums too, just
-    enough to end at 0.
+    The weighted mean of R is subtracted; where that leaves the domain of ℓ*, all r_i are mixed with
+    those of the class frequencies π, π − y_i, which have zero row sums too, just enough to end
+    at its border.
     """
-    labels, K = problem.labels, problem.K
-    sums = blocks.total(lambda *part: jnp.sum(residual(*part), axis=1), columns, labels, K)
-    mean = sums / problem.N
-    pi = jnp.asarray(problem.counts / problem.N, columns.dtype)[:, None]
+    K, loss = problem.K, problem.loss
 
-    def lowest(part, labels):
-        Y = jnp.arange(K)[:, None] == labels[None, :]
-        centred = residual(part, labels) - mean[:, None]
-        return jnp.minimum(
-            jnp.min(jnp.where(Y, jnp.inf, centred) / pi),
-            jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi),
-        )
+    def summed(part, labels):
+        return jnp.sum(weighed(problem, residual(part, labels), labels), axis=1)
 
-    return mean, jnp.maximum(-blocks.total(lowest, columns, labels, K, jnp.minimum), 0)
+    mean = blocks.total(summed, columns, problem.labels, K) / _mass(problem, columns.dtype)
+    pi = _frequencies(problem, columns.dtype)
+
+    def shortfall(part, labels):
+        return loss.shortfall(residual(part, labels), labels, mean, pi)
+
+    return mean, blocks.total(shortfall, columns, problem.labels, K, jnp.maximum)
+
+
+def _mass(problem: Problem, dtype) -> Array | float:
+    """Σ_i w_i, the weight of all samples: 1 where the classes weigh the same."""
+    if problem.weights is None:
+        return 1.0
+    return jnp.sum(_shares(problem, dtype))
+
+
+def _shares(problem: Problem, dtype) -> Array:
+    """c_k n_k/N, the weight of every class, (K,)."""
+    share = jnp.asarray(problem.counts / problem.N, dtype)
+    return share if problem.weights is None else share * jnp.asarray(problem.weights, dtype)
+
+
+def _frequencies(problem: Problem, dtype) -> Array:
+    """π, the shares of the classes in the weight of all samples, (K,)."""
+    return _shares(problem, dtype) / _mass(problem, dtype)
 
 
 def _penalised(problem: Problem, dtype) -> Array:
@@ -117,51 +127,46 @@ def _penalised(problem: Problem, dtype) -> Array:
 
 
 def _dual(problem: Problem, columns: Array, residual: Callable):
-    """Columns of the dual variables N A = P' − Y of a block of samples; P' = P if penalised."""
+    """Dual variables r'_i of a block of samples; R itself if b pays by its decay."""
     if not problem.bias:
         return residual
-    dtype = columns.dtype
-    pi = jnp.asarray(problem.counts / problem.N, dtype)[:, None]
+    dtype, loss = columns.dtype, problem.loss
     mean, shortfall = jax.lax.cond(
         _penalised(problem, dtype),
         lambda: (jnp.zeros(problem.K, dtype), jnp.zeros((), dtype)),
         lambda: _centring(problem, residual, columns),
     )
-
-    def centred(part, labels):
-        Y = jnp.arange(problem.K)[:, None] == labels[None, :]
-        R = residual(part, labels) - mean[:, None]
-        mixed = (R + shortfall * (pi - Y)) / (1 + shortfall)
-        # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
-        return jnp.maximum(mixed, jnp.where(Y, -1, 0))
-
-    return centred
+    pi = _frequencies(problem, dtype)
+    return lambda part, labels: loss.feasible(residual(part, labels), labels, mean, shortfall, pi)
 
 
 def lower_bound(problem: Problem, params: Params, any_size: bool = True) -> Bound:
-    """The dual bound of the module's head from a point's G = (P − Y)/N. Traceable.
+    """The dual bound of the module's head from a point's residuals R. Traceable.
 
     Args:
         any_size: whether G is multiplied by √(largest number)/2, which its entries allow (those of
-            N G are at most 1): their squares vanish nowhere then. Otherwise the bound is as valid,
+            R are at most 1): their squares vanish nowhere then. Otherwise the bound is as valid,
             but loose where μ is below √(smallest number); the G of a record is used as it is.
     """
 
     def residual(H, labels):
-        return losses.residual(logits(problem, params._replace(H=H)), labels)
+        return problem.loss.residual(logits(problem, params._replace(H=H)), labels)
 
     return _bound(problem, params.H, residual, any_size)
 
 
 def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool) -> Bound:
-    """`lower_bound` from R = P − Y, which `residual` makes of a block of columns and its labels."""
+    """`lower_bound` from R, which `residual` makes of a block of columns and its labels."""
     K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
     dual, info = _dual(problem, columns, residual), jnp.finfo(dtype)
-    scale = 2.0 ** (info.maxexp // 2 - 2) if any_size else 1.0
+    scale = 2.0 ** (info.maxexp // 2 - 2) / _largest(problem, dtype) if any_size else 1.0
+    omega = problem.decay_weights
+    omega = None if omega is None else jnp.asarray(omega, dtype)
 
     def moments(part, labels):
-        A = dual(part, labels) * (scale / N) if any_size else dual(part, labels) / N
-        return (matmul(A, A.T) if K <= N else matmul(A.T, A)), jnp.sum(A, axis=1)
+        A = weighed(problem, dual(part, labels) * scale, labels)
+        B = A if omega is None else A / jnp.sqrt(omega)[labels]
+        return (matmul(B, B.T) if K <= N else matmul(B.T, B)), jnp.sum(A, axis=1)
 
     # Beyond N classes the Gram matrix of the samples is the smaller one, and they stay together.
     gram, sums = blocks.total(moments, columns, labels, K) if K <= N else moments(columns, labels)
@@ -177,9 +182,9 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
         penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
 
     def entropy(part, labels):
-        return -jnp.sum(losses.conjugate(alpha * dual(part, labels), labels))
+        return -problem.loss.conjugate(alpha * dual(part, labels), labels)
 
-    entropies = blocks.total(entropy, columns, labels, K) / N
+    entropies = mean_weighed(problem, entropy, columns)
     value, unit = entropies - penalty, 8 * float(info.eps)
     # Factor by factor: a small number less a smaller one may leave the normal numbers.
     proven = entropies * (1 - unit) - penalty * (1 + unit)
@@ -187,23 +192,30 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     return Bound(jnp.maximum(value, 0), jnp.maximum(proven, 0), sigma, rounding)
 
 
-def _value_rounding(problem: Problem, params: Params) -> Scalar:
-    """What the rounding of the logits moves the mean cross-entropy by.
+def _largest(problem: Problem, dtype) -> Array | float:
+    """A bound ≥ 1 on c_k/√ω_k and c_k, by which weights may enlarge the entries of G."""
+    largest: Array | float = 1.0
+    if problem.weights is not None:
+        largest = jnp.maximum(largest, jnp.max(jnp.asarray(problem.weights, dtype)))
+    if problem.decay_weights is not None:
+        omega = jnp.min(jnp.asarray(problem.decay_weights, dtype))
+        largest = largest / jnp.sqrt(jnp.minimum(omega, 1))
+    return largest
 
-    A logit is a sum of d products and a bias: it is known to δ = (2 + √d) ε (|W||h| + |b|). A
-    margin m then moves by at most 2δ, and its loss ℓ(m) = log(1 + e^{−m}) by at most 2δ, nor to
-    more than ℓ(m − 2δ), where ℓ(m − 2δ) − ℓ(m) ≤ (1 − p_y)(e^{2δ} − 1).
+
+def _value_rounding(problem: Problem, params: Params) -> Scalar:
+    """What the rounding of the logits moves the data term by.
+
+    A logit is a sum of d products and a bias: it is known to δ = (2 + √d) ε (|W||h| + |b|).
     """
     unit = (2 + problem.d**0.5) * jnp.finfo(params.H.dtype).eps
     largest = params._replace(W=jnp.abs(params.W), b=jnp.abs(params.b))
 
     def moved(H, labels):
-        twice = 2 * unit * jnp.max(logits(problem, largest._replace(H=jnp.abs(H))), axis=0)
-        m = losses.margins(logits(problem, params._replace(H=H)), labels)
-        small = jax.nn.sigmoid(-m) * jnp.expm1(jnp.minimum(twice, 1))
-        return jnp.sum(jnp.minimum(twice, jnp.where(twice < 1, small, jax.nn.softplus(twice - m))))
+        delta = unit * jnp.max(logits(problem, largest._replace(H=jnp.abs(H))), axis=0)
+        return problem.loss.moved(logits(problem, params._replace(H=H)), labels, delta)
 
-    return blocks.total(moved, params.H, problem.labels, problem.K) / problem.N
+    return mean_weighed(problem, moved, params.H)
 
 
 def _certificate(problem: Problem, params: Params) -> Certificate:
@@ -212,7 +224,7 @@ def _certificate(problem: Problem, params: Params) -> Certificate:
 
 
 def _certificate_at(problem: Problem, params: Params, value, grad_norm, residual) -> Certificate:
-    """`_certificate` from R = P − Y at the point."""
+    """`_certificate` from R at the point."""
     bound = _bound(problem, residual, lambda R, _: R, any_size=True)
     return _summed(problem, params, value, grad_norm, bound)
 

@@ -180,6 +180,11 @@ def one_problem(problem: Any) -> None:
                 f"got {name} with shape {np.shape(lam)}; allowed: one number, a problem at a time. "
                 "Loop over the values, or give a traceable function to jax.vmap"
             )
+    for x in (problem.weights, problem.decay_weights):
+        if x is not None and (traced(x) or np.ndim(x) != 1):
+            raise Refused(
+                f"got weights of shape {np.shape(x)}; allowed: numbers, one a class, of one problem"
+            )
 
 
 def shown(value: Any) -> str:
@@ -294,6 +299,22 @@ def class_counts(n: Any, K: int) -> int | tuple[int, ...]:
     why = "no class may be empty"
     counts = tuple(integer(f"n[{k}]", m, 1, MOST, why) for k, m in enumerate(each))
     return counts[0] if len(set(counts)) == 1 else counts
+
+
+def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
+    """One weight > 0 for each class as Python floats; None where all are 1. Tracers as they are.
+
+    Raises:
+        Refused: no K real numbers above 0.
+    """
+    if value is None or traced(value):
+        return value
+    each = several(np.asarray(value) if isinstance(value, jax.Array) else value)
+    if each is None or len(each) != K:
+        got = f"{len(each)} numbers" if each is not None else shown(value)
+        raise Refused(f"got {name}={got}; allowed: K={K} numbers > 0, one a class, or None")
+    found = tuple(real(f"{name}[{k}]", x, above=0) for k, x in enumerate(each))
+    return None if set(found) == {1.0} else found
 
 
 def decay(name: str, value: Any) -> Any:

@@ -14,7 +14,8 @@ from ufm.critical import newton, solver
 from ufm.linalg.minres import minres
 from ufm.model import quotient
 from ufm.model.objective import gradient, norm, objective
-from ufm.model.problem import Params, Problem, init_params
+from ufm.model.points import init_params
+from ufm.model.problem import Params, Problem
 from ufm.theory import spectra
 
 PROBLEMS = {

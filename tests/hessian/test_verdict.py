@@ -21,7 +21,7 @@ from ufm import hessian, theory
 from ufm.commands import probe
 from ufm.hessian import reduction, stationarity
 from ufm.hessian.decision import SHARE
-from ufm.losses import softmax as losses
+from ufm.losses import crossentropy as losses
 from ufm.model.problem import Params, Problem
 
 DECIDED = ("global minimiser", "strict saddle", "local minimiser")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import Array
 from laws import eps
 
-from ufm.losses import softmax as losses
+from ufm.losses import crossentropy as losses
 
 DTYPES = [jnp.float32, jnp.float64]
 SHAPES = [(2, 5), (3, 11), (10, 5), (losses.FEW_CLASSES + 1, 3)]

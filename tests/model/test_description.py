@@ -1,5 +1,6 @@
 """One description of a problem: whatever copies a problem carries every field of it, or refuses."""
 
+import json
 from dataclasses import dataclass, field, fields, replace
 
 import jax
@@ -30,19 +31,36 @@ class Tempered(Problem):
 class Undescribed(Problem):
     """A problem with one field more, of which no description is known."""
 
-    weights: tuple = ()
+    groups: tuple = ()
 
 
 WARM = Tempered(3, 4, (2, 1, 1), 1e-3, 2e-3, temperature=7.0)
-MUTE = Undescribed(3, 4, 2, 1e-3, 2e-3, weights=(1.0, 2.0, 3.0))
+MUTE = Undescribed(3, 4, 2, 1e-3, 2e-3, groups=(1.0, 2.0, 3.0))
 METHOD = ("gd", 0.1, None, None, 0)
 
 
-@pytest.mark.parametrize("problem", [*PROBLEMS.values(), WARM], ids=[*PROBLEMS, "one-field-more"])
+WEIGHED = Problem(
+    3, 4, (2, 1, 1), 1e-3, 2e-3, weights=(1.0, 2.0, 0.5), decay_weights=(0.5, 1.0, 1.0)
+)
+EACH = pytest.mark.parametrize(
+    "problem",
+    [*PROBLEMS.values(), WARM, WEIGHED],
+    ids=[*PROBLEMS, "one-field-more", "weights"],
+)
+
+
+@EACH
 def test_a_description_is_read_back_as_the_same_problem(problem):
-    told = problem.describe()
+    told = problem.describe(whole=True)
     assert list(told) == [f.name for f in fields(problem)]
-    assert type(problem).from_description(told) == problem
+    assert type(problem).from_description(json.loads(json.dumps(told))) == problem
+    assert type(problem).from_description(problem.describe()) == problem
+
+
+def test_what_came_later_is_described_only_where_it_is_not_the_default():
+    plain, weighed = PROBLEMS["two-classes-one-dimension"], WEIGHED
+    assert list(plain.describe()) == ["K", "d", "n", "lam_W", "lam_H", "lam_b", "bias"]
+    assert list(weighed.describe())[7:] == ["weights", "decay_weights"]
 
 
 def test_a_description_without_a_field_that_has_a_default_takes_it():
@@ -57,7 +75,8 @@ def test_a_description_without_a_field_that_has_a_default_takes_it():
 @pytest.mark.parametrize("problem", [WARM, replace(WARM, n=2), MUTE])
 @pytest.mark.parametrize("width", [2, 6])
 def test_the_quotient_and_pytrees_carry_every_field(problem, width):
-    others = {f.name for f in fields(problem)} - {"d", "n", "lam_H"}
+    # The quotient of unequal counts holds them as weights.
+    others = {f.name for f in fields(problem)} - {"d", "n", "lam_H", "weights", "decay_weights"}
     copies = [quotient.of_width(problem, width), jax.tree.map(lambda x: x, problem)]
     for copy in copies:
         assert type(copy) is type(problem)
@@ -71,7 +90,7 @@ def test_lanes_and_shapes_of_a_sweep_carry_every_field():
     assert lanes.n == WARM.n
     np.testing.assert_array_equal(lanes.temperature, [1.0, 2.0])
     assert isinstance(batches.Shape.of(cells[0]).example().problem, Tempered)
-    unlike = SweepCell(replace(MUTE, weights=(1.0, 1.0, 1.0)), *METHOD)
+    unlike = SweepCell(replace(MUTE, groups=(1.0, 1.0, 1.0)), *METHOD)
     assert batches.Shape.of(unlike) != batches.Shape.of(SweepCell(MUTE, *METHOD))
     assert set(batches._described(cells)) >= {f.name for f in fields(Tempered)}
 
@@ -95,11 +114,11 @@ def test_a_field_that_a_reader_does_not_know_is_refused_not_dropped():
 
 def test_what_cannot_be_described_is_refused_before_a_file_is_written(tmp_path):
     for call in (MUTE.describe, lambda: batches._described([SweepCell(MUTE, *METHOD)])):
-        with pytest.raises(ufm.Refused, match="'weights' names no type in JSON"):
+        with pytest.raises(ufm.Refused, match="'groups' names no type in JSON"):
             call()
     census = ufm.critical.census(replace(MUTE, d=2), jax.random.key(0), starts=2, rounds=1)
     with atlas.opened(tmp_path / "a", census.problem, {}) as held:
-        with pytest.raises(ufm.Refused, match="'weights'"):
+        with pytest.raises(ufm.Refused, match="'groups'"):
             held.save(census)
         assert not [x for x in (tmp_path / "a").iterdir() if x.name.endswith(".json")]
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ufm.model.objective import gradient, objective
-from ufm.model.problem import Params, Problem, init_params
+from ufm.model.points import init_params
+from ufm.model.problem import Params, Problem
 
 DTYPES = [jnp.float32, jnp.float64]
 EACH = pytest.mark.parametrize("problem", laws.PROBLEMS.values(), ids=laws.PROBLEMS.keys())

@@ -9,7 +9,8 @@ from ufm import certificate
 from ufm.descent import loop
 from ufm.metrics import measures as metrics
 from ufm.model.objective import gradient
-from ufm.model.problem import Params, Problem, init_params
+from ufm.model.points import init_params
+from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
 
 PROBLEMS = {

@@ -91,6 +91,38 @@ def test_nullity_is_the_dimension_of_the_symmetry_orbit(problem):
     assert nullity == spectra.orbit_dimension(problem, K - 1)
 
 
+def table_of_cross_entropy(problem):
+    """Trace and determinant of each block, and the other eigenvalues, in c, β and t alone."""
+    K, d, n, lam_W, lam_H = problem.K, problem.d, problem.n, problem.lam_W, problem.lam_H
+    c = np.sqrt(n * lam_W * lam_H)
+    beta, t = 1 - K * c, np.log(1 / c - (K - 1))
+    p2, q2 = t * np.sqrt(lam_W / (n * lam_H)), t * np.sqrt(lam_H / (n * lam_W))
+    blocks = [
+        (lam_W + lam_H + kappa * (p2 + q2), 4 * kappa * t * np.sqrt(lam_W * lam_H / n), often)
+        for kappa, often in ((c / K * (1 + (K - 1) * beta), 1), (c / K, K * (K - 3) // 2))
+    ]
+    single = [
+        (lam_W + lam_H + c / K * (p2 + q2), (K - 1) * (K - 2) // 2),
+        (lam_H + q2 * c / K, K * (K - 2) * (n - 1)),
+        (lam_H + q2 * c * (1 - (K - 1) * c), K * (n - 1)),
+        (lam_H, K * (d - K + 1) * (n - 1)),
+        (lam_W + lam_H, (K - 1) * (d - K + 1)),
+    ]
+    return blocks, single
+
+
+@EACH
+def test_the_table_in_three_numbers_is_that_of_cross_entropy(problem):
+    values = np.repeat(*map(np.asarray, hessian_spectrum(problem)))
+    tolerance = 1e-13 * np.max(values)
+    blocks, single = table_of_cross_entropy(problem)
+    for trace, determinant, often in blocks:
+        root = np.sqrt(trace**2 / 4 - determinant)
+        single += [(trace / 2 + root, often), (determinant / (trace / 2 + root), often)]
+    for value, often in single:
+        assert np.sum(np.abs(values - value) <= tolerance) >= often
+
+
 def test_a_spectrum_of_billions_of_eigenvalues_is_exact_to_the_last_one():
     problem = Problem(K=1000, d=2048, n=1300, lam_W=1e-7, lam_H=1e-8, lam_b=1e-6)
     values, multiplicities = hessian_spectrum(problem)

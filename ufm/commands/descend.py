@@ -21,7 +21,8 @@ from ufm.certificate import certify
 from ufm.check import real
 from ufm.commands.shared import FAILED, ModelFlags, show
 from ufm.descent import run as descent
-from ufm.model.problem import Params, Problem, init_params
+from ufm.model.points import init_params
+from ufm.model.problem import Params, Problem
 from ufm.report import stored
 from ufm.runs import record
 
@@ -102,7 +103,7 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
     if command.out is None:
         yield None
         return
-    config = asdict(command)
+    config = asdict(command) | {"model": command.model.config()}
     for name in ("out", "json", "checkpoint_seconds", "seed", "precision"):
         del config[name]
     with record.open_run(

@@ -156,7 +156,7 @@ def _along_the_orbit(core: Core, residual: float) -> float:
     ∇²f (W Aᵀ, A H) = −(∇_W Aᵀ, A ∇_H) for antisymmetric A, and the tangent is at least as long as
     the smallest singular value of [Wᵀ, H] times ‖A‖/√2.
     """
-    columns = np.concatenate([core.W.T, core.H * np.sqrt(core.weights)], axis=1)
+    columns = np.concatenate([core.W.T, core.H * np.sqrt(core.merged)], axis=1)
     sizes = np.linalg.svd(columns, compute_uv=False)
     return 2 * residual / float(sizes[-1]) if len(sizes) else 0.0
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from ufm.check import Refused, flag, shown
 from ufm.commands.files import arrays_of, is_file
 from ufm.metrics.features import columns, numbers
-from ufm.model.problem import Params, Problem, check_params
+from ufm.model.points import check_params
+from ufm.model.problem import Params, Problem
 from ufm.report import stored
 from ufm.runs import record, values
 
@@ -47,11 +48,24 @@ class ModelFlags:
     """λ_b, decay of the bias"""
     bias: bool = True
     """whether the model has a bias"""
+    loss: str = "CrossEntropy"
+    """loss of the logits"""
+    weights: tuple[float, ...] = ()
+    """weights of the classes in the loss, K numbers; none weighs all alike"""
+    decay_weights: tuple[float, ...] = ()
+    """weights of the classes in the decay of their features, K numbers; 1/n_k in the
+    layer-peeled model"""
+
+    def config(self) -> dict[str, Any]:
+        """As a run folder holds it: loss and weights only where they were given."""
+        later = {"loss": "CrossEntropy", "weights": (), "decay_weights": ()}
+        return {name: x for name, x in asdict(self).items() if x != later.get(name)}
 
     def problem(self) -> Problem:
         """Build the `Problem`, which refuses what makes no sense."""
         n = self.n[0] if len(self.n) == 1 else self.n
-        return Problem(**asdict(self) | {"n": n})
+        weights = {name: getattr(self, name) or None for name in ("weights", "decay_weights")}
+        return Problem(**asdict(self) | {"n": n} | weights)
 
 
 def stored_point(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ufm import check, theory
+from ufm import check
 from ufm.check import Refused, integer
 from ufm.commands.shared import FAILED, LOOK
 from ufm.critical import search as census
@@ -24,7 +25,7 @@ from ufm.report import stored
 from ufm.runs import record, storage, values
 
 COLUMNS = (
-    "K", "d", "n", "λ_W", "λ_H", "minimum", "ETF minimisers", "strict saddles", "other minima",
+    "K", "d", "n", "λ_W", "λ_H", "minimum", "minimisers", "strict saddles", "other minima",
     "undecided", "critical points", "softest saddle", "gap", "escaped", "violations",
 )  # fmt: skip
 
@@ -47,7 +48,9 @@ class Verify:
     d: tuple[int, ...] = (4, 6)
     """widths; those below K-1 are refused"""
     n: tuple[int, ...] = (5,)
-    """samples per class"""
+    """samples per class; one problem for each value"""
+    counts: tuple[int, ...] = ()
+    """samples of each class of one problem, in place of --n: K numbers"""
     lam: tuple[float, ...] = (1e-3, 1e-2)
     """values of λ_W"""
     ratio: tuple[float, ...] = (1.0,)
@@ -92,16 +95,17 @@ class Verify:
             if not getattr(self, name):
                 raise Refused(f"got --{name} without a value; allowed: one or more numbers")
         integer("escapes", self.escapes, 0)
-        grid = itertools.product(self.K, self.d, self.n, self.lam, self.ratio)
+        sizes = (self.counts,) if self.counts else self.n
+        grid = itertools.product(self.K, self.d, sizes, self.lam, self.ratio)
         problems = [Problem(K, d, n, lam, lam * r, self.lam_b) for K, d, n, lam, r in grid]
         for problem in problems:
-            theory.check_assumptions(problem)
+            verification.check_assumptions(problem)
             census.check(problem, self.starts, self.rounds)
         return problems
 
     def _opened(self) -> record.RunHandle:
         config = asdict(self)
-        for name in ("out", "json", "seed"):
+        for name in ("out", "json", "seed", *(() if self.counts else ("counts",))):
             del config[name]
         return record.open_run(str(self.out), "verify", config, seed=self.seed)
 
@@ -165,12 +169,19 @@ def _plain(cells: list[Cell]) -> list[dict[str, Any]]:
 def _row(cell: Cell) -> list[str]:
     problem = cell.problem
     return [
-        f"{problem.K}", f"{problem.d}", f"{problem.n}", f"{float(problem.lam_W):g}",
-        f"{float(problem.lam_H):g}", "origin" if cell.collapsed else "ETF",
+        f"{problem.K}", f"{problem.d}", " ".join(map(str, np.atleast_1d(problem.n))),
+        f"{float(problem.lam_W):g}",
+        f"{float(problem.lam_H):g}", _minimum(cell),
         f"{cell.minimisers}", f"{cell.saddles}", f"{cell.local}", f"{cell.undecided}",
         f"{cell.points}", f"{cell.softest:.2g}", f"{max(cell.gap, 0):.0e}",
         f"{cell.escaped}/{cell.escapes}", f"{len(cell.violations)}",
     ]  # fmt: skip
+
+
+def _minimum(cell: Cell) -> str:
+    if cell.collapsed:
+        return "origin"
+    return "ETF" if cell.problem.uniform else "solved"
 
 
 def markdown(cells: list[Cell]) -> str:
@@ -201,7 +212,8 @@ def _print(cells: list[Cell]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "min: the global minimum. ETF: minimisers found that are simplex ETFs (or the origin). "
+        "min: the global minimum. ETF: minimisers found, simplex ETFs (or the origin) where the "
+        "classes are alike. "
         "other: minima that are not global. und: undecided. points: starts that arrived. "
         "softest: least |most negative eigenvalue|. escaped: saddles left for the minimum."
     )

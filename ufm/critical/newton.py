@@ -84,7 +84,7 @@ def length(x: Array) -> Scalar:
 
 
 def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
-    """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖H‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
+    """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖HΩ‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
 
     Without a bias √N is ε√N: features so much shorter than at logits of order 1 are the origin,
     whose ∇f is 0. Rounding leaves a residual of about 1e-16 of it; unlike ‖∇f‖ alone, the ratio
@@ -93,7 +93,10 @@ def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     sizes = [length(x) for x in params]
     lams = terms.decays(problem, G.dtype)
     pull = sizes[0] + sizes[1] + problem.N**0.5 * (1.0 if problem.bias else EPS)
-    decay = sum(lam * size for lam, size in zip(lams, sizes, strict=True))
+    if lams.H.ndim:
+        decay = sum(length(lam * x) for lam, x in zip(lams, params, strict=True))
+    else:
+        decay = sum(lam * size for lam, size in zip(lams, sizes, strict=True))
     return pull * length(G) + decay
 
 

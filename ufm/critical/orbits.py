@@ -1,7 +1,9 @@
 """Critical points up to symmetry: telling orbits apart, and saying what each of them is.
 
-The symmetries are (W, H) ↦ (W Qᵀ, Q H), Q ∈ O(d), and permutations of classes of equal count. With
-the counts n_k on the diagonal of D and C = D^½ W Wᵀ D^½, an orbit is told by f and the sorted
+The symmetries are (W, H) ↦ (W Qᵀ, Q H), Q ∈ O(d), and permutations of classes of equal count and
+weights. With D = diag((c_k n_k)^⅔ (ω_k n_k)^⅓), which is diag(n_k) where the classes weigh the same
+and tells all others apart but by accident, and C = D^½ W Wᵀ D^½, an orbit is told by f and the
+sorted
 
     eigenvalues of C,   C_kk,   C_jk (j < k),   Σ_j C_jk³,
 
@@ -17,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.check import Refused
 from ufm.hessian import reduction
 from ufm.hessian.decision import judged
 from ufm.hessian.signs import inertia_of
-from ufm.linalg import pair
 from ufm.linalg.products import matmul
 from ufm.model import objective as terms
-from ufm.model import problem as model
-from ufm.model import quotient
+from ufm.model import points, quotient
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import orbit_dimension
@@ -41,8 +42,9 @@ class Orbit(NamedTuple):
     value: f, in nats.  rank: of W.  groups: sizes of the groups of classes with equal rows of W.
     morse_index: negative eigenvalues of ∇²f.  nullity: zero ones.
     orbit_dimension: how many of these the symmetries O(d) and b + s1 account for.
-    smallest: least eigenvalue of ∇²f.  predicted: of the two-by-two of theory,
-        (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²); the two are compared, not assumed equal.
+    smallest: least eigenvalue of ∇²f.  predicted: λ₋ of theory, (λ_W+λ_H)/2 −
+        √(((λ_W−λ_H)/2)² + ‖G‖₂²), with weights in the decay the least eigenvalue of
+        [[λ_W I, G], [Gᵀ, λ_H Ω]]; the two are compared, not assumed equal.
     gap: certified bound on f − f*.  spectral_ratio: ‖G‖₂/μ.
     residual: ‖∇f‖.  newton_step: length of a Newton step from a point of ‖∇f‖ ≤ 1e-14.
     kind, reason: of `hessian.verdict`.
@@ -69,14 +71,14 @@ class Orbit(NamedTuple):
 
 def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     """f and the sorted invariants of the module's head, in units of tr C. Traceable."""
-    model.check_types(problem, params)
-    root = jnp.sqrt(jnp.asarray(problem.counts, params.W.dtype))
-    A = root[:, None] * params.W
+    points.check_types(problem, params)
+    D = _class_sizes(problem, params.W.dtype)
+    A = jnp.sqrt(D)[:, None] * params.W
     C = matmul(A, A.T)
     size = jnp.trace(C)
     C = C / jnp.where(size > 0, size, 1)
     # In units of logits of order 1: small means small whatever λ_H/λ_W is.
-    size = size / (problem.N / problem.K * _unit(problem) ** 2)
+    size = size / (jnp.mean(D) * unit_of(problem) ** 2)
     upper = C[np.triu_indices(problem.K, 1)]
     parts = [jnp.linalg.eigvalsh(C), jnp.diagonal(C), upper, jnp.sum(C**3, axis=0)]
     # The size itself, on a scale on which rounding at the origin does not count.
@@ -86,7 +88,17 @@ def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     return jnp.concatenate([head] + [jnp.where(size > 1e-16, jnp.sort(x), 0) for x in parts])
 
 
-def _unit(problem: Problem):
+def _class_sizes(problem: Problem, dtype) -> Array:
+    """The diagonal of D of the module's head, (K,)."""
+    D = jnp.asarray(problem.counts, dtype)
+    if problem.weights is not None:
+        D = D * jnp.asarray(problem.weights, dtype) ** (2 / 3)
+    if problem.decay_weights is not None:
+        D = D * jnp.asarray(problem.decay_weights, dtype) ** (1 / 3)
+    return D
+
+
+def unit_of(problem: Problem):
     """(λ_H N/λ_W)^¼ up to N^¼: the size of W at logits of order 1 and balanced decays."""
     return (jnp.sqrt(problem.lam_H) / jnp.sqrt(problem.lam_W)) ** 0.5
 
@@ -113,18 +125,18 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     """
     mean_problem = quotient.of_width(problem, problem.d)
     frame = jnp.eye(problem.d, small.W.shape[1])
-    means = quotient.lift(mean_problem, small, frame)
-    at = evaluate(mean_problem, means)
-    found = judged(at).verdict
-    spectrum = reduction.spectrum(problem, quotient.lift(problem, small, frame))
+    at = evaluate(mean_problem, quotient.lift(mean_problem, small, frame))
+    found, _, core = judged(at)
+    if core is None:
+        raise Refused(f"got a point that is {found.kind}: {found.reason}")
+    core = reduction.spread_out(problem, core)
+    spectrum = reduction.spectrum_of(core)
     counts = inertia_of(spectrum)
     W, H = np.asarray(small.W), np.asarray(small.H)
-    unit = float(_unit(problem))
+    unit = float(unit_of(problem))
     sizes = np.linalg.svd(np.concatenate([W.T / unit, H * unit], axis=1), compute_uv=False)
     # Of order 1 in these units but at the origin, where rounding has a rank but no meaning.
     rank = int(np.sum(sizes > 1e-8 * max(float(sizes[0]), 1.0)))
-    lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
-    sigma = found.spectral_ratio * float(problem.mu)
     return Orbit(
         params=jax.tree.map(np.asarray, small),
         value=at.value,
@@ -134,7 +146,7 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
         nullity=counts.zero,
         orbit_dimension=orbit_dimension(problem, rank),
         smallest=float(spectrum.eigenvalues[0]),
-        predicted=float(pair.eigenvalues(np, lam_W, lam_H, sigma)[0]),
+        predicted=reduction.free_direction(core)[2],
         gap=found.gap,
         spectral_ratio=found.spectral_ratio,
         residual=found.residual,

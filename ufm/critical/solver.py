@@ -23,8 +23,7 @@ from ufm.check import Refused
 from ufm.critical import newton
 from ufm.descent.loop import Method, start, step
 from ufm.model import objective as terms
-from ufm.model import problem as model
-from ufm.model import quotient
+from ufm.model import points, quotient
 from ufm.model.evaluation import check_entries
 from ufm.model.problem import Params, Problem
 from ufm.runtime.threads import lapack_on_one_thread
@@ -87,7 +86,7 @@ def solve(
     _check(problem, params, steps, newton_steps)
     many = params.W.ndim == 3
     with jax.enable_x64(True), lapack_on_one_thread():
-        starts = model.in_float64(params)
+        starts = points.in_float64(params)
         at = _compiled(quotient.restrict, many)(problem, starts)
         small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
         if many:  # the problem is common to all starts: its decays come back once
@@ -95,7 +94,7 @@ def solve(
         if descend:
             small, taken = _compiled(_downhill, many)(at.problem, small, np.int32(steps))
         polished = _compiled(newton.polish, many)(at.problem, small, np.int32(newton_steps))
-        points, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
+        lifted, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
         # Small things only: what is large stays on its device.
         residual, scale, taken, codes, factorised, residuals = jax.device_get(
             (residual, scale, taken, polished.status, polished.steps, polished.residuals)
@@ -111,7 +110,7 @@ def solve(
     status = np.array([newton.Arrival(int(code)).name for code in codes.ravel()])
     counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
     numbers: tuple = counts if many else tuple(x.item() for x in counts)
-    return Solution(*(points, *numbers, residuals))
+    return Solution(*(lifted, *numbers, residuals))
 
 
 @functools.cache
@@ -127,7 +126,7 @@ def _compiled(f: Callable, many: bool) -> Callable:
 
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
-    model.check_types(problem, params)
+    points.check_types(problem, params)
     if check.traced(params):
         raise Refused("got traced params: solve runs on the host; call it outside jit and vmap")
     check.one_problem(problem)
@@ -148,8 +147,8 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
         if len({len(x) for x in params}) > 1 or len(params.W) == 0:
             raise Refused(f"got {[len(x) for x in params]} starts in W, H and b")
         one = Params(*(x[0] for x in params))
-    model.check_params(problem, one)
-    model.check_finite(params)
+    points.check_params(problem, one)
+    points.check_finite(params)
     check_entries(params)
 
 

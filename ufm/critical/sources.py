@@ -8,6 +8,7 @@ Every function returns `Params` behind one leading axis, in the coordinates of `
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,13 @@ _DEFLATED_STEPS = 12
 def units(problem: Problem) -> tuple[Array, Array]:
     """Root mean square entry of W and of H at a global minimum, by the closed form or nearly so.
 
-    ‖W‖² = (K−1) t √(n λ_H/λ_W) with the mean n; t from below by 1. Traceable.
+    ‖W‖² = (K−1) t √(n λ_H/λ_W) with the mean n, samples counted as they weigh in the decay; t from
+    below by 1. Traceable.
     """
-    K, n = problem.K, problem.N / problem.K
+    K: int = problem.K
+    n: Any = problem.N / K
+    if problem.decay_weights is not None:
+        n = jnp.mean(problem.counts * jnp.asarray(problem.decay_weights, float))
     c = jnp.sqrt(n * jnp.asarray(problem.lam_W, float) * problem.lam_H)
     t = jnp.maximum(jnp.log(jnp.maximum(1 / c - (K - 1), 1.0)), 1.0)
     ratio = jnp.sqrt(n * problem.lam_H / jnp.asarray(problem.lam_W, float))

@@ -29,7 +29,7 @@ from ufm.descent import loop
 from ufm.descent.loop import Method, State, Status
 from ufm.hessian.curvature import dense, flatten, in_float64, unflatten
 from ufm.hessian.stationarity import measured
-from ufm.model import problem as model
+from ufm.model import points
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 
@@ -121,14 +121,14 @@ def escape(
             or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
-    model.check_types(problem, saddle)
+    points.check_types(problem, saddle)
     key, delta = check.key(key), check.real("delta", delta, above=0)
     each = check.several(epsilon)
     lengths = np.array(
         [check.real("epsilon", x, above=0) for x in ([epsilon] if each is None else each)]
     )
     _check(problem, lengths, batch_size, learning_rate, delta, steps)
-    model.check_point(problem, saddle)
+    points.check_point(problem, saddle)
     gap_tol = (SGD_GAP_TOL if batch_size else GAP_TOL) if gap_tol is None else gap_tol
     with jax.enable_x64(True):
         point = in_float64(saddle)

@@ -2,9 +2,11 @@
 
 Each check compares routes that share no code: closed forms (`theory`, `spectra`) with the
 certificate, the reductions, Newton's method from everywhere, and descent. Every critical point must
-be a simplex ETF (the origin above the threshold) or a strict saddle, for every d ≥ K−1
-(`ufm.theory.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2 for d > K; arXiv 2407.10702
-for d = K).
+be a global minimiser or a strict saddle, for every d ≥ K−1 and any counts and weights of the
+classes (`ufm.theory.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2 for d > K; arXiv
+2407.10702 for d = K). Where the classes are alike the minimisers must be simplex ETFs (the origin
+above the threshold) of the closed form's value and spectrum; elsewhere no closed form is known, and
+what `ufm.solve` finds is the minimum if its certificate says so.
 """
 
 from collections.abc import Callable
@@ -16,12 +18,16 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm import certificate, check, hessian, theory
+from ufm.check import Refused
+from ufm.critical import orbits, sources
 from ufm.critical import search as room
 from ufm.critical.orbits import Orbit
+from ufm.critical.solver import solve
 from ufm.critical.unstable import escape
 from ufm.hessian.stationarity import stationarity
 from ufm.metrics import measures as metrics
 from ufm.model import quotient
+from ufm.model.objective import objective
 from ufm.model.problem import Problem
 from ufm.runtime.programs import make_room
 
@@ -33,12 +39,14 @@ ETF_TOL = 1e-6  # NC2 and NC3 of a minimiser found
 class Cell(NamedTuple):
     """One problem held against the theory.
 
-    problem: which.  collapsed: K² n λ_W λ_H ≥ 1, so that the minimum is the origin.
-    value: f* in closed form.  gap: certified, at the closed-form minimiser.
+    problem: which.  collapsed: whether the minimum is the origin; K² n λ_W λ_H ≥ 1 if the classes
+        are alike.
+    value: f* in closed form, or as solved and certified.  gap: certified, at this minimiser.
     spectrum_error: largest difference of its eigenvalues by reduction and in closed form,
-        relative to the largest.
+        relative to the largest; NaN without a closed form.
     points: polished starts that arrived at a critical point.  refused: those that did not.
-    minimisers: orbits of global minimisers that are ETFs (or the origin above the threshold).
+    minimisers: orbits of global minimisers, ETFs (or the origin above the threshold) where the
+        classes are alike.
     saddles: orbits of strict saddles.  local: orbits of local minimisers that are not global.
     undecided: orbits that the verdict left open.
     softest: the least |most negative eigenvalue| of a saddle; NaN without saddles.
@@ -76,7 +84,7 @@ def verify(
     """Hold one problem against the theory.
 
     Args:
-        problem: balanced, d ≥ K − 1, λ_W, λ_H > 0.
+        problem: d ≥ K − 1, λ_W, λ_H > 0, any counts and weights of the classes.
         key: a JAX PRNG key.
         starts, rounds: of the census.
         escapes: saddles to escape from, the lowest first; 0 leaves it out.
@@ -85,7 +93,7 @@ def verify(
     Raises:
         Refused: outside the theorem's assumptions, or what `census.check` refuses.
     """
-    theory.check_assumptions(problem)
+    check_assumptions(problem)
     key, escapes = check.key(key), check.integer("escapes", escapes, 0)
     room.check(problem, starts, rounds)
     make_room()
@@ -93,14 +101,14 @@ def verify(
     key_minimum, key_census, key_escape = jax.random.split(key, 3)
     with jax.enable_x64(True):
         say("minimiser")
-        value, collapsed = float(theory.global_value(problem)), bool(theory.is_collapsed(problem))
-        gap, error, wrong = _minimiser(problem, key_minimum)
+        least = (_closed_form if problem.uniform else _solved)(problem, key_minimum)
+        wrong = list(least.violations)
         say("census")
         found = room.census(
             problem, key_census, starts=starts, rounds=rounds,
             report=lambda source, _, orbits: say(f"census: {orbits} orbits, {source}"),
         )  # fmt: skip
-        kinds = [_class_of(problem, orbit, value, collapsed) for orbit in found.orbits]
+        kinds = [_class_of(problem, orbit, least) for orbit in found.orbits]
         wrong += [text for _, text in kinds if text]
         names = [name for name, _ in kinds]
         if "minimiser" not in names:
@@ -112,7 +120,7 @@ def verify(
         if escaped < len(tried):
             wrong.append(f"descent from {len(tried) - escaped} perturbed saddles found no minimum")
     return Cell(
-        problem, collapsed, value, gap, error,
+        problem, least.collapsed, least.value, least.gap, least.spectrum_error,
         sum(room.hits(orbit) for orbit in found.orbits), sum(found.refused.values()),
         names.count("minimiser"), len(saddles), names.count("local"), names.count("undecided"),
         min((abs(orbit.smallest) for orbit in saddles), default=float("nan")),
@@ -120,21 +128,61 @@ def verify(
     )  # fmt: skip
 
 
-def _minimiser(problem: Problem, key: Array) -> tuple[float, float, list[str]]:
-    """(certified gap, error of the spectrum, violations) at the closed-form minimiser."""
-    point, wrong = theory.global_minimizer(problem, key, jnp.float64), []
-    proof = certificate.certify(problem, point)
+def check_assumptions(problem: Problem) -> None:
+    """Refuse a problem outside the theorem that `verify` holds against computation.
+
+    Raises:
+        Refused: d < K−1, a decay of 0; traced or array-valued decays.
+    """
+    benign = next(x for x in theory.theorems(problem) if x.name == "benign landscape")
+    if benign.fails is not None:
+        raise Refused(
+            f"got a problem outside the theorem of the benign landscape, which needs {benign.fails}"
+        )
+    if problem.uniform:
+        theory.check_assumptions(problem)
+
+
+class _Least(NamedTuple):
+    """What is known of the global minimum; fields as in `Cell`."""
+
+    value: float
+    collapsed: bool
+    gap: float
+    spectrum_error: float
+    violations: tuple[str, ...]
+
+
+def _closed_form(problem: Problem, key: Array) -> _Least:
+    """The closed-form minimum, its certificate, and its spectrum by two routes."""
+    value, collapsed = float(theory.global_value(problem)), bool(theory.is_collapsed(problem))
+    point = theory.global_minimizer(problem, key, jnp.float64)
+    proof, wrong = certificate.certify(problem, point), []
     if not proof.gap <= 16 * proof.resolution:
         wrong.append(f"the closed-form minimiser has a certified gap of {proof.gap:.3g}")
     slope = stationarity(problem, point)
     if not slope.critical:
         wrong.append(f"the closed-form minimiser has {slope.told()}")
-        return float(proof.gap), float("nan"), wrong
+        return _Least(value, collapsed, float(proof.gap), float("nan"), tuple(wrong))
     measured, closed = hessian.spectrum(problem, point, 0.0), theory.hessian_spectrum(problem)
     error = _distance(measured, closed)
     if not error <= SPECTRUM_TOL:
         wrong.append(f"its spectrum differs from the closed form by {error:.3g} of the largest")
-    return float(proof.gap), error, wrong
+    return _Least(value, collapsed, float(proof.gap), error, tuple(wrong))
+
+
+def _solved(problem: Problem, key: Array) -> _Least:
+    """The minimum that descent finds from a random start, and its certificate."""
+    means = quotient.of_width(problem, problem.d)
+    start = sources.random(means, key, 1)
+    found = solve(means, jax.tree.map(lambda x: x[0], start))
+    verdict = hessian.verdict(means, found.params)
+    value, gap = float(objective(means, found.params)), float(verdict.gap)
+    wrong = () if verdict.kind == "global minimiser" else (
+        f"descent ended at f={value:.10g}, which is {verdict.kind}: {verdict.reason}",
+    )  # fmt: skip
+    collapsed = not bool(jnp.any(jnp.abs(found.params.W) > 1e-8 * orbits.unit_of(means)))
+    return _Least(value, collapsed, gap, float("nan"), wrong)
 
 
 def _distance(first: theory.Spectrum, second: theory.Spectrum) -> float:
@@ -147,16 +195,19 @@ def _distance(first: theory.Spectrum, second: theory.Spectrum) -> float:
     return float(np.max(np.abs(values[0] - values[1])) / np.max(np.abs(values[1])))
 
 
-def _class_of(problem: Problem, orbit: Orbit, value: float, collapsed: bool) -> tuple[str, str]:
+def _class_of(problem: Problem, orbit: Orbit, least: _Least) -> tuple[str, str]:
     """(minimiser, saddle, local or undecided; what contradicts the theory, or nothing)."""
     label = f"orbit f={orbit.value:.10g}, rank {orbit.rank}, index {orbit.morse_index}"
     if orbit.kind == "strict saddle":
         return "saddle", ""
     if orbit.kind == "global minimiser":
-        if abs(orbit.value - value) > VALUE_TOL:
-            return "minimiser", f"{label}: certified global, but f* = {value:.10g} in closed form"
-        if collapsed:
+        if abs(orbit.value - least.value) > VALUE_TOL:
+            source = "in closed form" if problem.uniform else "by descent"
+            return "minimiser", f"{label}: certified global, but f* = {least.value:.10g} {source}"
+        if least.collapsed:
             return "minimiser", "" if orbit.rank == 0 else f"{label}: global, but not the origin"
+        if not problem.uniform:
+            return "minimiser", ""
         nc2, nc3 = _collapse(problem, orbit)
         text = f"{label}: global, but no simplex ETF (NC2 {nc2:.2g}, NC3 {nc3:.2g})"
         return "minimiser", "" if max(nc2, nc3) <= ETF_TOL else text

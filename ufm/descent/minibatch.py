@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ufm.losses import softmax as losses
 from ufm.model.objective import add_decay, decays, logits, pullback
 from ufm.model.problem import Params, Problem
 
@@ -35,15 +34,18 @@ def epoch_order(problem: Problem, key: Array, epoch) -> Array:
 def gradient(problem: Problem, params: Params, columns: Array) -> Params:
     """Minibatch estimate of ∇f over the given columns of H, unbiased, decay of H included.
 
-    With G_B = (P_B − Y_B)/B on the B columns:  ∇_W = G_B H_Bᵀ + λ_W W,  ∇_b = G_B 1 + λ_b b, and
-    ∇_H = Wᵀ G_B + (N/B) λ_H H_B on the batch, 0 elsewhere. Each sample is drawn with probability
-    B/N, so the mean over draws is ∇f.
+    With G_B = [c_i r_i]/B on the B columns:  ∇_W = G_B H_Bᵀ + λ_W W,  ∇_b = G_B 1 + λ_b b, and
+    ∇_H = Wᵀ G_B + (N/B) λ_H H_B Ω_B on the batch, 0 elsewhere. Each sample is drawn with
+    probability B/N, so the mean over draws is ∇f.
     """
     W, H, b = params
     H_B = H[:, columns]
     B = columns.shape[0]
     part = Params(W, H_B, b)
-    G = losses.residual(logits(problem, part), jnp.asarray(problem.labels)[columns]) / B
-    dW, dH_B, db = add_decay(problem, part, pullback(problem, part, G))
-    dH_B += (problem.N / B - 1) * decays(problem, H.dtype).H * H_B
+    labels = jnp.asarray(problem.labels)[columns]
+    G = problem.loss.residual(logits(problem, part), labels) / B
+    if problem.weights is not None:
+        G *= jnp.asarray(problem.weights, G.dtype)[labels]
+    dW, dH_B, db = add_decay(problem, part, pullback(problem, part, G), labels)
+    dH_B += (problem.N / B - 1) * decays(problem, H.dtype, labels).H * H_B
     return Params(dW, jnp.zeros_like(H).at[:, columns].set(dH_B, unique_indices=True), db)

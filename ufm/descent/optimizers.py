@@ -3,15 +3,16 @@
 Curvature bound. On the set where f ≤ F, with δZ = ΔW H + W ΔH + Δb 1ᵀ, the second derivative
 along a unit direction (theory of `ufm.model.problem`) is
 
-    (1/N) Σ_i δz_iᵀ S_i δz_i + 2⟨G, ΔW ΔH⟩ + decay.
+    Σ_i w_i δz_iᵀ S_i δz_i + 2⟨G, ΔW ΔH⟩ + decay.
 
-S_i has norm ≤ 1/2 and ‖δZ‖² ≤ ‖W‖² + ‖H‖² + N. Decay bounds the norms, λ_W‖W‖² + λ_H‖H‖² ≤ 2F,
-hence ‖W‖² + ‖H‖² ≤ 2F/min(λ_W, λ_H). Finally ‖p_i − y_i‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ_i) gives
-2⟨G, ΔW ΔH⟩ ≤ ‖G‖ ≤ √(2 min(1, F)/N). So the curvature is at most
+S_i has norm ≤ β (1/2 for cross-entropy) and ‖δZ‖² ≤ ‖W‖² + ‖H‖² + N. Decay bounds the norms,
+λ_W‖W‖² + λ_H Σ ω_i‖h_i‖² ≤ 2F, hence ‖W‖² + ‖H‖² ≤ 2F/min(λ_W, λ_H ω). Finally, with a concave
+bound ‖∇ℓ_i‖² ≤ B(ℓ_i), for cross-entropy ‖p_i − y_i‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ_i), and w the
+largest w_i, m = Σ w_i: 2⟨G, ΔW ΔH⟩ ≤ ‖G‖ ≤ √(w m B(F/m)). So the curvature is at most
 
-    L(F) = 1/2 + F/(N min(λ_W, λ_H)) + √(2 min(1, F)/N) + max(λ_W, λ_H, λ_b)
+    L(F) = β N w + 2β w F/min(λ_W, λ_H ω) + √(w m B(F/m)) + max(λ_W, λ_H ω, λ_b)
 
-on that set (1/2 and λ_b fall away without a bias).
+on that set (β N w and λ_b fall away without a bias); w = 1/N and m = ω = 1 by default.
 
 Descent. Let β be the momentum (0 for plain gradient descent), F = f(x_0) and 0 < η < 2(1−β)/L(F).
 
@@ -66,12 +67,22 @@ def curvature_bound(problem: Problem, value):
     require(problem)
     if not isinstance(value, jax.Array):
         value = check.real("value", value, least=0)
-    lam_b = problem.lam_b if problem.bias else 0.0
-    smallest = jnp.minimum(problem.lam_W, problem.lam_H)
-    largest = jnp.maximum(jnp.maximum(problem.lam_W, problem.lam_H), lam_b)
-    norms = value / (problem.N * smallest)
-    coupling = jnp.sqrt(2 * jnp.minimum(1, value) / problem.N)
-    return (0.5 if problem.bias else 0.0) + norms + coupling + largest
+    lam_b, beta = problem.lam_b if problem.bias else 0.0, problem.loss.smoothness
+    least = most = problem.lam_H
+    if problem.decay_weights is not None:
+        omega = jnp.asarray(problem.decay_weights)
+        least, most = least * jnp.min(omega), most * jnp.max(omega)
+    stretch: Any = 1.0  # N w
+    mass: Any = 1.0
+    if problem.weights is not None:
+        c = jnp.asarray(problem.weights)
+        stretch, mass = jnp.max(c), jnp.sum(c * (problem.counts / problem.N))
+    smallest = jnp.minimum(problem.lam_W, least)
+    largest = jnp.maximum(jnp.maximum(problem.lam_W, most), lam_b)
+    norms = 2 * beta * stretch * value / (problem.N * smallest)
+    residuals = mass * problem.loss.residual_bound(value / mass)
+    coupling = jnp.sqrt(stretch * residuals / problem.N)
+    return (beta * stretch if problem.bias else 0.0) + norms + coupling + largest
 
 
 def auto_step(problem: Problem, value, momentum=0.0):

@@ -19,7 +19,8 @@ from ufm.check import Refused
 from ufm.descent import lbfgs, optimizers
 from ufm.descent.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
 from ufm.model.objective import objective
-from ufm.model.problem import Params, Problem, check_memory, check_point, check_precision
+from ufm.model.points import check_memory, check_point, check_precision
+from ufm.model.problem import Params, Problem
 from ufm.runtime import leader
 from ufm.runtime.threads import lapack_on_one_thread
 

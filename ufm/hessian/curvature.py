@@ -1,69 +1,68 @@
 """The Hessian as an operator: products, the dense matrix, the tangents of the symmetry orbit.
 
-    ∇²f[Δ, Δ] = (1/N) Σ_i δz_iᵀ S_i δz_i + 2⟨G, ΔW ΔH⟩ + λ_W‖ΔW‖² + λ_H‖ΔH‖² + λ_b‖Δb‖²
-    δZ = ΔW H + W ΔH + Δb 1ᵀ,   S_i = diag(p_i) − p_i p_iᵀ,   G = (P − Y)/N
+    ∇²f[Δ, Δ] = Σ_i w_i δz_iᵀ S_i δz_i + 2⟨G, ΔW ΔH⟩ + λ_W‖ΔW‖² + λ_H Σ_i ω_i‖Δh_i‖² + λ_b‖Δb‖²
+    δZ = ΔW H + W ΔH + Δb 1ᵀ,   S_i = ∇²ℓ,   G = [w_i ∇ℓ] at the logits
 
-The first term is the Gauss–Newton part, positive semidefinite; the second carries all negative
-curvature. Products run in the dtype of the params and inside jit; `dense` works in float64.
-Vectors are ordered W row-major, H row-major, b (left out without a bias). The probes that read
-numbers off the Hessian are in `ufm.hessian`.
+The first term is the Gauss–Newton part, positive semidefinite for a convex loss; the second then
+carries all negative curvature. Products run in the dtype of the params and inside jit; `dense`
+works in float64. Vectors are ordered W row-major, H row-major, b (left out without a bias). The
+probes that read numbers off the Hessian are in `ufm.hessian`.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ufm.check import Refused
 from ufm.linalg.products import matmul
-from ufm.losses import softmax as losses
+from ufm.losses.loss import Curvature
 from ufm.model import objective as terms
+from ufm.model import points
 from ufm.model import problem as model
 from ufm.model.evaluation import Evaluated
-from ufm.model.problem import Params, Problem, in_float64
+from ufm.model.points import in_float64
+from ufm.model.problem import Params, Problem
 
 DENSE_LIMIT = 2**31  # bytes of the dense matrix: 16,384 variables
 _BLOCK_BYTES = 2**26  # working memory of one block of products
 
 
 class Linearization(NamedTuple):
-    """A point with what every product at it shares, so that P and G are computed once.
+    """A point with what every product at it shares, so that S and G are computed once.
 
     problem, params: where.
-    P: softmax probabilities, (K, N).
-    G: (P − Y)/N, (K, N).
-    top: the most probable class of every sample, (N,).
+    S: the Hessians of the loss in the logits of every sample.
+    G: [w_i ∇ℓ], (K, N).
     """
 
     problem: Problem
     params: Params
-    P: Float[Array, "K N"]
+    S: Curvature
     G: Float[Array, "K N"]
-    top: Int[Array, " N"]
 
 
 def linearize(problem: Problem, params: Params) -> Linearization:
-    """Precompute P and G of a point, for `apply`, `gauss_newton` and `remainder`. Traceable.
+    """Precompute S and G of a point, for `apply`, `gauss_newton` and `remainder`. Traceable.
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
     """
-    model.check_params(problem, params)
-    P = losses.probabilities(terms.logits(problem, params))
-    G = terms.data_gradient(problem, params)
-    return Linearization(problem, params, P, G, jnp.argmax(P, axis=0))
+    points.check_params(problem, params)
+    S = problem.loss.curvature(terms.logits(problem, params), problem.labels)
+    return Linearization(problem, params, S.prepared(), terms.data_gradient(problem, params))
 
 
 def linearized(at: Evaluated) -> Linearization:
     """`linearize` of a point that has been evaluated, in float64."""
     with jax.enable_x64(True):
-        params, P, G = jax.tree.map(jnp.asarray, (at.params, at.P, at.G))
-        return Linearization(at.problem, params, P, G, jnp.argmax(P, axis=0))
+        params, S, G = jax.tree.map(jnp.asarray, (at.params, at.S, at.G))
+        return Linearization(at.problem, params, S.prepared(), G)
 
 
 def gauss_newton(at: Linearization, tangent: Params) -> Params:
-    """(R Hᵀ, WᵀR, R1) with R_i = S_i δz_i/N: the positive semidefinite data part, without decay.
+    """(R Hᵀ, WᵀR, R1) with R_i = w_i S_i δz_i: the Gauss–Newton part of the data, without decay.
 
     Args:
         at: from `linearize`.
@@ -73,10 +72,7 @@ def gauss_newton(at: Linearization, tangent: Params) -> Params:
     dZ = matmul(tangent.W, H) + matmul(W, tangent.H)
     if at.problem.bias:
         dZ = dZ + tangent.b[..., None]
-    # S_i 1 = 0: measured from the most probable class, S_i δz_i keeps its digits as p → e_y.
-    top = jnp.arange(at.problem.K)[:, None] == at.top
-    dZ = dZ - jnp.sum(jnp.where(top, dZ, 0), axis=-2, keepdims=True)
-    R = at.P * (dZ - jnp.sum(at.P * dZ, axis=-2, keepdims=True)) / at.problem.N
+    R = terms.weighed(at.problem, at.S.apply(dZ), at.problem.labels)
     db = jnp.sum(R, axis=-1) if at.problem.bias else jnp.zeros_like(tangent.b)
     return Params(matmul(R, H.T), matmul(W.T, R), db)
 
@@ -110,8 +106,8 @@ def check_tangent(problem: Problem, params: Params, tangent: Params) -> None:
         Refused: trailing shapes differ from W (K, d), H (d, N), b (K,), or leading ones differ;
             a dtype other than that of the params; params that do not fit themselves.
     """
-    model.check_params(problem, params)
-    model.check_types(problem, tangent)
+    points.check_params(problem, params)
+    points.check_types(problem, tangent)
     leading = set()
     for name, point, arrow in zip("WHb", params, tangent, strict=True):
         shape = jnp.shape(arrow)
@@ -149,7 +145,7 @@ def product(problem: Problem, params: Params, tangent: Params) -> Params:
 
 
 def gauss_newton_product(problem: Problem, params: Params, tangent: Params) -> Params:
-    """The Gauss–Newton part of `product`, decay left out: (1/N) Σ_i J_iᵀ S_i J_i [tangent].
+    """The Gauss–Newton part of `product`, decay left out: Σ_i w_i J_iᵀ S_i J_i [tangent].
 
     Raises:
         Refused: shapes or dtypes that do not fit.
@@ -160,7 +156,7 @@ def gauss_newton_product(problem: Problem, params: Params, tangent: Params) -> P
 
 def flatten(problem: Problem, tangent: Params) -> Float[Array, "... size"]:
     """W row-major, H row-major, b (left out without a bias), behind any leading axes."""
-    model.check_types(problem, tangent)
+    points.check_types(problem, tangent)
     batch = tangent.b.shape[:-1]
     parts = [tangent.W.reshape(*batch, -1), tangent.H.reshape(*batch, -1)]
     return jnp.concatenate(parts + ([tangent.b] if problem.bias else []), axis=-1)
@@ -223,7 +219,7 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
         Refused: wrong shapes, entries that are not finite, or a matrix beyond 2 GiB;
             arrays that are not real floating, or mixed dtypes.
     """
-    model.check_params(problem, params)
+    points.check_params(problem, params)
     size = problem.size
     if 8 * size**2 > DENSE_LIMIT:
         raise Refused(
@@ -233,7 +229,7 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
         )
     if _traced(problem, params):
         return matrix(problem, params)
-    model.check_finite(params)
+    points.check_finite(params)
     with jax.enable_x64(True):
         return _matrix_compiled(problem, in_float64(params))
 

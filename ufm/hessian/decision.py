@@ -6,9 +6,10 @@ exceeds its dimension), the plane of (u aᵀ, 0) and (0, −a vᵀ) holds an exa
 
     λ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²) < 0,
 
-so the point is a strict saddle. For d ≥ K−1 there always is one (`ufm.theory.landscape`; Zhu et
-al. 2021, arXiv 2105.02375, theorem 3.2, for d > K). Below, without an orthogonal direction, the
-smallest eigenvalue is computed, and the index counted.
+so the point is a strict saddle. (With weights Ω in the decay of the features GΩ^-½ stands for G,
+and the lowest eigenvector of [[λ_W I, G], [Gᵀ, λ_H Ω]] for the plane.) For d ≥ K−1 there always is
+one (`ufm.theory.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2, for d > K). Below,
+without an orthogonal direction, the smallest eigenvalue is computed, and the index counted.
 
 (W, H) ↦ (sW, H/s) turns the decays into one, μ, and leaves the signs of all eigenvalues (Sylvester)
 and all comparisons below as they are: nothing here depends on λ_H/λ_W.
@@ -28,7 +29,6 @@ from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
 from ufm.hessian.reduction import Core
 from ufm.hessian.signs import Inertia
 from ufm.hessian.stationarity import EPS, logit_rounding, measured
-from ufm.linalg import pair
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import orbit_dimension
@@ -122,19 +122,16 @@ def _rayleigh(at: Linearization, tangent: Params) -> jax.Array:
 
 
 def _orthogonal_direction(core: Core) -> tuple[Params, float]:
-    """α(u aᵀ, 0) + γ(0, −a vᵀ), (α, γ) the lower eigenvector of [[λ_W, −g], [−g, λ_H]]."""
-    lam_W, lam_H, _ = core.decays
-    U, g, Vt = np.linalg.svd(core.G * np.sqrt(core.weights), full_matrices=False)
-    alpha, gamma = pair.lower_axis(lam_W, lam_H, -g[0])
+    """x aᵀ in W and a yᵀ in H, (x, y) the lowest eigenvector of an idle dimension a."""
+    x, y, value = reduction.free_direction(core)
     # The axis that is worst covered by the frame leaves the longest part outside it.
     a = np.zeros(len(core.frame))
     a[np.argmin(np.sum(core.frame**2, axis=1))] = 1.0
     for _ in range(2):
         a -= core.frame @ (core.frame.T @ a)
         a /= np.linalg.norm(a)
-    v = (Vt[0] / np.sqrt(core.weights))[core.owner]
-    direction = Params(alpha * np.outer(U[:, 0], a), -gamma * np.outer(a, v), np.zeros(len(U)))
-    return direction, float(pair.eigenvalues(np, lam_W, lam_H, g[0])[0])
+    y = (y / np.sqrt(core.merged))[core.owner]
+    return Params(np.outer(x, a), np.outer(a, y), np.zeros(len(x))), value
 
 
 def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
@@ -144,7 +141,7 @@ def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
     values, vectors = scipy.linalg.eigh(reduction.core_matrix(core), subset_by_index=[0, 0])
     outer, inner = np.split(vectors[:, 0], [K * (s + core.bias)])
     outer = outer.reshape(K, s + core.bias)
-    scaled = inner.reshape(M, s) / np.sqrt(core.weights)[:, None]
+    scaled = inner.reshape(M, s) / np.sqrt(core.merged)[:, None]
     b = outer[:, s] if core.bias else np.zeros(K)
     direction = Params(outer[:, :s] @ core.frame.T, core.frame @ scaled[core.owner].T, b)
     return direction, float(values[0])
@@ -231,7 +228,7 @@ def _decided(
     """Steps 2 to 5 of `verdict`: (kind, reason, counts)."""
     lam_W, lam_H, lam_b = core.decays
     mu = lam_W**0.5 * lam_H**0.5
-    sigma = float(np.linalg.norm(core.G * np.sqrt(core.weights), 2))
+    sigma = core.ratio
     error = doubt.of(sigma, mu)
     wide = problem.d >= problem.K - 1
     # Without an idle dimension rounding alone keeps W from the lower rank that the theorem gives.
@@ -244,8 +241,8 @@ def _decided(
         )
         return "strict saddle", reason, None
     gap, value = float(proof.gap), float(proof.value)
-    H = core.H * np.sqrt(core.weights)
-    held = lam_W * np.sum(core.W**2) + lam_H * np.sum(H**2) + lam_b * np.sum(core.b**2)
+    held = lam_W * np.sum(core.W**2) + lam_b * np.sum(core.b**2)
+    held += np.sum(core.H**2 * (core.merged * core.decay))
     slack = 16 * float(proof.resolution) + doubt.of(mu, mu) / mu * float(held)
     if gap <= slack <= SHARE * value:
         reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
@@ -272,7 +269,9 @@ def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
     (K, s), M = core.W.shape, core.H.shape[1]
     lam_W, lam_H, lam_b = core.decays
     turn, mu = (lam_W / lam_H) ** 0.25, lam_W**0.5 * lam_H**0.5
-    core = core._replace(W=core.W * turn, H=core.H / turn, decays=(mu, mu, lam_b))
+    core = core._replace(
+        W=core.W * turn, H=core.H / turn, decays=(mu, mu, lam_b), decay=core.decay * (mu / lam_H)
+    )
     reduction.check_memory(K * (s + core.bias) + s * M, "core Hessian", core)
     matrix, tangents = reduction.core_matrix(core), []
     for a in range(s):
@@ -280,7 +279,7 @@ def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
             outer, inner = np.zeros((K, s + core.bias)), np.zeros((M, s))
             outer[:, a], outer[:, b] = -core.W[:, b], core.W[:, a]
             inner[:, a], inner[:, b] = -core.H[b], core.H[a]
-            inner *= np.sqrt(core.weights)[:, None]
+            inner *= np.sqrt(core.merged)[:, None]
             tangents.append(np.concatenate([outer.ravel(), inner.ravel()]))
     if core.bias and lam_b == 0:
         outer = np.zeros((K, s + 1))

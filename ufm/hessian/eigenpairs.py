@@ -1,14 +1,15 @@
 """Extreme eigenpairs of the Hessian at any point, from products alone.
 
 The search of `ufm.linalg.lanczos` in float64, helped by a model of ∇²f that has its eigenvectors in
-closed form. With G = UΣVᵀ, S̄ = (1/N) Σ S_i and Q the eigenvectors of WᵀW + HHᵀ it keeps, for each
-singular value g_j and each axis q_a, one 2×2 block
+closed form. With G = UΣVᵀ, S̄ = Σ w_i S_i, m = Σ w_i and Q the eigenvectors of WᵀW + HHᵀ it keeps,
+for each singular value g_j and each axis q_a, one 2×2 block
 
     [[λ_W + α_j χ_a, g_j], [g_j, λ_H + ω_a]]   on   (u_j q_aᵀ, q_a v_jᵀ),
 
-α_j = u_jᵀ S̄ u_j,  χ_a = q_aᵀ H Hᵀ q_a/N,  ω_a = q_aᵀ WᵀS̄W q_a/N, and λ_H + ω_a on the columns of H
-orthogonal to V: the whole remainder and the diagonal of Gauss–Newton. |model − θ|⁻¹ steers the
-search (a preconditioner in the sense of Davidson); what is returned is measured with ∇²f itself.
+α_j = u_jᵀ S̄ u_j/m,  χ_a = Σ w_i ⟨q_a, h_i⟩²,  ω_a = q_aᵀ WᵀS̄W q_a/(mN), and λ_H + ω_a on the
+columns of H orthogonal to V: the whole remainder and the diagonal of Gauss–Newton. |model − θ|⁻¹
+steers the search (a preconditioner in the sense of Davidson); what is returned is measured with ∇²f
+itself.
 """
 
 import functools
@@ -34,7 +35,7 @@ from ufm.hessian.signs import inertia
 from ufm.linalg import lanczos
 from ufm.linalg.products import matmul
 from ufm.model import objective as terms
-from ufm.model import problem as model
+from ufm.model import points
 from ufm.model.problem import Params, Problem
 
 FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the model: its own error
@@ -91,7 +92,10 @@ def preconditioner(at: Linearization) -> Preconditioner:
     W, H, _ = at.params
     N, dtype = at.problem.N, at.G.dtype
     lam_W, lam_H, lam_b = terms.decays(at.problem, dtype)
-    S = jnp.diag(jnp.mean(at.P, axis=1)) - matmul(at.P, at.P.T) / N
+    lam_H = jnp.mean(lam_H)
+    weights = terms.weighed(at.problem, jnp.ones(N, dtype), at.problem.labels)
+    mass = jnp.sum(weights)
+    S = at.S.total(weights) / mass
     squares, U = jnp.linalg.eigh(matmul(at.G, at.G.T))
     g = jnp.sqrt(jnp.maximum(squares, 0))
     g = jnp.where(g > 1e-7 * g[-1], g, 0)
@@ -99,7 +103,7 @@ def preconditioner(at: Linearization) -> Preconditioner:
     moment = matmul(H, H.T)
     _, Q = jnp.linalg.eigh(matmul(W.T, W) + moment)
     alpha = jnp.sum(U * matmul(S, U), axis=0)
-    chi = jnp.sum(Q * matmul(moment, Q), axis=0) / N
+    chi = jnp.sum(Q * matmul(matmul(H * weights, H.T), Q), axis=0)
     WQ = matmul(W, Q)
     omega = jnp.sum(WQ * matmul(S, WQ), axis=0) / N
     upper = lam_W + alpha[:, None] * chi
@@ -107,7 +111,7 @@ def preconditioner(at: Linearization) -> Preconditioner:
     beside = jnp.broadcast_to(g[:, None], upper.shape)
     blocks = jnp.stack([jnp.stack([upper, beside], -1), jnp.stack([beside, lower], -1)], -2)
     values, axes = jnp.linalg.eigh(blocks)
-    return Preconditioner(U, V, Q, values, axes, lam_H + omega, lam_b + jnp.mean(alpha))
+    return Preconditioner(U, V, Q, values, axes, lam_H + omega, lam_b + mass * jnp.mean(alpha))
 
 
 def _steer(
@@ -187,8 +191,8 @@ def resolution(problem: Problem, params: Params) -> float:
     """How far an eigenvalue moves at most, to first order, if params are rounded to their dtype.
 
     With u the unit roundoff, c = ‖W‖₂ + ‖[H; 1]‖₂, ‖δz_i‖ ≤ u(2‖W‖_F‖h_i‖ + ‖b‖) and ‖δS_i‖ ≤
-    ‖δz_i‖: (1/N)[c u(‖W‖_F + ‖H‖_F) + max‖δz_i‖ c² + ½(Σ‖δz_i‖²)^½]. At least the rounding of the
-    float64 computation itself.
+    ‖δz_i‖: w[c u(‖W‖_F + ‖H‖_F) + max‖δz_i‖ c² + ½(Σ‖δz_i‖²)^½], w = max w_i. At least the rounding
+    of the float64 computation itself.
     """
     u = max(float(jnp.finfo(params.W.dtype).eps) / 2, float(np.finfo(np.float64).eps) / 2)
     W, H, b = (np.asarray(x, np.float64) for x in params)
@@ -197,8 +201,9 @@ def resolution(problem: Problem, params: Params) -> float:
     length = np.linalg.norm(W)
     dz = u * (2 * length * np.linalg.norm(H, axis=0) + np.linalg.norm(b))
     moved = c * u * (length + np.linalg.norm(H)) + np.max(dz) * c**2 + np.linalg.norm(dz) / 2
-    decays = max(float(problem.lam_W), float(problem.lam_H), float(problem.lam_b))
-    return float(moved / problem.N + 8 * np.finfo(np.float64).eps * (decays + c**2 / problem.N))
+    decays = max(float(problem.lam_W), np.max(problem.class_decays), float(problem.lam_b))
+    largest = np.max(problem.class_weights)
+    return float(largest * moved + 8 * np.finfo(np.float64).eps * (decays + largest * c**2))
 
 
 def extreme(
@@ -236,7 +241,7 @@ def extreme(
             arrays that are not real floating, mixed dtypes, array-valued decays, traced
             values.
     """
-    model.check_point(problem, params)
+    points.check_point(problem, params)
     key = None if key is None else check.key(key)
     orbit, exact = check.flag("orbit", orbit), check.flag("exact", exact)
     size, room = problem.size, problem.size

@@ -2,11 +2,13 @@
 
 Each is an orthogonal change of variables, so every eigenvalue stays in place:
 
-* **Equal samples.** m samples of one class with equal features are one column of weight m in the
-  coordinate √m h, and m−1 copies of the block λ_H I + WᵀS_jW/N (their differences).
+* **Equal samples.** m samples of one class with equal features are one column in the coordinate
+  √m h, and m−1 copies of the block λ_j I + w_j WᵀS_jW (their differences), w_j the weight of one
+  of them in the loss and λ_j = λ_H ω_j its decay.
 * **Idle dimensions.** In each of the d − s directions orthogonal to the s-dimensional row space of
-  [Wᵀ, H] what is left is [[λ_W I, Ĝ], [Ĝᵀ, λ_H I]], Ĝ = [√m_j g_j]: for every singular value g of
-  Ĝ the eigenvalues (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²), and λ_W or λ_H for the rest.
+  [Wᵀ, H] what is left is [[λ_W I, Ĝ], [Ĝᵀ, diag λ_j]], Ĝ = [√m_j g_j]. Where all λ_j are λ_H it
+  has for every singular value g of Ĝ the eigenvalues (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²), and λ_W
+  or λ_H for the rest.
 
 The remaining core has K(s+1) + sM variables for M distinct columns: at a critical point with
 λ_H > 0 all samples of a class are equal and W and H share their row space of dimension r < K, so
@@ -15,13 +17,17 @@ it is an eigenproblem of size 2Kr + K whatever d and n are.
 Everything here is NumPy in float64 on the host, independent of JAX's configuration.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
+import scipy.linalg
 
 from ufm.check import Refused, real
 from ufm.hessian.stationarity import EPS, Stationarity, measured
 from ufm.linalg import pair
+from ufm.losses.loss import Curvature, Loss
 from ufm.model.evaluation import Evaluated, Residuals, evaluate, residuals
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import Spectrum, group
@@ -33,26 +39,48 @@ SAMPLE_BLOCK = 256
 class Core(NamedTuple):
     """A point after merging equal samples and turning idle dimensions away, in NumPy float64.
 
-    W (K, s), H (s, M), b (K,), P and G = (p − y)/N (K, M), weights (M,): samples merged in each
-    column, which is their mean.
+    W (K, s), H (s, M), b (K,); S: Hessians of the loss in the logits of the M columns.
+    G: (K, M), w_j ∇ℓ of one sample of each column.
+    merged: (M,), samples merged in each column, which is their mean.
+    weight, decay: (M,), w_j and λ_j of one of these samples.
     rank: the first `rank` of the s dimensions hold the rows of W; the others see only H.
     frame: (d, s), orthonormal; W frameᵀ and frame H are the point itself.
-    idle: d − s.  owner: column of every sample, (N,).
+    idle: d − s.
+    decays: λ_W, λ_H, λ_b.
+    loss: ℓ.
     """
 
     W: np.ndarray
     H: np.ndarray
     b: np.ndarray
-    P: np.ndarray
+    S: Curvature
     G: np.ndarray
-    weights: np.ndarray
+    merged: np.ndarray
+    weight: np.ndarray
+    decay: np.ndarray
     rank: int
     frame: np.ndarray
     idle: int
-    owner: np.ndarray
-    N: int
     decays: tuple[float, float, float]
     bias: bool
+    loss: Loss
+
+    @property
+    def owner(self) -> np.ndarray:
+        """Column of every sample, (N,)."""
+        return np.repeat(np.arange(len(self.merged)), self.merged)
+
+    @property
+    def pairing(self) -> np.ndarray:
+        """Ĝ = [√m_j g_j], (K, M)."""
+        return self.G * np.sqrt(self.merged)
+
+    @property
+    def ratio(self) -> float:
+        """‖GΩ^-½‖₂ of all samples: a critical point is a global minimiser iff it is at most μ."""
+        lam_H = self.decays[1]
+        scale = np.sqrt(lam_H / self.decay) if lam_H > 0 else 1.0
+        return float(np.linalg.norm(self.pairing * scale, 2))
 
 
 def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core:
@@ -78,22 +106,44 @@ def reduced(at: Evaluated | Residuals, spread: float | None = None) -> Core:
         bool(np.max(np.abs(x - np.mean(x, axis=1, keepdims=True))) <= spread)
         for x in _by_class(problem, H)
     ]
-    H, P, G = (_merged(problem, equal, x) for x in (H, at.P, at.G))
-    owner, (frame, rank) = _owners(problem, equal), _frame(W, H)
+    merge = partial(_merged, problem, equal)
+    H, G, S = merge(H), merge(at.G), jax.tree.map(merge, at.S)
+    frame, rank = _frame(W, H)
+    each = zip(equal, problem.counts, strict=True)
+    merged = np.concatenate([[m] if same else np.ones(m, int) for same, m in each])
+    counts = np.where(equal, 1, problem.counts)  # columns of each class
     return Core(
         W=W @ frame,
         H=frame.T @ H,
         b=b,
-        P=P,
+        S=S,
         G=G,
-        weights=np.bincount(owner).astype(np.float64),
+        merged=merged,
+        weight=np.repeat(problem.class_weights, counts),
+        decay=np.repeat(problem.class_decays, counts),
         rank=rank,
         frame=frame,
         idle=problem.d - frame.shape[1],
-        owner=owner,
-        N=problem.N,
         decays=(float(problem.lam_W), float(problem.lam_H), float(problem.lam_b)),
         bias=problem.bias,
+        loss=problem.loss,
+    )
+
+
+def spread_out(problem: Problem, core: Core) -> Core:
+    """The core of a problem at a point from that of its class means there.
+
+    Args:
+        problem: any counts; nothing of its size N is made.
+        core: of a collapsed point of `ufm.model.quotient.of_width(problem, problem.d)`, whose
+            column k stands for the n_k samples of class k.
+    """
+    return core._replace(
+        G=core.G / problem.counts,
+        merged=problem.counts,
+        weight=problem.class_weights,
+        decay=problem.class_decays,
+        decays=(float(problem.lam_W), float(problem.lam_H), float(problem.lam_b)),
     )
 
 
@@ -109,18 +159,6 @@ def _merged(problem: Problem, equal: list[bool], X: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
-def _owners(problem: Problem, equal: list[bool]) -> np.ndarray:
-    """The column that every sample has become a part of, (N,)."""
-    own = [np.arange(1 if same else m) for same, m in zip(equal, problem.counts, strict=True)]
-    starts = np.cumsum([0, *map(len, own)])
-    return np.concatenate(
-        [
-            first + np.broadcast_to(columns, m)
-            for first, columns, m in zip(starts[:-1], own, problem.counts, strict=True)
-        ]
-    )
-
-
 def _frame(W: np.ndarray, H: np.ndarray) -> tuple[np.ndarray, int]:
     """Orthonormal basis of the rows of W and the columns of H, those of W first; their number."""
     _, values, rows = np.linalg.svd(W, full_matrices=True)
@@ -134,39 +172,68 @@ def _frame(W: np.ndarray, H: np.ndarray) -> tuple[np.ndarray, int]:
     return np.concatenate([rows[:rank].T, rest], axis=1), rank
 
 
-def curvatures(P: np.ndarray) -> np.ndarray:
-    """S_j = diag(p_j) − p_j p_jᵀ, (M, K, K), without cancellation: the row sums vanish."""
-    S = -P.T[:, :, None] * P.T[:, None, :]
-    classes = np.arange(P.shape[0])
-    S[:, classes, classes] = 0
-    S[:, classes, classes] = -S.sum(axis=2)
-    return S
-
-
 def feature_eigenvalues(core: Core, columns: np.ndarray) -> np.ndarray:
-    """Eigenvalues of WᵀS_jW/N in the row space of W for some columns j, (len(columns), rank)."""
+    """Eigenvalues of w_j WᵀS_jW in the row space of W for some columns j, (len(columns), rank)."""
     W = core.W[:, : core.rank]
     found = [np.zeros((0, core.rank))]
     for start in range(0, len(columns), SAMPLE_BLOCK):
-        S = curvatures(core.P[:, columns[start : start + SAMPLE_BLOCK]])
-        found.append(np.linalg.eigvalsh(W.T @ (S @ W) / core.N))
-    return np.maximum(np.concatenate(found), 0.0)
+        block = columns[start : start + SAMPLE_BLOCK]
+        S = core.S.columns(block).matrices() * core.weight[block, None, None]
+        found.append(np.linalg.eigvalsh(W.T @ (S @ W)))
+    values = np.concatenate(found)
+    return np.maximum(values, 0.0) if core.loss.convex else values
+
+
+def free(core: Core) -> tuple[np.ndarray, list[int]]:
+    """Eigenvalues of one idle dimension, [[λ_W I, Ĝ], [Ĝᵀ, diag λ_j]], with multiplicities."""
+    lam_W, (K, M) = core.decays[0], core.G.shape
+    if not same_decay(core):
+        values = np.linalg.eigvalsh(_free_matrix(core))
+        return values, [1] * len(values)
+    g = np.linalg.svd(core.pairing, compute_uv=False)
+    lower, upper = pair.eigenvalues(np, lam_W, float(core.decay[0]), g)
+    values = np.concatenate([lower, upper, [lam_W, float(core.decay[0])]])
+    return values, [1] * (2 * len(g)) + [max(K - M, 0), max(M - K, 0)]
+
+
+def same_decay(core: Core) -> bool:
+    """Whether all features have one decay λ_j."""
+    return bool(np.all(core.decay == core.decay[0]))
+
+
+def _free_matrix(core: Core) -> np.ndarray:
+    K = len(core.G)
+    matrix = np.diag(np.concatenate([np.full(K, core.decays[0]), core.decay]))
+    matrix[:K, K:] = core.pairing
+    matrix[K:, :K] = core.pairing.T
+    return matrix
+
+
+def free_direction(core: Core) -> tuple[np.ndarray, np.ndarray, float]:
+    """(x, y, λ): the lowest eigenvector of an idle dimension and its eigenvalue.
+
+    x (K,) is its part in W, y (M,) that in H, in the coordinate √m_j h_j.
+    """
+    lam_W, lam_H = core.decays[0], float(core.decay[0])
+    if not same_decay(core):
+        values, vectors = scipy.linalg.eigh(_free_matrix(core), subset_by_index=[0, 0])
+        x, y = np.split(vectors[:, 0], [len(core.G)])
+        return x, y, float(values[0])
+    U, g, Vt = np.linalg.svd(core.pairing, full_matrices=False)
+    alpha, gamma = pair.lower_axis(lam_W, lam_H, -g[0])
+    return alpha * U[:, 0], -gamma * Vt[0], float(pair.eigenvalues(np, lam_W, lam_H, g[0])[0])
 
 
 def outside(core: Core) -> tuple[np.ndarray, list[int]]:
     """Eigenvalues outside the core, with multiplicities: idle dimensions and merged samples."""
-    lam_W, lam_H, _ = core.decays
-    K, M = core.G.shape
-    g = np.linalg.svd(core.G * np.sqrt(core.weights), compute_uv=False)
-    lower, upper = pair.eigenvalues(np, lam_W, lam_H, g)
-    copies = core.weights.astype(int) - 1
+    values, multiplicities = free(core)
+    copies = core.merged - 1
     merged = np.flatnonzero(copies)
-    differences = lam_H + feature_eigenvalues(core, merged)
-    values = np.concatenate([lower, upper, [lam_W, lam_H, lam_H], differences.ravel()])
-    multiplicities = [core.idle] * (2 * len(g)) + [
-        core.idle * max(K - M, 0),
-        core.idle * max(M - K, 0),
-        int(copies.sum()) * (core.W.shape[1] - core.rank + core.idle),
+    differences = core.decay[merged, None] + feature_eigenvalues(core, merged)
+    values = np.concatenate([values, core.decay, differences.ravel()])
+    beside = core.W.shape[1] - core.rank + core.idle
+    multiplicities = [core.idle * m for m in multiplicities] + [
+        *(int(m) * beside for m in copies),
         *np.repeat(copies[merged], core.rank).tolist(),
     ]
     return values, multiplicities
@@ -189,21 +256,21 @@ def decay_diagonal(core: Core, width: int) -> np.ndarray:
 def core_matrix(core: Core) -> np.ndarray:
     """∇²f on the core, in the order (W, b) by class, then √m_j h_j column by column."""
     (K, s), M = core.W.shape, core.H.shape[1]
-    features, root = lifted(core), np.sqrt(core.weights)
+    features, root = lifted(core), np.sqrt(core.merged)
     width = features.shape[1]
-    S = curvatures(core.P) / core.N
+    S = core.S.matrices() * core.weight[:, None, None]
     B = S @ core.W
-    weighted = S * core.weights[:, None, None]
+    weighted = S * core.merged[:, None, None]
     own = np.einsum("jkl,ja,jb->kalb", weighted, features, features, optimize=True)
     coupling = np.einsum("j,ja,jkc->kajc", root, features, B, optimize=True)
     for a in range(s):
-        coupling[:, a, :, a] += core.G * root
+        coupling[:, a, :, a] += core.pairing
     size = K * width
     matrix = np.zeros((size + M * s, size + M * s))
     matrix[:size, :size] = own.reshape(size, size) + np.diag(decay_diagonal(core, width))
     matrix[:size, size:] = coupling.reshape(size, M * s)
     matrix[size:, :size] = matrix[:size, size:].T
-    for j, block in enumerate(core.W.T @ B + core.decays[1] * np.eye(s)):
+    for j, block in enumerate(core.W.T @ B + core.decay[:, None, None] * np.eye(s)):
         at = slice(size + j * s, size + (j + 1) * s)
         matrix[at, at] = block
     return matrix
@@ -244,13 +311,14 @@ def collapsed(found: Stationarity) -> Core:
             f"got a point with {found.told()}. Polish it with ufm.solve(problem, point), or use "
             "hessian.inertia, which counts at any point"
         )
-    # At a critical point λ_H (h_i − mean) is bounded by the residual.
-    problem, lam_H = found.at.problem, float(found.at.problem.lam_H)
+    # At a critical point λ_H ω (h_i − mean) is bounded by the residual.
+    problem = found.at.problem
+    lam_H = float(np.min(problem.class_decays))
     spread = 4 * found.residual / lam_H if lam_H > 0 else 0.0
     core = reduced(found.at, max(spread, 64 * EPS * float(np.max(np.abs(found.at.params.H)))))
-    if len(core.weights) != problem.K:
+    if len(core.merged) != problem.K:
         raise Refused(
-            f"got a point with {len(core.weights)} distinct feature columns for K={problem.K} "
+            f"got a point with {len(core.merged)} distinct feature columns for K={problem.K} "
             "classes: the reduction needs collapsed classes, which criticality implies only for "
             f"lam_H > 0 (lam_H={lam_H})"
         )
@@ -261,9 +329,9 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
     """All eigenvalues of ∇²f at a critical point with their multiplicities, whatever d and n.
 
     An eigenproblem of size 2Kr + K (r the rank of W) on the core, and closed forms for the rest:
-    λ_H + eig(WᵀS_kW/N) n_k − 1 times for each class, and for every singular value g of
-    Ĝ = [√n_k g_k] the pair (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²), d − r times. Holds for unequal
-    counts too.
+    λ_H ω_k + eig(w_k WᵀS_kW) n_k − 1 times for each class, and for every singular value g of
+    Ĝ = [√n_k g_k] the pair (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²), d − r times (with weights in the
+    decay, the eigenvalues of [[λ_W I, Ĝ], [Ĝᵀ, λ_H Ω]]). Holds for unequal counts too.
 
     Args:
         problem: any class counts, with scalar decays.
@@ -281,7 +349,11 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
     """
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, least=0, also="or None")
-    core = critical_core(problem, point)
+    return spectrum_of(critical_core(problem, point), tolerance)
+
+
+def spectrum_of(core: Core, tolerance: float | None = None) -> Spectrum:
+    """`spectrum` of a critical point that has been reduced to its core."""
     K, s = core.W.shape
     check_memory(K * (2 * s + core.bias), "core Hessian", core)
     inner = np.linalg.eigvalsh(core_matrix(core))

@@ -1,15 +1,15 @@
 """Index and nullity of the Hessian at any point, however many samples there are.
 
 After the reductions of `ufm.hessian.reduction` the H-block of ∇²f − σI is block diagonal with
-blocks A_j = WᵀS_jW/N + (λ_H−σ)I, so by Haynsworth's additivity of inertia (1968)
+blocks A_j = w_j WᵀS_jW + (λ_j−σ)I, λ_j = λ_H ω_j, so by Haynsworth's additivity of inertia (1968)
 
     #{λ < σ} = Σ_j #{negative eigenvalues of A_j} + #{negative eigenvalues of C(σ)},
 
-C(σ) the Schur complement on (W, b), of size K(s+1) whatever N is. With h̃ = (h, 1), B = S_jW/N,
-U = BA_j⁻¹ and m_j the weight of column j it is a sum of Kronecker products: its entry at the
+C(σ) the Schur complement on (W, b), of size K(s+1) whatever N is. With h̃ = (h, 1), B = w_j S_jW,
+U = BA_j⁻¹ and m_j the samples of column j it is a sum of Kronecker products: its entry at the
 variables (k, a) and (l, b) of [W b] is
 
-    decay − σδ + Σ_j m_j [ (S_j/N − UBᵀ)_kl h̃_a h̃_b − h̃_a U_kb G_l − G_k U_la h̃_b
+    decay − σδ + Σ_j m_j [ (w_j S_j − UBᵀ)_kl h̃_a h̃_b − h̃_a U_kb G_l − G_k U_la h̃_b
                            − G_k G_l (A_j⁻¹)_ab ]
 
 (U and A_j⁻¹ are 0 at the bias), which is assembled as matrix products of shapes (s², M)·(M, K²)
@@ -27,7 +27,6 @@ from ufm.hessian.reduction import (
     SAMPLE_BLOCK,
     Core,
     check_memory,
-    curvatures,
     decay_diagonal,
     feature_eigenvalues,
     lifted,
@@ -84,17 +83,17 @@ def complement(core: Core, sigma: float) -> np.ndarray:
     Memory O((Ks)²) and O(K² + s²) a sample of a block, never O(Ks·N).
     """
     K, s, r = *core.W.shape, core.rank
-    features, lam_H = lifted(core), core.decays[1]
+    features = lifted(core)
     width = features.shape[1]
     own = np.zeros((width * (width + 1) // 2, K * (K + 1) // 2))
     mixed = np.zeros((K * r, width * K))
     turned = np.zeros((K * (K + 1) // 2, r * (r + 1) // 2))
     for start in range(0, len(features), SAMPLE_BLOCK):
         part = slice(start, start + SAMPLE_BLOCK)
-        h, g, weights = features[part], core.G[:, part].T, core.weights[part, None]
-        S = curvatures(core.P[:, part]) / core.N
+        h, g, weights = features[part], core.G[:, part].T, core.merged[part, None]
+        S = core.S.columns(part).matrices() * core.weight[part, None, None]
         B = S @ core.W[:, :r]
-        A = core.W[:, :r].T @ B + (lam_H - sigma) * np.eye(r)
+        A = core.W[:, :r].T @ B + (core.decay[part] - sigma)[:, None, None] * np.eye(r)
         # Solved for, not multiplied: B A⁻¹ Bᵀ is of order 1 where A⁻¹ is as large as 1/λ_H.
         units = np.broadcast_to(np.eye(r), A.shape)
         solved = np.linalg.solve(A, np.concatenate([B.transpose(0, 2, 1), units], axis=2))
@@ -109,7 +108,7 @@ def complement(core: Core, sigma: float) -> np.ndarray:
     C[..., :r] -= cross
     C[:, :r] -= cross.transpose(2, 3, 0, 1)
     C[:, :r, :, :r] -= turned[classes[:, None, :, None], _unpacked_index(r)[None, :, None, :]]
-    gram = (core.G * core.weights) @ core.G.T / (lam_H - sigma)
+    gram = (core.G * (core.merged / (core.decay - sigma))) @ core.G.T
     for a in range(r, s):
         C[:, a, :, a] -= gram
     C = C.reshape(K * width, K * width)
@@ -143,7 +142,8 @@ class _Rounding(NamedTuple):
     """Size of the rounding errors of a count at σ: ε (‖∇²f‖ + |σ| + ‖Ĝ‖²/gap).
 
     gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides.
-    Below λ_H and λ_W it is λ_H − σ + λ_W − σ: elimination errs by E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
+    Below the least decay λ_H of a feature and λ_W it is λ_H − σ + λ_W − σ: elimination errs by
+    E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
     which moves a zero of xᵀC(σ)x by E/(1 + ‖y‖²) only, y = A⁻¹Bᵀx its part in H; and where xᵀCx = 0
     by cancellation of G, (λ_H − σ)‖y‖² ≥ (λ_W − σ)‖x‖². Where G has no part in x, E must be small
     beside λ_W − σ for that.
@@ -166,11 +166,12 @@ class _Rounding(NamedTuple):
 
 
 def _rounding(core: Core) -> _Rounding:
-    root, features = np.sqrt(core.weights), lifted(core) * np.sqrt(core.weights)[:, None]
+    features = lifted(core) * np.sqrt(core.merged * core.weight)[:, None]
     moment = np.linalg.norm(features.T @ features, 2)
-    size = max(core.decays) + (np.linalg.norm(core.W, 2) ** 2 + moment) / (2 * core.N)
-    pairing = np.linalg.norm(core.G * root, 2)
-    return _Rounding(float(size), float(pairing), core.decays[:2])
+    data = np.linalg.norm(core.W, 2) ** 2 * np.max(core.weight) + moment
+    size = max(*core.decays, float(np.max(core.decay))) + core.loss.smoothness * data
+    pairing = np.linalg.norm(core.pairing, 2)
+    return _Rounding(float(size), float(pairing), (core.decays[0], float(np.min(core.decay))))
 
 
 def inertia(
@@ -210,7 +211,7 @@ def counted(
 ) -> Inertia:
     """`inertia` at a point that has been reduced to its core."""
     check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
-    lam_H = core.decays[1]
+    lam_H = float(np.min(core.decay))
     margin, poles, needed = _margin(core, shift, tolerance)
     edges = (shift - margin, shift + margin)
     if not margin >= needed:
@@ -224,7 +225,8 @@ def counted(
     below = []
     for edge, outer in zip(edges, (shift - closed, shift + closed), strict=True):
         count = int(np.sum(multiplicities[values < outer]))
-        count += int(np.sum(poles < edge)) if edge > lam_H else 0
+        if edge > lam_H or not core.loss.convex:
+            count += int(np.sum(poles < edge))
         below.append(count + _negatives(complement(core, edge)))
     lower, upper = below
     note = _note(core, shift, margin)
@@ -233,15 +235,15 @@ def counted(
 
 def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, np.ndarray, float]:
     """(τ, the eigenvalues of the H-block to keep away from, the least τ that rounding allows)."""
-    lam_H, error = core.decays[1], _rounding(core)
+    lam_H, error = float(np.min(core.decay)), _rounding(core)
     poles = np.array([lam_H])
     margin = 1024 * error.at(shift, poles) if tolerance is None else tolerance
     if tolerance is None and shift < lam_H:
         margin = min(margin, max(margin / 16, (lam_H - shift) / 4))
-    if shift + margin >= lam_H:
+    if shift + margin >= lam_H or not core.loss.convex:
         s, M = core.H.shape
-        poles = lam_H + feature_eigenvalues(core, np.arange(M)).ravel()
-        poles = np.append(poles, np.full(M * (s - core.rank), lam_H))
+        poles = (core.decay[:, None] + feature_eigenvalues(core, np.arange(M))).ravel()
+        poles = np.append(poles, np.repeat(core.decay, s - core.rank))
         margin = 1024 * error.at(shift, poles) if tolerance is None else margin
     if tolerance is None:  # at a pole itself the errors are infinite, a little beside it not
         margin = min(margin, 64 * EPS**0.5 * (error.size + abs(shift) + error.pairing))
@@ -259,14 +261,14 @@ def _closed_margin(core: Core, shift: float, margin: float) -> float:
 
     Those of merged samples are λ_H and more; from there on they have the errors of the others.
     """
-    lam_W, lam_H, _ = core.decays
-    pairing = float(np.linalg.norm(core.G * np.sqrt(core.weights), 2))
-    closed = 1024 * EPS * (max(lam_W, lam_H) + pairing + abs(shift))
-    return min(margin, closed) if shift + closed < lam_H else margin
+    pairing = float(np.linalg.norm(core.pairing, 2))
+    largest = max(core.decays[0], float(np.max(core.decay)))
+    closed = 1024 * EPS * (largest + pairing + abs(shift))
+    return min(margin, closed) if shift + closed < np.min(core.decay) else margin
 
 
 def _note(core: Core, shift: float, margin: float) -> str:
-    lam_W, lam_H, lam_b = core.decays
+    lam_W, lam_H, lam_b = core.decays[0], float(np.min(core.decay)), core.decays[2]
     least = min(lam for lam in (lam_W, lam_H, lam_b if core.bias else 0.0, np.inf) if lam > 0)
     if not abs(shift) <= margin or margin < least < np.inf:
         return ""

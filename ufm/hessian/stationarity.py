@@ -3,17 +3,19 @@
 ‖∇f‖ alone says little where decays are small: at λ = 1e-12 it is small everywhere. Each block of
 ∇f = 0 is measured by the terms that cancel in it,
 
-    W: ‖GHᵀ + λ_W W‖ / (‖GHᵀ‖ + λ_W‖W‖)      H: ‖WᵀG + λ_H H‖ / (‖WᵀG‖ + λ_H‖H‖)
+    W: ‖GHᵀ + λ_W W‖ / (‖GHᵀ‖ + λ_W‖W‖)      H: ‖WᵀG + λ_H HΩ‖ / (‖WᵀG‖ + λ_H‖HΩ‖)
     b: |G1 + λ_b b|_k / (|G|1 + λ_b|b|)_k, the largest over classes,
 
 and so are three identities of critical points that hold whatever the data term is, so that no
 rounding of G hides a violation:
 
-    balance: λ_W WᵀW = λ_H HHᵀ, relative to λ_W‖W‖² + λ_H‖H‖²
+    balance: λ_W WᵀW = λ_H HΩHᵀ, relative to λ_W‖W‖² + λ_H‖HΩ^½‖²
     means:   1ᵀW = 0, relative to √K‖W‖, and 1ᵀb = 0 if λ_b > 0, relative to √K(1 + ‖b‖)
 
-(WᵀGHᵀ is a part of Wᵀ∇_W and of ∇_H Hᵀ, and 1ᵀG = 0.) Where the balance fails W and H can be
-rescaled, (W A, A⁻¹H), which leaves the data term alone and lowers the decay.
+(WᵀGHᵀ is a part of Wᵀ∇_W and of ∇_H Hᵀ; 1ᵀG = 0 for a loss that is invariant under shifts, and only
+for these are the means measured. Ω holds the weights of the samples in the decay.) Where the
+balance fails W and H can be rescaled, (W A, A⁻¹H), which leaves the data term alone and lowers the
+decay.
 
 A share of up to 1e-8 counts as critical, and so does whatever `ufm.solve` calls converged: where
 decays are small beside G, float64 holds no point that is nearer to critical, and `uncertainty` says
@@ -93,18 +95,25 @@ def logit_rounding(point: Params) -> float:
 def settled(at: Evaluated) -> Evaluated:
     """The point, or that with W = H = 0 where both are below 1e-10 of their natural lengths.
 
-    Logits WH of order 1 and the balance of decays give these: ‖W‖² = √(N λ_H/λ_W) and
-    ‖H‖² = √(N λ_W/λ_H). So small an H, or W, moves f by 1e-20 of itself.
+    Logits WH of order 1 and the balance of decays give these: ‖W‖² = √(N λ_H/λ_W) and ‖H‖² = √(N
+    λ_W/λ_H), with Σ_i ω_i for N where the samples weigh differently in the decay. So small an H, or
+    W, moves f by 1e-20 of itself.
     """
     problem, point = at.problem, at.params
     lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
     if not min(lam_W, lam_H) > 0 or not (np.any(point.W) or np.any(point.H)):
         return at
-    ratio, size = (lam_H**0.25) / (lam_W**0.25), problem.N**0.25
+    omega = problem.N if problem.decay_weights is None else float(np.sum(_omega(problem)))
+    ratio, size = (lam_H**0.25) / (lam_W**0.25), omega**0.25
     if length(point.W) <= ORIGIN * size * ratio and length(point.H) <= ORIGIN * size / ratio:
         origin = point._replace(W=np.zeros_like(point.W), H=np.zeros_like(point.H))
         return evaluate(problem, origin)
     return at
+
+
+def _omega(problem: Problem) -> np.ndarray:
+    """ω of every sample, (N,)."""
+    return np.asarray(problem.decay_weights, np.float64)[problem.labels]
 
 
 def stationarity(problem: Problem, point: Params) -> Stationarity:
@@ -137,27 +146,29 @@ def _measures(at: Evaluated) -> list[_Measure]:
     (W, H, b), root = point, problem.K**0.5
     lam_W, lam_H, lam_b = (float(x) for x in (problem.lam_W, problem.lam_H, problem.lam_b))
     eta, pull = logit_rounding(point), np.abs(G)
-    size_W, size_H, size_b = (length(x) for x in point)
-    scale = (size_W + size_H + (problem.N**0.5 if problem.bias else 0.0)) * length(G)
+    omega = 1.0 if problem.decay_weights is None else _omega(problem)
+    size_W, size_H, size_b = length(W), length(H * omega), length(b)
+    scale = (size_W + length(H) + (problem.N**0.5 if problem.bias else 0.0)) * length(G)
     scale += lam_W * size_W + lam_H * size_H + (lam_b * size_b if problem.bias else 0.0)
     polished = 4 * POLISHED * scale  # what `ufm.solve` calls converged
 
     terms_W = length(slope.W - lam_W * W) + lam_W * size_W
-    terms_H = length(slope.H - lam_H * H) + lam_H * size_H
+    terms_H = length(slope.H - lam_H * H * omega) + lam_H * size_H
     rounding_W = eta * length(pull @ np.abs(H).T) + 4 * EPS * terms_W
     rounding_H = eta * length(np.abs(W).T @ pull) + 4 * EPS * terms_H
     found = [
         _Measure("the gradient in W", length(slope.W), terms_W, rounding_W, polished),
         _Measure("the gradient in H", length(slope.H), terms_H, rounding_H, polished),
     ]
-    if lam_W > 0:
+    invariant = problem.loss.shift_invariant
+    if lam_W > 0 and invariant:
         mean, slack = length(W.sum(axis=0)), root * polished / lam_W
         found.append(_Measure("the sum of the rows of W", mean, root * size_W, 0.0, slack))
     # In units of the longer of √λ_W W and √λ_H H, so that no square leaves the range of float64.
-    unit = max(lam_W**0.5 * size_W, lam_H**0.5 * size_H)
+    unit = max(lam_W**0.5 * size_W, lam_H**0.5 * length(H * omega**0.5))
     if unit > 0:
-        V, U = lam_W**0.5 * W / unit, lam_H**0.5 * H / unit
-        slack = polished * (size_W / unit + size_H / unit) / unit
+        V, U = lam_W**0.5 * W / unit, lam_H**0.5 * H * omega**0.5 / unit
+        slack = polished * (size_W / unit + length(H) / unit) / unit
         terms = length(V) ** 2 + length(U) ** 2
         found.append(_Measure("the balance of W and H", length(V.T @ V - U @ U.T), terms, 0, slack))
     if problem.bias:
@@ -165,7 +176,7 @@ def _measures(at: Evaluated) -> list[_Measure]:
         k = int(np.argmax(np.abs(slope.b) / np.where(terms_b > 0, terms_b, 1)))
         left, terms = abs(float(slope.b[k])), float(terms_b[k])
         found.append(_Measure("the gradient in b", left, terms, 2 * eta * terms, polished))
-    if problem.bias and lam_b > 0:
+    if problem.bias and lam_b > 0 and invariant:
         terms, slack = root * (1 + size_b), root * polished / lam_b
         found.append(_Measure("the sum of b", abs(float(np.sum(b))), terms, 0.0, slack))
     return found

@@ -1,5 +1,16 @@
-"""Losses of logits: value, residual, conjugate. They know targets and logits, no W and no H."""
+"""Losses of logits: value, residual, curvature, conjugate. They know targets and logits alone."""
 
-from ufm.losses.softmax import conjugate, cross_entropy, margins, residual
+from ufm.losses.crossentropy import CrossEntropy, conjugate, cross_entropy, margins, residual
+from ufm.losses.laws import check_loss
+from ufm.losses.loss import Curvature, Loss
 
-__all__ = ["conjugate", "cross_entropy", "margins", "residual"]
+__all__ = [
+    "CrossEntropy",
+    "Curvature",
+    "Loss",
+    "check_loss",
+    "conjugate",
+    "cross_entropy",
+    "margins",
+    "residual",
+]

@@ -1,6 +1,7 @@
 """One float64 evaluation of a concrete point, shared by everything that judges the point.
 
-    P = softmax(WH + b1ᵀ),   R = P − Y,   G = R/N,   ∇f = (GHᵀ + λ_W W, WᵀG + λ_H H, G1 + λ_b b)
+    r_i = ∇ℓ,  S_i = ∇²ℓ at the logits of sample i,  G = [w_i r_i],
+    ∇f = (GHᵀ + λ_W W, WᵀG + λ_H HΩ, G1 + λ_b b)
 
 `ufm.hessian.stationarity`, `ufm.certificate`, `ufm.hessian.reduction` and `ufm.hessian.decision`
 take an `Evaluated` in the place of (problem, params): a point is evaluated once, however many
@@ -15,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.check import Refused
-from ufm.losses import softmax as losses
+from ufm.losses.loss import Curvature
 from ufm.model import objective as terms
+from ufm.model import points
 from ufm.model import problem as model
 from ufm.model.problem import Params, Problem
 
@@ -28,13 +30,13 @@ class Residuals(NamedTuple):
 
     problem: Problem
     params: Params
-    P: Float[np.ndarray, "K N"]
+    S: Curvature
     residual: Float[np.ndarray, "K N"]
 
     @property
     def G(self) -> Float[np.ndarray, "K N"]:
-        """G = (P − Y)/N, the gradient of the data term in the logits."""
-        return self.residual / self.problem.N
+        """G = [w_i r_i], the gradient of the data term in the logits."""
+        return _gradient_in_logits(self.problem, self.residual)
 
 
 class Evaluated(NamedTuple):
@@ -42,23 +44,29 @@ class Evaluated(NamedTuple):
 
     problem: with scalar decays.  params: W (K, d), H (d, N), b (K,), which is 0 without a bias.
     value: f, in nats.
-    P: softmax probabilities, (K, N).
-    residual: R = P − Y, (K, N), every entry with its relative accuracy.
+    S: the Hessians S_i of the loss in the logits of every sample.
+    residual: R = [r_i], (K, N), every entry with its relative accuracy; P − Y for cross-entropy.
     gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖.
     """
 
     problem: Problem
     params: Params
     value: float
-    P: Float[np.ndarray, "K N"]
+    S: Curvature
     residual: Float[np.ndarray, "K N"]
     gradient: Params
     grad_norm: float
 
     @property
     def G(self) -> Float[np.ndarray, "K N"]:
-        """G = (P − Y)/N, the gradient of the data term in the logits."""
-        return self.residual / self.problem.N
+        """G = [w_i r_i], the gradient of the data term in the logits."""
+        return _gradient_in_logits(self.problem, self.residual)
+
+
+def _gradient_in_logits(problem: Problem, residual: np.ndarray) -> np.ndarray:
+    if problem.weights is None:
+        return residual / problem.N
+    return residual * problem.class_weights[problem.labels]
 
 
 def evaluate(problem: Problem, params: Params) -> Evaluated:
@@ -74,8 +82,8 @@ def evaluate(problem: Problem, params: Params) -> Evaluated:
     """
     point = _on_the_host(problem, params)
     with jax.enable_x64(True):
-        value, P, residual, gradient, norm = jax.device_get(_evaluated(problem, point))
-    return Evaluated(problem, point, float(value), P, residual, gradient, float(norm))
+        value, S, residual, gradient, norm = jax.device_get(_evaluated(problem, point))
+    return Evaluated(problem, point, float(value), S, residual, gradient, float(norm))
 
 
 def residuals(problem: Problem, params: Params) -> Residuals:
@@ -89,19 +97,20 @@ def residuals(problem: Problem, params: Params) -> Residuals:
         return Residuals(problem, point, *jax.device_get(_residuals_compiled(problem, point)))
 
 
-def _residuals(problem: Problem, params: Params) -> tuple[Array, Array]:
-    Z = terms.logits(problem, params)
-    return losses.probabilities(Z), losses.residual(Z, problem.labels)
+def _residuals(problem: Problem, params: Params) -> tuple[Curvature, Array]:
+    Z, labels = terms.logits(problem, params), problem.labels
+    return problem.loss.curvature(Z, labels), problem.loss.residual(Z, labels)
 
 
 _residuals_compiled = jax.jit(_residuals)
 
 
 @jax.jit
-def _evaluated(problem: Problem, params: Params) -> tuple[Array, Array, Array, Params, Array]:
-    P, residual = _residuals(problem, params)
-    gradient = terms.gradient(problem, params, residual / problem.N)
-    return terms.objective(problem, params), P, residual, gradient, terms.norm(gradient)
+def _evaluated(problem: Problem, params: Params) -> tuple[Array, Curvature, Array, Params, Array]:
+    S, residual = _residuals(problem, params)
+    G = terms.weighed(problem, residual, problem.labels)
+    gradient = terms.gradient(problem, params, G)
+    return terms.objective(problem, params), S, residual, gradient, terms.norm(gradient)
 
 
 def _on_the_host(problem: Problem, point: Params) -> Params:
@@ -109,10 +118,10 @@ def _on_the_host(problem: Problem, point: Params) -> Params:
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, point))):
         raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
     model.check_problem(problem)
-    model.check_params(problem, point)
+    points.check_params(problem, point)
     host = Params(*(np.asarray(x, np.float64) for x in point))
     if not all(np.all(np.isfinite(x)) for x in host):
-        model.check_finite(point)
+        points.check_finite(point)
     check_entries(host)
     return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
 

@@ -22,8 +22,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ufm import check
 from ufm.check import Refused
+from ufm.model import points
 from ufm.model import problem as model
-from ufm.model.problem import Params, Problem, check_params
+from ufm.model.points import check_params
+from ufm.model.problem import Params, Problem
 from ufm.runtime.blocks import AXIS
 
 
@@ -99,5 +101,5 @@ def init_params(
     Raises:
         Refused: sizes that do not divide, or a scale that is negative or not finite.
     """
-    build = partial(model.init_params, problem=problem, scale=scale, dtype=dtype)
+    build = partial(points.init_params, problem=problem, scale=scale, dtype=dtype)
     return jax.jit(build, out_shardings=shardings(problem, mesh, classes))(check.key(key))

@@ -1,20 +1,24 @@
 """f and what it is made of: logits, decay, the gradient of the data term and its pullback.
 
-    f(W, H, b) = (1/N) Σ_i ℓ(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
-    ∇f = (GHᵀ + λ_W W, WᵀG + λ_H H, G1 + λ_b b),   G = (P − Y)/N
+    f(W, H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2) Σ_i ω_i‖h_i‖² + (λ_b/2)‖b‖²
+    ∇f = (GHᵀ + λ_W W, WᵀG + λ_H HΩ, G1 + λ_b b),   G = [w_i r_i],   r_i = ∇ℓ at the logits of i
 
-Everything is traceable.
+with w_i = c_{y_i}/N and Ω = diag(ω_{y_i}); c = ω = 1, and r = p − y for cross-entropy, in the
+model of Zhu et al. Everything is traceable.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from ufm.linalg import scaling
 from ufm.linalg.products import matmul
 from ufm.linalg.scaling import squared_norm
-from ufm.losses import softmax as losses
-from ufm.model.problem import Params, Problem, check_params
+from ufm.model.points import check_params
+from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
 
 
@@ -24,16 +28,46 @@ def logits(problem: Problem, params: Params) -> Float[Array, "K N"]:
     return Z + params.b[:, None] if problem.bias else Z
 
 
-def decays(problem: Problem, dtype) -> Params:
-    """(λ_W, λ_H, λ_b) in the dtype of the params they meet; λ_b = 0 without a bias."""
+def weighed(problem: Problem, X: Array, labels: Array | np.ndarray) -> Array:
+    """w_i x_i, w_i = c_{y_i}/N, of columns (or entries) x_i of samples with these labels."""
+    if problem.weights is None:
+        return X / problem.N
+    return X * (jnp.asarray(problem.weights, X.dtype)[labels] / problem.N)
+
+
+def mean_weighed(problem: Problem, f: Callable[[Array, Array], Array], H: Array) -> Scalar:
+    """Σ_i w_i f_i, for an f that makes the numbers of a block of columns from (H_B, y_B)."""
+    if problem.weights is None:
+        total = blocks.total(lambda *part: jnp.sum(f(*part)), H, problem.labels, problem.K)
+        return total / problem.N
+
+    def block(H, labels):
+        return jnp.sum(weighed(problem, f(H, labels), labels))
+
+    return blocks.total(block, H, problem.labels, problem.K)
+
+
+def decays(problem: Problem, dtype, labels: Array | np.ndarray | None = None) -> Params:
+    """(λ_W, λ_H, λ_b) in the dtype of the params they meet; λ_b = 0 without a bias.
+
+    Where the classes weigh differently in the decay λ_H is λ_H ω, one number a column of H, for
+    samples with these labels (None: all of them).
+    """
     lam_b = problem.lam_b if problem.bias else 0.0
-    return Params(*(jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H, lam_b)))
+    lams = Params(*(jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H, lam_b)))
+    if problem.decay_weights is None:
+        return lams
+    omega = jnp.asarray(problem.decay_weights, dtype)
+    return lams._replace(H=lams.H * omega[problem.labels if labels is None else labels])
 
 
 def decay(problem: Problem, params: Params) -> Scalar:
-    """(λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²; infinite only where it exceeds all numbers."""
-    lams = decays(problem, params.W.dtype)
-    return sum(map(_half_square, lams, params), jnp.zeros((), params.W.dtype))
+    """(λ_W/2)‖W‖² + (λ_H/2) Σ ω_i‖h_i‖² + (λ_b/2)‖b‖²; infinite only if it exceeds all numbers."""
+    lams, (W, H, b) = decays(problem, params.W.dtype), params
+    if lams.H.ndim:  # √ω into H, which leaves one λ_H
+        H = H * jnp.sqrt(jnp.asarray(problem.decay_weights, H.dtype))[problem.labels]
+        lams = lams._replace(H=jnp.asarray(problem.lam_H, H.dtype))
+    return sum(map(_half_square, lams, (W, H, b)), jnp.zeros((), params.W.dtype))
 
 
 def _half_square(lam: Scalar, x: Array) -> Scalar:
@@ -47,7 +81,7 @@ def _half_square(lam: Scalar, x: Array) -> Scalar:
 
 
 def objective(problem: Problem, params: Params) -> Scalar:
-    """f(W, H, b) = (1/N) Σ_i ℓ(W h_i + b, y_i) + decay, in nats (Zhu et al. 2021, eq. 4).
+    """f(W, H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + decay, in nats (Zhu et al. 2021, eq. 4).
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
@@ -55,17 +89,15 @@ def objective(problem: Problem, params: Params) -> Scalar:
     check_params(problem, params)
 
     def loss(H, labels):
-        Z = logits(problem, params._replace(H=H))
-        return jnp.sum(losses.cross_entropy(Z, labels))
+        return problem.loss.value(logits(problem, params._replace(H=H)), labels)
 
-    return blocks.total(loss, params.H, problem.labels, problem.K) / problem.N + decay(
-        problem, params
-    )
+    return mean_weighed(problem, loss, params.H) + decay(problem, params)
 
 
 def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
-    """G = (P − Y)/N, the gradient of the data term in the logits Z."""
-    return losses.residual(logits(problem, params), problem.labels) / problem.N
+    """G = [w_i r_i], the gradient of the data term in the logits Z; (P − Y)/N for cross-entropy."""
+    R = problem.loss.residual(logits(problem, params), problem.labels)
+    return weighed(problem, R, problem.labels)
 
 
 def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Params:
@@ -73,15 +105,15 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 
     Args:
         problem, params: any point; params may hold some columns of H alone, those of a given G.
-        G: the gradient in the logits where it is at hand; None makes G = (P − Y)/N, in blocks of
-            samples where it is large.
+        G: the gradient in the logits where it is at hand; None makes it, in blocks of samples where
+            it is large.
     """
     W, H, b = params
     if G is None:
 
         def block(H, labels):
             part = Params(W, H, b)
-            G = losses.residual(logits(problem, part), labels) / problem.N
+            G = weighed(problem, problem.loss.residual(logits(problem, part), labels), labels)
             dW, dH, db = pullback(problem, part, G)
             return (dW, db), dH
 
@@ -94,20 +126,27 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
     return Params(matmul(G, H.T), matmul(Wt, G), db)
 
 
-def add_decay(problem: Problem, params: Params, data: Params) -> Params:
-    """The gradient of f from that of its data term: each part gains its λ x."""
-    lams = decays(problem, params.W.dtype)
+def add_decay(
+    problem: Problem, params: Params, data: Params, labels: Array | None = None
+) -> Params:
+    """The gradient of f from that of its data term: each part gains its λ x.
+
+    Args:
+        problem, params, data: any point, and the gradient of the data term there.
+        labels: of the columns of H, where these are some of the samples only.
+    """
+    lams = decays(problem, params.W.dtype, labels)
     return Params(*(g + lam * x for g, lam, x in zip(data, lams, params, strict=True)))
 
 
 def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Params:
-    """∇_W f = G Hᵀ + λ_W W,  ∇_H f = Wᵀ G + λ_H H,  ∇_b f = G 1 + λ_b b,  G = (P − Y)/N.
+    """∇_W f = G Hᵀ + λ_W W,  ∇_H f = Wᵀ G + λ_H HΩ,  ∇_b f = G 1 + λ_b b,  G = [w_i r_i].
 
     In closed form, equal to automatic differentiation of `objective`; ∇_b = 0 without a bias.
 
     Args:
         problem, params: any point.
-        G: of the point, (P − Y)/N, where it is at hand.
+        G: of the point, where it is at hand.
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.

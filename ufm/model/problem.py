@@ -1,9 +1,10 @@
 """The unconstrained feature model: classifier W, features H and bias b as free variables.
 
-    f(W, H, b) = (1/N) Σ_i ℓ(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
+    f(W, H, b) = (1/N) Σ_i c_{y_i} ℓ(W h_i + b, y_i)
+                 + (λ_W/2)‖W‖² + (λ_H/2) Σ_i ω_{y_i}‖h_i‖² + (λ_b/2)‖b‖²
 
-with cross-entropy ℓ, W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^K (Zhu et al. 2021,
-arXiv 2105.02375, equation 4). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1).
+with W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^K (Zhu et al. 2021, arXiv 2105.02375, equation
+4: cross-entropy ℓ and c = ω = 1). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1).
 """
 
 import functools
@@ -12,12 +13,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ufm import check
 from ufm.check import MOST, Refused
+from ufm.losses import names as losses
+from ufm.losses.crossentropy import CrossEntropy
 from ufm.metrics.features import balanced, grouped
 from ufm.runs import values
 
@@ -40,12 +41,16 @@ _COUNT: dict[str, Any] = {"json": int, "traced": False}
 _COUNTS: dict[str, Any] = {"json": (int, list), "traced": False}
 _DECAY: dict[str, Any] = {"json": (int, float), "traced": True}
 _FLAG: dict[str, Any] = {"json": bool, "traced": False}
+# A field that came after the first version is not described where it has its default, so that files
+# of before and of now agree.
+_LOSS: dict[str, Any] = {"json": str, "traced": True, "later": True}
+_WEIGHTS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True}
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class Problem:
-    """One unconstrained feature model: its sizes (static) and its decays (traced).
+    """One unconstrained feature model: its sizes (static), decays and weights (traced).
 
     Two problems of one shape share every compiled function; decays may be arrays, to be mapped
     over by `jax.vmap`.
@@ -58,9 +63,15 @@ class Problem:
         lam_H: λ_H ≥ 0.
         lam_b: λ_b ≥ 0; not used when `bias` is False.
         bias: False removes b from the model.
+        loss: ℓ, a loss of `ufm.losses` or its text, such as "CrossEntropy".
+        weights: c_k > 0, the weight of each class in the loss (cost-sensitive learning), K numbers;
+            None weighs all alike, c = 1, as K ones do.
+        decay_weights: ω_k > 0, the weight of each class in the decay of the features, K numbers;
+            None takes ω = 1. The layer-peeled model of Fang et al. 2021 (arXiv 2101.12699) has
+            ω_k = 1/n_k.
 
     Raises:
-        Refused: for sizes or decays outside these ranges.
+        Refused: for sizes, decays or weights outside these ranges.
     """
 
     K: int = field(metadata=_COUNT)
@@ -70,6 +81,9 @@ class Problem:
     lam_H: Any = field(metadata=_DECAY)
     lam_b: Any = field(default=0.0, metadata=_DECAY)
     bias: bool = field(default=True, metadata=_FLAG)
+    loss: Any = field(default=CrossEntropy(), metadata=_LOSS)
+    weights: Any = field(default=None, metadata=_WEIGHTS)
+    decay_weights: Any = field(default=None, metadata=_WEIGHTS)
 
     def __post_init__(self):
         K = check.integer("K", self.K, 2, MOST, "a classifier needs two classes")
@@ -80,6 +94,9 @@ class Problem:
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
         for name in ("lam_W", "lam_H", "lam_b"):
             object.__setattr__(self, name, check.decay(name, getattr(self, name)))
+        object.__setattr__(self, "loss", losses.named(self.loss))
+        for name in ("weights", "decay_weights"):
+            object.__setattr__(self, name, check.class_weights(name, getattr(self, name), K))
         if self.N > MOST:
             raise Refused(f"got N={self.N} samples; allowed: at most 2^53, which float64 counts")
 
@@ -132,6 +149,23 @@ class Problem:
         return isinstance(self.n, int)
 
     @property
+    def class_weights(self) -> np.ndarray:
+        """w_k = c_k/N, the weight of the loss of one sample of class k, (K,)."""
+        c = 1.0 if self.weights is None else np.asarray(self.weights, np.float64)
+        return np.broadcast_to(c / self.N, (self.K,))
+
+    @property
+    def class_decays(self) -> np.ndarray:
+        """λ_H ω_k, the decay of the feature of one sample of class k, (K,)."""
+        omega = 1.0 if self.decay_weights is None else np.asarray(self.decay_weights, np.float64)
+        return np.broadcast_to(float(self.lam_H) * omega, (self.K,))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all classes have one count, one weight in the loss and one in the decay."""
+        return self.balanced and self.weights is None and self.decay_weights is None
+
+    @property
     def mu(self):
         """μ = √(λ_W λ_H), the weight of the nuclear norm ‖WH‖_* that the two decays amount to."""
         # Factor by factor: the product of two small decays would underflow.
@@ -142,8 +176,11 @@ class Problem:
         """Number of free variables: Kd + dN, and K more with a bias."""
         return self.K * self.d + self.d * self.N + (self.K if self.bias else 0)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, whole: bool = False) -> dict[str, Any]:
         """Every field by its name, as JSON holds it; `from_description` reads it back.
+
+        Args:
+            whole: also loss and weights that have their defaults, which are left out otherwise.
 
         Raises:
             Refused: decays that are arrays or traced; a field, of a subclass, that has no form.
@@ -152,9 +189,17 @@ class Problem:
         found = {}
         for name, form in self.forms().items():
             value = getattr(self, name)
+            if form == _WEIGHTS["json"] and value is not None:
+                value = check.class_weights(name, value, self.K)
             value = list(value) if isinstance(value, tuple) else value
+            value = losses.text_of(value) if name == "loss" else value
             found[name] = float(value) if form == _DECAY["json"] else value  # type: ignore[arg-type]
-        return found
+        late = {f.name: getattr(type(self), f.name) for f in fields(self) if "later" in f.metadata}
+        return {
+            name: x
+            for name, x in found.items()
+            if whole or name not in late or getattr(self, name) != late[name]
+        }
 
     @classmethod
     def from_description(cls, description: Any, where: str = "a description") -> "Problem":
@@ -197,9 +242,13 @@ class Problem:
         return {f.name: f.metadata["json"] for f in fields(cls)}
 
     def tree_flatten_with_keys(self):
-        """Decays are the leaves; all else travels as static data."""
+        """Decays and weights are the leaves; all else travels as static data."""
         traced, static = _parts(type(self))  # type: ignore[arg-type]
-        leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in traced]
+        leaves = [
+            # Weights as one leaf, not K of them.
+            (jax.tree_util.GetAttrKey(name), np.array(x) if isinstance(x, tuple) else x)
+            for name, x in ((name, getattr(self, name)) for name in traced)
+        ]
         return leaves, tuple(getattr(self, name) for name in static)
 
     @classmethod
@@ -229,96 +278,6 @@ def require(problem: Any) -> None:
         raise Refused(f"got a {type(problem).__name__} as problem; allowed: a ufm.Problem")
 
 
-def check_types(problem: Any, params: Any) -> None:
-    """Refuse what is no problem, or no params, such as the two in the wrong order.
-
-    Raises:
-        Refused: naming the types.
-    """
-    require(problem)
-    if not isinstance(params, Params):
-        raise Refused(
-            f"got a {type(params).__name__} as params; allowed: ufm.Params(W, H, b), as "
-            "ufm.init_params makes them"
-        )
-
-
-def check_params(problem: Problem, params: Params) -> None:
-    """Refuse params whose shapes or dtypes do not fit the problem; works on tracers too.
-
-    Raises:
-        Refused: a shape differs from W (K, d), H (d, N), b (K,);
-            an entry is no array of floats, or dtypes are mixed.
-    """
-    check_types(problem, params)
-    K, d, N = problem.K, problem.d, problem.N
-    dtypes = set()
-    for name, value, shape in zip("WHb", params, ((K, d), (d, N), (K,)), strict=True):
-        if not _is_floating(value):
-            got = getattr(value, "dtype", type(value).__name__)
-            raise Refused(
-                f"got {name} of {got}; allowed: a real floating array of NumPy or JAX"
-                f"{check.array_hint(name, value)}"
-            )
-        if value.shape != shape:
-            raise Refused(
-                f"got {name} with shape {value.shape}; this problem (K={K}, d={d}, N={N}) needs "
-                f"{shape}" + (": columns of H are samples" if name == "H" else "")
-            )
-        dtypes.add(jnp.dtype(value.dtype))
-    if len(dtypes) > 1:
-        raise Refused(
-            f"got mixed dtypes {sorted(map(str, dtypes))} in params; cast W, H and b to one, for "
-            "example with jax.tree.map(lambda x: x.astype(jnp.float64), params)"
-        )
-
-
-def _is_floating(value: Any) -> bool:
-    if not isinstance(value, np.ndarray | jax.Array) or isinstance(value, np.ma.MaskedArray):
-        return False
-    return jnp.issubdtype(value.dtype, jnp.floating)
-
-
-def check_precision(params: Params) -> None:
-    """Refuse params in a precision that nothing is computed in: LAPACK knows these two only.
-
-    Raises:
-        Refused: naming the dtype.
-    """
-    dtype = params.W.dtype
-    if dtype not in (np.float32, np.float64):
-        raise Refused(
-            f"got params in {dtype}; allowed: float32 or float64, the precision of what is "
-            "computed; cast them, for example with jax.tree.map(lambda x: "
-            "x.astype(numpy.float32), params)"
-        )
-
-
-def in_float64(params: Params) -> Params:
-    """The point in JAX arrays of float64, from floating arrays of any width and byte order."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(
-            np.asarray(x, np.float64) if isinstance(x, np.ndarray) else x, jnp.float64
-        ),
-        params,
-    )
-
-
-def check_point(problem: Problem, params: Params) -> None:
-    """Refuse what is no concrete point of one problem: for what runs on the host.
-
-    Raises:
-        Refused: other types, traced values, decays that are arrays, params that do not fit, entries
-            that are not finite.
-    """
-    check_types(problem, params)
-    if check.traced(problem, params):
-        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
-    check.one_problem(problem)
-    check_params(problem, params)
-    check_finite(params)
-
-
 def check_problem(problem: Any) -> None:
     """Refuse what is no single problem with a number for each decay.
 
@@ -327,68 +286,3 @@ def check_problem(problem: Any) -> None:
     """
     require(problem)
     check.one_problem(problem)
-
-
-def check_finite(params: Params) -> None:
-    """Refuse NaN and infinities in concrete params; tracers pass.
-
-    Raises:
-        Refused: naming the array and how many of its entries are not finite.
-    """
-    for name, value in zip("WHb", params, strict=True):
-        if isinstance(value, jax.core.Tracer):
-            continue
-        xp = np if isinstance(value, np.ndarray) else jnp
-        bad = int(xp.sum(~xp.isfinite(value)))
-        if bad:
-            raise Refused(
-                f"got {bad} non-finite entries in {name} of shape {value.shape}; allowed: finite "
-                "numbers. Look for a diverged run, or for NaN in the features that were loaded"
-            )
-
-
-def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) -> Params:
-    """Entries of W and H drawn from N(0, scale²), b = 0.
-
-    Args:
-        key: a JAX PRNG key, or an integer seed.
-        problem: gives the shapes.
-        scale: standard deviation, ≥ 0.
-        dtype: floating dtype; None takes JAX's default (float64 once x64 is switched on).
-
-    Raises:
-        Refused: a scale that is negative or not finite, a key that is none, a dtype that is not
-            floating, sizes beyond the memory there is.
-    """
-    require(problem)
-    if not check.traced(scale):
-        scale = check.real("scale", scale, least=0)
-    dtype = check.floating("dtype", dtype)
-    check_memory(problem, dtype.itemsize)
-    key_W, key_H = jax.random.split(check.key(key))
-    W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
-    H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
-    return Params(W, H, jnp.zeros(problem.K, dtype))
-
-
-def check_memory(problem: Problem, itemsize: int, copies: int = 1, records: bool = False) -> None:
-    """Refuse sizes whose params do not fit into memory, before any array is made.
-
-    Args:
-        problem: gives the sizes.
-        itemsize: bytes of a number.
-        copies: how often all of the params are held at a time.
-        records: whether NC1–NC4 and the certificate are computed, from matrices K × K.
-
-    Raises:
-        Refused: naming the bytes.
-    """
-    K, d, N = problem.K, problem.d, problem.N
-    times = f" {copies} times" if copies > 1 else ""
-    grams = 3 * K**2 if records else 0  # WWᵀ, MᵀM and WM, at the least
-    what = f", and three matrices {K} × {K}" if records else ""
-    check.fits(
-        f"K={K}, d={d}, N={N}: W (K, d), H (d, N) and b (K,) held{times}{what}",
-        itemsize * (copies * (K * d + d * N + K) + grams),
-        "Lower n, d or K (a balanced problem's critical points are those of n = 1 with λ_H → nλ_H)",
-    )

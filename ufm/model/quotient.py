@@ -1,10 +1,13 @@
 """The same landscape in fewer variables: class means for samples, the row space for R^d.
 
 * **Class means.** f is convex in every feature h_i, so replacing the features of a class by their
-  mean never raises f (Jensen), and at a critical point with λ_H > 0 they are equal already. For
-  balanced classes f on equal features is exactly the f of
+  mean never raises f (Jensen), and at a critical point with λ_H > 0 they are equal already. On
+  equal features f is exactly the f of K columns, that of class k with the weight c_k n_k/N in the
+  loss and ω_k n_k in the decay: of
 
-      Problem(K, d, 1, λ_W, n λ_H, λ_b).
+      Problem(K, d, 1, λ_W, λ_H, λ_b, weights=c_k n_k K/N, decay_weights=ω_k n_k),
+
+  and for balanced classes of Problem(K, d, 1, λ_W, n λ_H, λ_b), weights as they are.
 
 * **Row space.** (W Qᵀ, Q H) has the value of (W, H) for every Q with orthonormal columns, and the
   gradient stays in the span of the rows of W and the columns of H: at most 2K dimensions of R^d,
@@ -16,10 +19,12 @@ So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. Ev
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.check import traced
 from ufm.linalg.products import matmul
 from ufm.model.problem import Params, Problem
 
@@ -33,18 +38,29 @@ class Restricted(NamedTuple):
 
 
 def of_width(problem: Problem, width: int) -> Problem:
-    """The problem of the class means in `width` dimensions (of all samples for unequal counts)."""
-    if not problem.balanced:
-        return dataclasses.replace(problem, d=width)
-    return dataclasses.replace(problem, d=width, n=1, lam_H=problem.n * problem.lam_H)
+    """The problem of the class means in `width` dimensions: one column a class."""
+    if problem.balanced:
+        return dataclasses.replace(problem, d=width, n=1, lam_H=problem.n * problem.lam_H)
+    share = np.asarray(problem.counts, np.float64)
+
+    def merged(weights, unit):
+        if weights is None:
+            return share * unit
+        return share * unit * (weights if traced(weights) else np.asarray(weights))
+
+    c, omega = problem.weights, problem.decay_weights
+    return dataclasses.replace(
+        problem, d=width, n=1, weights=merged(c, problem.K / problem.N),
+        decay_weights=merged(omega, 1.0),
+    )  # fmt: skip
 
 
 def class_means(problem: Problem, H: Float[Array, "d N"]) -> Float[Array, "d K"]:
     """Mean feature of every class, one column each."""
     if problem.balanced:
         return jnp.mean(H.reshape(H.shape[0], problem.K, -1), axis=2)
-    owners = np.arange(problem.K)[None, :] == problem.labels[:, None]
-    return matmul(H, jnp.asarray(owners / problem.counts, H.dtype))
+    sums = jax.ops.segment_sum(H.T, jnp.asarray(problem.labels), problem.K, indices_are_sorted=True)
+    return (sums / jnp.asarray(problem.counts, H.dtype)[:, None]).T
 
 
 def restrict(problem: Problem, params: Params) -> Restricted:
@@ -54,9 +70,8 @@ def restrict(problem: Problem, params: Params) -> Restricted:
     frame = jnp.eye(problem.d, dtype=params.W.dtype)
     if width < problem.d:
         frame, _ = jnp.linalg.qr(jnp.concatenate([params.W.T, means], axis=1))
-    small = of_width(problem, width)
-    H = matmul(frame.T, means) if small.N == small.K else matmul(frame.T, means)[:, small.labels]
-    return Restricted(small, Params(matmul(params.W, frame), H, params.b), frame)
+    small = Params(matmul(params.W, frame), matmul(frame.T, means), params.b)
+    return Restricted(of_width(problem, width), small, frame)
 
 
 def lift(problem: Problem, params: Params, frame: Float[Array, "d width"]) -> Params:
@@ -68,5 +83,5 @@ def lift(problem: Problem, params: Params, frame: Float[Array, "d width"]) -> Pa
         frame: Q (d, width) with orthonormal columns.
     """
     H = matmul(frame, params.H)
-    H = H[:, problem.labels] if H.shape[1] != problem.N else H
+    H = H if problem.N == problem.K else H[:, problem.labels]
     return Params(matmul(params.W, frame.T), H, params.b)

@@ -25,6 +25,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from ufm import losses
 from ufm.check import Refused
 from ufm.networks import checkpoints, data, models
 from ufm.networks.data import Images
@@ -97,7 +98,7 @@ class Trained(NamedTuple):
 
 def cross_entropy(model, pixels: Array, labels: Array) -> Array:
     """Mean cross-entropy of the logits, in nats."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(pixels), labels))
+    return jnp.mean(losses.cross_entropy(model(pixels).T, labels))
 
 
 def train(

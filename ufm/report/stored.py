@@ -10,7 +10,8 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from ufm.critical.verification import Cell
-from ufm.model.problem import Params, Problem, check_params
+from ufm.model.points import check_params
+from ufm.model.problem import Params, Problem
 from ufm.runs import claims, values
 from ufm.runs.claims import Verdict
 from ufm.runs.values import RecordError

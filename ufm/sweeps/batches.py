@@ -21,7 +21,8 @@ from ufm.check import Refused
 from ufm.descent import loop, optimizers
 from ufm.descent.loop import Limits, Method, State, Status
 from ufm.model.objective import objective
-from ufm.model.problem import Params, Problem, init_params
+from ufm.model.points import init_params
+from ufm.model.problem import Params, Problem
 from ufm.runtime.programs import make_room
 from ufm.runtime.threads import lapack_on_one_thread
 from ufm.sweeps.grid import Plan, SweepCell, describe
@@ -37,18 +38,19 @@ class Shape(NamedTuple):
     """What the cells of one program share: all of a problem but its decays, and the method."""
 
     problem: Any  # the structure of its pytree
+    leaves: tuple[tuple[int, ...], ...]  # the shapes of its decays and weights
     optimizer: str
     batch_size: int | None
 
     @classmethod
     def of(cls, cell: SweepCell) -> "Shape":
         """The shape of a cell."""
-        return cls(jax.tree.structure(cell.problem), cell.optimizer, cell.batch_size)
+        leaves, problem = jax.tree.flatten(cell.problem)
+        return cls(problem, tuple(map(np.shape, leaves)), cell.optimizer, cell.batch_size)
 
     def example(self) -> SweepCell:
         """A cell of this shape."""
-        decays = [1.0] * self.problem.num_leaves
-        problem = jax.tree.unflatten(self.problem, decays)
+        problem = jax.tree.unflatten(self.problem, [np.ones(shape)[()] for shape in self.leaves])
         return SweepCell(problem, self.optimizer, None, None, self.batch_size, 0)
 
 
@@ -210,8 +212,8 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
     rate, momentum = (np.asarray(x, float) for x in hyper)
     uses_momentum = method.optimizer in optimizers.MOMENTUM
     return {
-        # What ran, read back: the decays of the problem that was descended on.
-        **{key.name: np.asarray(x) for (key,), x in jax.tree.leaves_with_path(lanes.problem)},
+        # What ran, read back: decays and weights of the problem that was descended on.
+        **{key.name: _column(x) for (key,), x in jax.tree.leaves_with_path(lanes.problem)},
         "seed": np.asarray(lanes.seed, np.int64),
         "learning_rate": np.where(method.optimizer == "lbfgs", np.nan, rate),
         "auto": np.asarray(lanes.auto),
@@ -222,10 +224,20 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
     }
 
 
+def _column(x: Any) -> np.ndarray:
+    """One entry a cell: numbers as they are, weights of classes as text, as the flags take them."""
+    x = np.asarray(x)
+    return x if x.ndim == 1 else np.array([" ".join(f"{c:.17g}" for c in row) for row in x])
+
+
 def _described(cells: Sequence[SweepCell]) -> Columns:
-    """The fields of the cells that are not among the results."""
-    problems = [cell.problem.describe() for cell in cells]
-    columns = {name: np.array([x[name] for x in problems]) for name in problems[0] if name != "n"}
+    """The fields of the cells that are not among the results; no weights are empty text."""
+    problems = [cell.problem.describe(whole=True) for cell in cells]
+    columns = {
+        name: np.array([x[name] if x[name] is not None else "" for x in problems])
+        for name in problems[0]
+        if name != "n"
+    }
     return columns | {
         "n": np.array([x["n"] if isinstance(x["n"], int) else 0 for x in problems]),  # 0: unequal
         # As --n takes them: one number, or one a class.

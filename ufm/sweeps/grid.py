@@ -22,7 +22,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +32,14 @@ from ufm import check
 from ufm.check import MOST, Refused
 from ufm.descent import optimizers
 from ufm.descent import run as descent
-from ufm.model.problem import Problem, check_memory
+from ufm.losses import names as losses
+from ufm.losses.crossentropy import CrossEntropy
+from ufm.model.points import check_memory
+from ufm.model.problem import Problem
 
 # What other libraries call a key.
 ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
+_LATER = {"later": True}  # not stored where it has its default: older folders know nothing of it
 MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
 
@@ -81,6 +85,23 @@ def _rate(x: Any) -> float | str | None:
     return check.real("learning_rate", x, above=0, also="'auto' or None")
 
 
+def _weights(name: str) -> Callable[[Any], Any]:
+    """One value of an axis of weights: None, or one number a class."""
+
+    def convert(x: Any) -> tuple[float, ...] | None:
+        if x is None:
+            return None
+        each = check.several(x)
+        if each is None:
+            raise Refused(
+                f"got {name}={check.shown(x)}; allowed: {name} = [[1, 1, 5]], one number a class, "
+                "a problem for each list"
+            )
+        return tuple(check.real(f"{name}[{k}]", c, above=0) for k, c in enumerate(each))
+
+    return convert
+
+
 # How a value of each axis is converted, once, when a grid is made.
 AXES: dict[str, Callable[[Any], Any]] = {
     "K": _size("K"),
@@ -90,6 +111,9 @@ AXES: dict[str, Callable[[Any], Any]] = {
     "lam_H": _decay("lam_H"),
     "lam_b": _decay("lam_b"),
     "bias": lambda x: check.flag("bias", x),
+    "loss": losses.named,
+    "weights": _weights("weights"),
+    "decay_weights": _weights("decay_weights"),
     "optimizer": lambda x: check.choice("optimizer", x, optimizers.NAMES),
     "learning_rate": _rate,
     "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),
@@ -105,7 +129,8 @@ class Grid:
     Values are converted to Python's numbers when the grid is made, whatever library they are of:
     `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
 
-    K, d, n, lam_W, lam_H, lam_b, bias: of the problem. n = 50 is 50 samples a class,
+    K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights: of the problem; weights and
+        decay_weights = [[1, 1, 5], [1, 1, 10]] are two problems. n = 50 is 50 samples a class,
         n = [[50, 10, 5]] one problem of these counts, n = [[50], [10], [5]] three balanced ones.
         [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
         balanced ones.
@@ -123,6 +148,9 @@ class Grid:
     lam_H: Any = 5e-4
     lam_b: Any = 5e-4
     bias: Any = True
+    loss: Any = field(default=CrossEntropy(), metadata=_LATER)
+    weights: Any = field(default=None, metadata=_LATER)
+    decay_weights: Any = field(default=None, metadata=_LATER)
     optimizer: Any = "lbfgs"
     learning_rate: Any = None
     momentum: Any = None
@@ -166,6 +194,16 @@ class Grid:
             except Refused as error:
                 raise Refused(f"{error} (in the cell {_line(named)})") from None
             found += [SweepCell(problem, *x) for x in itertools.product(*axes[len(PROBLEM) :])]
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it; loss and weights only where they differ from their defaults."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        late = {f.name: f.default for f in fields(self) if "later" in f.metadata}
+        found = {x: y for x, y in found.items() if x not in late or y != late[x]}
+        if "loss" in found:
+            several = isinstance(self.loss, tuple)
+            found["loss"] = [losses.text_of(x) for x in (self.loss if several else (self.loss,))]
         return found
 
 
@@ -247,7 +285,8 @@ class Plan:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return asdict(self) | {"grids": [asdict(grid) for grid in self.grids]}
+        shared = {f.name: getattr(self, f.name) for f in fields(self)}
+        return shared | {"grids": [grid.plain() for grid in self.grids]}
 
 
 def _check_cell(cell: SweepCell, precision: str) -> None:

@@ -19,6 +19,11 @@ and Hᵀ share a row space of dimension r ≤ K−1.
 Every critical point is a global minimiser or a strict saddle. For d ≥ 2 the bound is attained at
 all of them: where r = d = K−1 it is 0, like the eigenvalues along the orbit.
 
+**Weights.** All of this holds for any weights c_k of the classes in the loss, with G = [w_i r_i],
+and for any loss that is convex and invariant under shifts. With weights Ω in the decay of the
+features GΩ^-½ and HΩ^½ stand for G and H in the proofs; only λ₋ is then no eigenvalue, but the
+least one of [[λ_W I, G], [Gᵀ, λ_H Ω]] is.
+
 Both are this project's, with no published source known to us; for balanced classes and d > K the
 second is theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375), for d = K see arXiv 2407.10702.
 Nothing here imports an optimiser or a probe: agreement with computed spectra is evidence.
@@ -28,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ufm.check import real
+from ufm.check import Refused, real
 from ufm.linalg import pair
 from ufm.model.problem import Problem, check_problem
 
@@ -60,9 +65,16 @@ def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
         spectral_norm: ‖G‖₂ ≥ 0, of all N columns of G.
 
     Raises:
-        Refused: array-valued or traced decays, a norm that is negative or no number.
+        Refused: array-valued or traced decays, a norm that is negative or no number, weights in
+            the decay of the features.
     """
     check_problem(problem)
+    if problem.decay_weights is not None:
+        raise Refused(
+            f"got decay_weights={problem.decay_weights}; allowed: None, where the features have "
+            "one decay. With them the number is an eigenvalue of no matrix of theory; take "
+            "ufm.hessian.extreme"
+        )
     g = real("spectral_norm", spectral_norm, least=0)
     lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
     return float(pair.eigenvalues(np, lam_W, lam_H, g)[0])
@@ -79,7 +91,8 @@ def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:
         spectral_norm: ‖G‖₂ ≥ 0 at the point: `Certificate.spectral_ratio` times μ.
 
     Raises:
-        Refused: array-valued or traced decays, a norm that is negative or no number.
+        Refused: array-valued or traced decays, a norm that is negative or no number, weights in
+            the decay of the features.
     """
     free = least_free_eigenvalue(problem, spectral_norm)
     return min(float(problem.lam_b), free) if problem.bias else free
@@ -95,7 +108,7 @@ def theorems(problem: Problem) -> tuple[Theorem, ...]:
         Refused: array-valued or traced decays.
     """
     check_problem(problem)
-    decays, wide, planar, equal = _assumptions(problem)
+    decays, wide, planar, equal, plain = _assumptions(problem)
     return (
         Theorem(
             "simplex",
@@ -130,20 +143,20 @@ def theorems(problem: Problem) -> tuple[Theorem, ...]:
         Theorem(
             "least eigenvalue, bound",
             "λ_min(∇²f) ≥ min(λ_b, λ₋) at every point (λ₋ without a bias).",
-            None,
+            _joined(plain),
             OURS,
         ),
         Theorem(
             "least eigenvalue, equality",
             "λ_min(∇²f) = min(λ_b, λ₋) at every critical point (λ₋ without a bias).",
-            _joined(planar, decays),
+            _joined(planar, decays, plain),
             OURS,
         ),
     )
 
 
-def _assumptions(problem: Problem) -> tuple[str | None, str | None, str | None, str | None]:
-    """What fails of: positive decays; d ≥ K−1; d ≥ K−1 and d ≥ 2; equal counts."""
+def _assumptions(problem: Problem) -> tuple[str | None, ...]:
+    """What fails of: positive decays; d ≥ K−1; d ≥ K−1, 2; classes alike; one decay of features."""
     K, d = problem.K, problem.d
     positive = min(float(problem.lam_W), float(problem.lam_H)) > 0
     least = max(K - 1, 2)
@@ -153,8 +166,15 @@ def _assumptions(problem: Problem) -> tuple[str | None, str | None, str | None, 
         else f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})",
         None if d >= K - 1 else f"d >= K-1 (got d={d}, K-1={K - 1})",
         None if d >= least else f"d >= max(K-1, 2) (got d={d}, max(K-1, 2)={least})",
-        None if problem.balanced else f"equal class counts (got n={problem.n})",
+        _alike(problem),
+        None if problem.decay_weights is None else "features of one decay (got decay_weights)",
     )
+
+
+def _alike(problem: Problem) -> str | None:
+    if not problem.balanced:
+        return f"equal class counts (got n={problem.n})"
+    return None if problem.uniform else "classes of one weight (got weights or decay_weights)"
 
 
 def _joined(*failed: str | None) -> str | None:

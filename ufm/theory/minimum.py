@@ -4,7 +4,7 @@ For balanced classes, d ≥ K−1, λ_W, λ_H > 0 and λ_b ≥ 0 (or no bias) ev
 simplex ETF (Zhu et al. 2021, arXiv 2105.02375, theorem 3.1). With c = √(n λ_W λ_H):
 
     K c ≥ 1:  W = H = 0,  f* = log K
-    K c < 1:  wrong classes get softmax probability c,  margin t = log(1/c − (K−1)),
+    K c < 1:  wrong classes get probability c,  margin t = log(1/c − (K−1)),
               f* = −log(1 − (K−1)c) + (K−1) c t,  ‖W‖² = (K−1) t √(n λ_H/λ_W)
 
 Nothing here imports an optimiser or a probe: agreement with a simulation is evidence. Scalars are
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ufm.check import Refused, normal_decays
+from ufm.check import Refused, normal_decays, shown
 from ufm.model.problem import Params, Problem, require
 from ufm.theory import geometry
 
@@ -43,6 +43,7 @@ def check_assumptions(problem: Problem) -> None:
             f"got unequal class counts n={problem.n}: the closed form assumes balanced classes; "
             "use one n for all, or bound the optimum with ufm.certify, which holds for any counts"
         )
+    check_uniform(problem)
     if problem.d < problem.K - 1:
         raise Refused(
             f"got d={problem.d} < K-1={problem.K - 1}: the closed form assumes d >= K-1, since a "
@@ -56,8 +57,22 @@ def check_assumptions(problem: Problem) -> None:
             )
 
 
+def check_uniform(problem: Problem) -> None:
+    """Refuse weights of classes.
+
+    Raises:
+        Refused: naming them.
+    """
+    for name in ("weights", "decay_weights"):
+        if getattr(problem, name) is not None:
+            raise Refused(
+                f"got {name}={shown(getattr(problem, name))}: the closed form assumes classes of "
+                "one weight; bound the optimum with ufm.certify, which holds for any weights"
+            )
+
+
 def wrong_probability(problem: Problem):
-    """c = √(n λ_W λ_H), at most 1/K: softmax probability of each wrong class at the minimum."""
+    """c = √(n λ_W λ_H), at most 1/K: probability of each wrong class at the minimum."""
     return np.minimum(_c(problem), 1.0 / problem.K)[()]
 
 

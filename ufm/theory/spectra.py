@@ -1,27 +1,32 @@
 """Spectra of the Hessian in closed form, at the global minimum and at the origin, for any size.
 
 Permuting classes and turning features leave the simplex ETF in place, so its Hessian splits into
-blocks of at most 4×4 and has at most 16 distinct eigenvalues whatever K, d and n are. With
-c = √(n λ_W λ_H) < 1/K, β = 1 − Kc, margin t, μ = √(λ_W λ_H), and p² = t√(λ_W/(n λ_H)) =
-‖h_k‖² K/(K−1), q² = t√(λ_H/(n λ_W)) = ‖w_k‖² K/((K−1)n) for a class mean h_k and a row w_k of W,
-they are, with how often each occurs,
+blocks of at most 4×4 and has at most 16 distinct eigenvalues whatever K, d and n are. There a loss
+is three numbers: the margin t, and with its Hessian S in the logits z = t(e_y − 1/K)
 
-    [[λ_W + κp², κpq ∓ μ], [κpq ∓ μ, λ_H + κq²]]   κ = (c/K)(1 + (K−1)β)  −   once
-                                                   κ = c/K                −   K(K−3)/2
-                                                   κ = c/K                +   (K−1)(K−2)/2
-    a 4×4 block and λ_W (standard representation)                             K−1
-    λ_b                                                                       once
-    λ_H + q²c/K                                                               K(K−2)(n−1)
-    λ_H + q²c(1 − (K−1)c)                                                     K(n−1)
-    λ_H                                                                       K(d−K+1)(n−1)
-    0 and λ_W + λ_H                                                           (K−1)(d−K+1) each
-    λ_W and λ_H                                                               d−K+1 each
+    s_own = uᵀSu,  u ∝ e_y − 1/K,      s_wrong = vᵀSv,  v ∝ e_j − e_k  (unit vectors; j, k ≠ y),
+
+for cross-entropy c(1 + (K−1)β) and c with c = √(n λ_W λ_H) < 1/K, β = 1 − Kc. With μ = √(λ_W λ_H)
+and p² = t√(λ_W/(n λ_H)) = ‖h_k‖² K/(K−1), q² = t√(λ_H/(n λ_W)) = ‖w_k‖² K/((K−1)n) for a class
+mean h_k and a row w_k of W the eigenvalues are, with how often each occurs,
+
+    [[λ_W + κp², κpq ∓ μ], [κpq ∓ μ, λ_H + κq²]]   κ = s_own/K      −   once
+                                                   κ = s_wrong/K    −   K(K−3)/2
+                                                   κ = s_wrong/K    +   (K−1)(K−2)/2
+    a 4×4 block and λ_W (standard representation)                       K−1
+    λ_b                                                                 once
+    λ_H + q² s_wrong/K                                                  K(K−2)(n−1)
+    λ_H + q² s_own/K                                                    K(n−1)
+    λ_H                                                                 K(d−K+1)(n−1)
+    0 and λ_W + λ_H                                                     (K−1)(d−K+1) each
+    λ_W and λ_H                                                         d−K+1 each
 
 The lower eigenvalue of the block with + is 0. Derivation: in the basis of the ETF the two factors
 of a tangent are K×K matrices A (rows centred) and B (columns centred); the data term sees only
-X = pA + qB + δb 1ᵀ, through (c/K)‖X‖² + cβ‖diag X‖²; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly
-centred parts. Both forms are equivariant under S_K. (The minimum itself: Zhu et al. 2021, arXiv
-2105.02375, theorem 3.1.) Nothing here imports a probe: agreement with `ufm.hessian` is evidence.
+X = pA + qB + δb 1ᵀ, through (s_wrong/K)‖X‖² + (s_own − s_wrong)/(K−1) ‖diag X‖² for columns X
+centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly centred parts. Both forms are equivariant under
+S_K. (The minimum itself: Zhu et al. 2021, arXiv 2105.02375, theorem 3.1.) Nothing here imports a
+probe: agreement with `ufm.hessian` is evidence.
 
 Decays and hence eigenvalues may span hundreds of orders of magnitude, where float64 would lose the
 small ones beside the large. Everything is computed in decimals of `DIGITS` digits and rounded
@@ -129,12 +134,31 @@ def _eigenvalues(A: list[list[Decimal]]) -> list[Decimal]:
     return [A[i][i] for i in range(size)]
 
 
-def _standard_block(problem: Problem, c: Decimal, beta: Decimal, p2: Decimal, q2: Decimal):
+class ThreeNumbers(NamedTuple):
+    """What a loss is at the balanced ETF: t, s_own and s_wrong of the module's head."""
+
+    t: Decimal
+    own: Decimal
+    wrong: Decimal
+
+
+def _three_numbers(problem: Problem) -> ThreeNumbers:
+    """Of cross-entropy at its minimum, below the threshold."""
+    K = problem.K
+    lam_W, lam_H, _ = map(Decimal, _scalar_decays(problem))
+    exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
+    c = (Decimal(int(problem.counts[0])) * lam_W * lam_H).sqrt()
+    beta = Decimal(exact.numerator) / Decimal(exact.denominator) / (1 + K * c)
+    return ThreeNumbers((1 + beta / c).ln(), c * (1 + (K - 1) * beta), c)
+
+
+def _standard_block(problem: Problem, at: ThreeNumbers, p2: Decimal, q2: Decimal):
     """Eigenvalues of the standard representation, without its λ_W.
 
     Coordinates: the doubly centred parts of W and H, whose X is x(diag u − …) with u ⊥ 1; the
     mean of H over samples, ψ; the bias, φ. Then X = x U + y 1ᵀ with x = pα + qγ and
-    y = qψ/√K + φ, and the data term is (c/K)(x² + K y²) + cβ(√(1−2/K) x + y)².
+    y = qψ/√K + φ, and the data term is (s_wrong/K)(x² + K y²) +
+    (s_own − s_wrong)/(K−1) (√(1−2/K) x + y)².
     """
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
     K, zero, p, q = Decimal(problem.K), Decimal(0), p2.sqrt(), q2.sqrt()
@@ -142,7 +166,8 @@ def _standard_block(problem: Problem, c: Decimal, beta: Decimal, p2: Decimal, q2
     diagonal = [(1 - 2 / K).sqrt() * a + b for a, b in zip(x, y, strict=True)]
     # λ_W α² − 2μαγ + λ_H γ² as a square too.
     decay = [lam_W.sqrt(), -lam_H.sqrt(), zero, zero]
-    terms = (c / K, x), (c, y), (c * beta, diagonal), (Decimal(1), decay)
+    own = (at.own - at.wrong) / (K - 1)
+    terms = (at.wrong / K, x), (at.wrong, y), (own, diagonal), (Decimal(1), decay)
     block = [[sum((w * v[i] * v[j] for w, v in terms), zero) for j in range(4)] for i in range(4)]
     block[2][2] += lam_H
     block[3][3] += lam_b
@@ -179,32 +204,25 @@ def _minimum_table(problem: Problem) -> _Table:
         return _origin_table(problem)
     K, d, n = problem.K, problem.d, int(problem.counts[0])
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
-    mu, exact = (
-        (lam_W * lam_H).sqrt(),
-        minimum.below_threshold(problem, problem.lam_W, problem.lam_H),
-    )
-    c = Decimal(n).sqrt() * mu
-    beta = Decimal(exact.numerator) / Decimal(exact.denominator) / (1 + K * c)
-    t = (1 + beta / c).ln()
-    p2, q2 = t * mu / (lam_H * Decimal(n).sqrt()), t * mu / (lam_W * Decimal(n).sqrt())
+    at, root, mu = _three_numbers(problem), Decimal(n).sqrt(), (lam_W * lam_H).sqrt()
+    p2, q2 = at.t * mu / (lam_H * root), at.t * mu / (lam_W * root)
+    own, wrong = at.own / K, at.wrong / K
 
     def block(kappa):  # with −, whose determinant is 4κ(pq)μ
         trace = lam_W + lam_H + kappa * (p2 + q2)
-        return pair.of_determinant(trace, 4 * kappa * t / Decimal(n).sqrt() * mu)
+        return pair.of_determinant(trace, 4 * kappa * at.t / root * mu)
 
-    lifted = lam_W + lam_H + c / K * (p2 + q2)
-    standard = _standard_block(problem, c, beta, p2, q2)
     antisymmetric, orthogonal = (K - 1) * (K - 2) // 2, d - K + 1
     return [
-        *((value, 1) for value in block(c / K * (1 + (K - 1) * beta))),
-        *((value, max(K * (K - 3) // 2, 0)) for value in block(c / K)),
+        *((value, 1) for value in block(own)),
+        *((value, max(K * (K - 3) // 2, 0)) for value in block(wrong)),
         (Decimal(0), antisymmetric),
-        (lifted, antisymmetric),
-        *((value, K - 1) for value in standard),
+        (lam_W + lam_H + wrong * (p2 + q2), antisymmetric),
+        *((value, K - 1) for value in _standard_block(problem, at, p2, q2)),
         (lam_W, K - 1),
         (lam_b, int(problem.bias)),
-        (lam_H + q2 * c / K, K * (K - 2) * (n - 1)),
-        (lam_H + q2 * c * (c + beta), K * (n - 1)),
+        (lam_H + q2 * wrong, K * (K - 2) * (n - 1)),
+        (lam_H + q2 * own, K * (n - 1)),
         (lam_H, K * orthogonal * (n - 1)),
         (Decimal(0), (K - 1) * orthogonal),
         (lam_W + lam_H, (K - 1) * orthogonal),
@@ -227,6 +245,7 @@ def origin_spectrum(problem: Problem) -> Spectrum:
     """
     _scalar_decays(problem)
     normal_decays(problem)
+    minimum.check_uniform(problem)
     if not problem.balanced:
         raise Refused(
             f"got unequal class counts n={problem.n}: the closed form at the origin assumes "

@@ -1,4 +1,4 @@
-"""Cross-entropy of a column of logits: value, gradient, curvature and conjugate in closed form.
+"""Cross-entropy with labels: value, gradient, curvature and conjugate in closed form.
 
     ℓ(z, y) = −log p_y,   p = softmax(z)
 
@@ -10,10 +10,15 @@ so that nothing cancels when p_y → 1: a loss of 1e-30 keeps its leading digits
 samples throughout.
 """
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from ufm.losses.loss import Curvature
 
 # A residual is the inner loop of every gradient. Up to this many classes both of its sums come
 # fastest from one pass; beyond, XLA's pass for two sums at once strides through memory on CPUs.
@@ -98,3 +103,62 @@ def conjugate(R: Float[Array, "K N"], labels: Labels) -> Float[Array, " N"]:
     return jnp.sum(jax.scipy.special.xlogy(wrong, wrong), axis=0) + jax.scipy.special.xlog1py(
         1 + r_y, r_y
     )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CrossEntropy:
+    """ℓ(z, y) = −log softmax(z)_y, for labels y: the loss of Zhu et al. 2021 (arXiv 2105.02375).
+
+    Methods: see `ufm.losses.Loss`. S = diag(p) − ppᵀ has norm at most 1/2.
+    """
+
+    convex: ClassVar[bool] = True
+    shift_invariant: ClassVar[bool] = True
+    smoothness: ClassVar[float] = 0.5
+
+    def value(self, Z: Float[Array, "K N"], t: Labels) -> Float[Array, " N"]:
+        """`cross_entropy`, in nats."""
+        return cross_entropy(Z, t)
+
+    def residual(self, Z: Float[Array, "K N"], t: Labels) -> Float[Array, "K N"]:
+        """P − Y, by `residual`."""
+        return residual(Z, t)
+
+    def curvature(self, Z: Float[Array, "K N"], t: Labels) -> Curvature:  # noqa: ARG002
+        """p = softmax(z) of every column; the labels play no part."""
+        return Curvature(probabilities(Z))
+
+    def conjugate(self, R: Float[Array, "K N"], t: Labels) -> Float[Array, " N"]:
+        """Minus the entropy of e_y + r, by `conjugate`."""
+        return conjugate(R, t)
+
+    def shortfall(self, R: Float[Array, "K N"], t: Labels, mean: Any, pi: Any) -> Any:
+        """The least s ≥ 0 that leaves no probability of (r − mean + s π)/(1 + s) negative."""
+        Y = _is_label(R, t)
+        centred = R - mean[:, None]
+        lowest = jnp.minimum(
+            jnp.min(jnp.where(Y, jnp.inf, centred) / pi[:, None]),
+            jnp.min(jnp.where(Y, 1 + centred, jnp.inf) / pi[:, None]),
+        )
+        return jnp.maximum(-lowest, 0)
+
+    def feasible(self, R: Float[Array, "K N"], t: Labels, mean: Any, mixed: Any, pi: Any) -> Any:
+        """(R − mean + s(π − Y))/(1 + s): every e_y + r is mixed with the class frequencies π."""
+        Y = _is_label(R, t)
+        moved = (R - mean[:, None] + mixed * (pi[:, None] - Y)) / (1 + mixed)
+        # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
+        return jnp.maximum(moved, jnp.where(Y, -1, 0))
+
+    def moved(self, Z: Float[Array, "K N"], t: Labels, delta: Any) -> Float[Array, " N"]:
+        """At most 2δ, and ℓ(m − 2δ) − ℓ(m) ≤ (1 − p_y)(e^{2δ} − 1) or ℓ(m − 2δ) itself.
+
+        A margin moves by at most 2δ.
+        """
+        twice, m = 2 * delta, margins(Z, t)
+        small = jax.nn.sigmoid(-m) * jnp.expm1(jnp.minimum(twice, 1))
+        return jnp.minimum(twice, jnp.where(twice < 1, small, jax.nn.softplus(twice - m)))
+
+    def residual_bound(self, value: Any) -> Any:
+        """‖p − y‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ)."""
+        return 2 * jnp.minimum(1, value)

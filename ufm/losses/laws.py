@@ -1,0 +1,155 @@
+"""The laws that every loss must meet, tried at random and at extreme logits."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ufm import check
+from ufm.check import Refused
+from ufm.losses.loss import Loss
+
+SCALES = (0.1, 1.0, 5.0, 30.0)  # standard deviations of the logits that are tried
+LARGEST = 1e4  # logits at which nothing may overflow
+EPS = float(np.finfo(np.float64).eps)
+
+
+class LossErrors(NamedTuple):
+    """The largest error of each law, in units of the float64 rounding that it allows.
+
+    value: against the exact values, relative; NaN where none were given.
+    residual, curvature: against automatic differentiation of the value, of its residual.
+    matrices: of S as matrices against products with unit vectors.
+    fenchel_young: of ℓ(z) + ℓ*(∇ℓ) = ⟨∇ℓ, z⟩.
+    shift: of 1ᵀ∇ℓ = 0, for a loss that is invariant under shifts.
+    convexity: the most negative eigenvalue of S, for a convex loss.
+    smoothness, residual_bound, moved: by how much these bounds are exceeded; 0 where they hold.
+    """
+
+    value: float
+    residual: float
+    curvature: float
+    matrices: float
+    fenchel_young: float
+    shift: float
+    convexity: float
+    smoothness: float
+    residual_bound: float
+    moved: float
+
+
+def check_loss(
+    loss: Loss,
+    K: int = 5,
+    targets: Callable[[np.random.Generator, int], Any] | None = None,
+    exact: Callable[[np.ndarray, Any], float] | None = None,
+    seed: int = 0,
+) -> LossErrors:
+    """Hold a loss against its laws: derivatives, conjugate, bounds, and no overflow at ±1e4.
+
+    In float64, at 64 columns of logits of standard deviation 0.1 to 30 and at columns of ±1e4.
+
+    Args:
+        loss: of `ufm.losses.Loss`.
+        K: number of logits, at least 2.
+        targets: (generator, N) → targets of N samples, with samples along the last axis; None
+            draws labels 0 … K−1.
+        exact: (z (K,), target) → ℓ(z; t) as a float known to all digits; None leaves that out.
+        seed: of the logits.
+
+    Returns:
+        The errors, each at most 1.
+
+    Raises:
+        Refused: the first law that fails, with its number.
+    """
+    if not isinstance(loss, Loss):
+        names = (x for x in (*Loss.__annotations__, *vars(Loss)) if not x.startswith("_"))
+        missing = [x for x in names if not hasattr(loss, x)]
+        raise Refused(
+            f"got a {type(loss).__name__} without {', '.join(missing)}; allowed: a loss with all "
+            "that ufm.losses.Loss names"
+        )
+    K, seed = check.integer("K", K, 2), check.integer("seed", seed, 0)
+    generator = np.random.default_rng(seed)
+    N = 16 * len(SCALES)
+    Z = generator.standard_normal((K, N)) * np.repeat(SCALES, 16)
+    t = generator.integers(0, K, N) if targets is None else targets(generator, N)
+    with jax.enable_x64(True):
+        errors = _errors(loss, jnp.asarray(Z), jnp.asarray(t), generator)
+    if exact is not None:
+        errors = errors._replace(value=_against(loss, exact, Z, t))
+    for law, error in errors._asdict().items():
+        if not error <= 1 and (law, exact) != ("value", None):
+            raise Refused(
+                f"got {type(loss).__name__}, whose law {law!r} fails by {error:.3g} times what "
+                "rounding allows; ufm.losses.laws.LossErrors says what each law is"
+            )
+    _check_extremes(loss, K, t)
+    return errors
+
+
+def _errors(loss: Loss, Z: Any, t: Any, generator: np.random.Generator) -> LossErrors:
+    K, N = Z.shape
+    unit = 8 * EPS * (1 + jnp.max(jnp.abs(Z), axis=0))
+    dZ = jnp.asarray(generator.standard_normal(Z.shape))
+    value, R, curvature = loss.value(Z, t), loss.residual(Z, t), loss.curvature(Z, t)
+    slope, second = jax.jvp(jax.grad(lambda Z: jnp.sum(loss.value(Z, t))), (Z,), (dZ,))
+    S, ready = np.asarray(jax.tree.map(np.asarray, curvature).matrices()), curvature.prepared()
+    image = ready.apply(dZ)
+    size = float(max(loss.smoothness, 1.0) * jnp.max(jnp.abs(dZ)))
+    products = np.stack([np.asarray(ready.apply(jnp.eye(K)[:, [k]] + 0 * Z)) for k in range(K)])
+    eigenvalues = np.linalg.eigvalsh(S)
+    young = value + loss.conjugate(R, t) - jnp.sum(R * Z, axis=0)
+    young_size = 1 + value + jnp.sum(jnp.abs(R * Z), axis=0)
+    delta = jnp.asarray(10.0 ** generator.uniform(-9, 1, N))
+    signs = jnp.asarray(generator.choice([-1.0, 1.0], Z.shape))
+    moved = jnp.abs(loss.value(Z + delta * signs, t) - value)
+    largest = jnp.max(jnp.abs(R), axis=0)
+    return LossErrors(
+        value=float("nan"),
+        residual=float(jnp.max(jnp.abs(slope - R) / (unit * (1 + largest)))),
+        curvature=float(jnp.max(jnp.abs(second - image) / (unit * size))),
+        matrices=float(np.max(np.abs(products.transpose(2, 0, 1) - S)) / (8 * EPS * size)),
+        fenchel_young=float(jnp.max(jnp.abs(young) / (unit * young_size))),
+        shift=float(jnp.max(jnp.abs(jnp.sum(R, axis=0)) / (K * EPS * largest)))
+        if loss.shift_invariant
+        else 0.0,
+        convexity=float(max(0.0, -np.min(eigenvalues)) / (64 * EPS * size)) if loss.convex else 0.0,
+        smoothness=float(max(0.0, np.max(np.abs(eigenvalues)) / loss.smoothness - 1) / (64 * EPS)),
+        residual_bound=float(
+            jnp.max(jnp.sum(R * R, axis=0) / loss.residual_bound(value) - 1).clip(0) / (64 * EPS)
+        ),
+        moved=float(jnp.max((moved - loss.moved(Z, t, delta)) / (unit * (1 + value))).clip(0)),
+    )
+
+
+def _against(loss: Loss, exact: Callable, Z: np.ndarray, t: Any) -> float:
+    """The largest relative error of the value, in units of the rounding of the logits."""
+    with jax.enable_x64(True):
+        values = np.asarray(loss.value(jnp.asarray(Z), jnp.asarray(t)))
+    truth = np.array([float(exact(z, t[..., i])) for i, z in enumerate(Z.T)])
+    unit = 8 * EPS * (1 + np.ptp(Z, axis=0))
+    return float(np.max(np.abs(values - truth) / (unit * np.abs(truth) + np.finfo(float).tiny)))
+
+
+def _check_extremes(loss: Loss, K: int, t: Any) -> None:
+    """Refuse a loss that is not finite where logits are ±1e4."""
+    N = t.shape[-1]
+    top = np.arange(K)[:, None] == np.arange(N) % K
+    with jax.enable_x64(True):
+        Z, t = jnp.asarray(LARGEST * np.where(top, 1.0, -1.0)), jnp.asarray(t)
+        found = {
+            "value": loss.value(Z, t),
+            "residual": loss.residual(Z, t),
+            "curvature": loss.curvature(Z, t).prepared().apply(jnp.ones_like(Z)),
+            "conjugate": loss.conjugate(loss.residual(Z, t), t),
+        }
+        for name, x in found.items():
+            if not bool(jnp.all(jnp.isfinite(x))):
+                raise Refused(
+                    f"got {type(loss).__name__}, whose {name} is not finite at logits of "
+                    f"±{LARGEST:g}; allowed: finite numbers. Subtract the largest logit first"
+                )

@@ -1,0 +1,170 @@
+"""Points of a problem: shapes and precisions that fit, finite entries, random starts, memory.
+
+Every public function that takes (problem, params) checks them here first.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm import check
+from ufm.check import Refused
+from ufm.model.problem import Params, Problem, require
+
+
+def check_types(problem: Any, params: Any) -> None:
+    """Refuse what is no problem, or no params, such as the two in the wrong order.
+
+    Raises:
+        Refused: naming the types.
+    """
+    require(problem)
+    if not isinstance(params, Params):
+        raise Refused(
+            f"got a {type(params).__name__} as params; allowed: ufm.Params(W, H, b), as "
+            "ufm.init_params makes them"
+        )
+
+
+def check_params(problem: Problem, params: Params) -> None:
+    """Refuse params whose shapes or dtypes do not fit the problem; works on tracers too.
+
+    Raises:
+        Refused: a shape differs from W (K, d), H (d, N), b (K,);
+            an entry is no array of floats, or dtypes are mixed.
+    """
+    check_types(problem, params)
+    K, d, N = problem.K, problem.d, problem.N
+    dtypes = set()
+    for name, value, shape in zip("WHb", params, ((K, d), (d, N), (K,)), strict=True):
+        if not _is_floating(value):
+            got = getattr(value, "dtype", type(value).__name__)
+            raise Refused(
+                f"got {name} of {got}; allowed: a real floating array of NumPy or JAX"
+                f"{check.array_hint(name, value)}"
+            )
+        if value.shape != shape:
+            raise Refused(
+                f"got {name} with shape {value.shape}; this problem (K={K}, d={d}, N={N}) needs "
+                f"{shape}" + (": columns of H are samples" if name == "H" else "")
+            )
+        dtypes.add(jnp.dtype(value.dtype))
+    if len(dtypes) > 1:
+        raise Refused(
+            f"got mixed dtypes {sorted(map(str, dtypes))} in params; cast W, H and b to one, for "
+            "example with jax.tree.map(lambda x: x.astype(jnp.float64), params)"
+        )
+
+
+def _is_floating(value: Any) -> bool:
+    if not isinstance(value, np.ndarray | jax.Array) or isinstance(value, np.ma.MaskedArray):
+        return False
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def check_precision(params: Params) -> None:
+    """Refuse params in a precision that nothing is computed in: LAPACK knows these two only.
+
+    Raises:
+        Refused: naming the dtype.
+    """
+    dtype = params.W.dtype
+    if dtype not in (np.float32, np.float64):
+        raise Refused(
+            f"got params in {dtype}; allowed: float32 or float64, the precision of what is "
+            "computed; cast them, for example with jax.tree.map(lambda x: "
+            "x.astype(numpy.float32), params)"
+        )
+
+
+def in_float64(params: Params) -> Params:
+    """The point in JAX arrays of float64, from floating arrays of any width and byte order."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(
+            np.asarray(x, np.float64) if isinstance(x, np.ndarray) else x, jnp.float64
+        ),
+        params,
+    )
+
+
+def check_point(problem: Problem, params: Params) -> None:
+    """Refuse what is no concrete point of one problem: for what runs on the host.
+
+    Raises:
+        Refused: other types, traced values, decays that are arrays, params that do not fit, entries
+            that are not finite.
+    """
+    check_types(problem, params)
+    if check.traced(problem, params):
+        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
+    check.one_problem(problem)
+    check_params(problem, params)
+    check_finite(params)
+
+
+def check_finite(params: Params) -> None:
+    """Refuse NaN and infinities in concrete params; tracers pass.
+
+    Raises:
+        Refused: naming the array and how many of its entries are not finite.
+    """
+    for name, value in zip("WHb", params, strict=True):
+        if isinstance(value, jax.core.Tracer):
+            continue
+        xp = np if isinstance(value, np.ndarray) else jnp
+        bad = int(xp.sum(~xp.isfinite(value)))
+        if bad:
+            raise Refused(
+                f"got {bad} non-finite entries in {name} of shape {value.shape}; allowed: finite "
+                "numbers. Look for a diverged run, or for NaN in the features that were loaded"
+            )
+
+
+def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) -> Params:
+    """Entries of W and H drawn from N(0, scale²), b = 0.
+
+    Args:
+        key: a JAX PRNG key, or an integer seed.
+        problem: gives the shapes.
+        scale: standard deviation, ≥ 0.
+        dtype: floating dtype; None takes JAX's default (float64 once x64 is switched on).
+
+    Raises:
+        Refused: a scale that is negative or not finite, a key that is none, a dtype that is not
+            floating, sizes beyond the memory there is.
+    """
+    require(problem)
+    if not check.traced(scale):
+        scale = check.real("scale", scale, least=0)
+    dtype = check.floating("dtype", dtype)
+    check_memory(problem, dtype.itemsize)
+    key_W, key_H = jax.random.split(check.key(key))
+    W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
+    H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
+    return Params(W, H, jnp.zeros(problem.K, dtype))
+
+
+def check_memory(problem: Problem, itemsize: int, copies: int = 1, records: bool = False) -> None:
+    """Refuse sizes whose params do not fit into memory, before any array is made.
+
+    Args:
+        problem: gives the sizes.
+        itemsize: bytes of a number.
+        copies: how often all of the params are held at a time.
+        records: whether NC1–NC4 and the certificate are computed, from matrices K × K.
+
+    Raises:
+        Refused: naming the bytes.
+    """
+    K, d, N = problem.K, problem.d, problem.N
+    times = f" {copies} times" if copies > 1 else ""
+    grams = 3 * K**2 if records else 0  # WWᵀ, MᵀM and WM, at the least
+    what = f", and three matrices {K} × {K}" if records else ""
+    check.fits(
+        f"K={K}, d={d}, N={N}: W (K, d), H (d, N) and b (K,) held{times}{what}",
+        itemsize * (copies * (K * d + d * N + K) + grams),
+        "Lower n, d or K (a balanced problem's critical points are those of n = 1 with λ_H → nλ_H)",
+    )
