@@ -126,6 +126,22 @@ def test_features_of_any_size_are_measured_alike(passes):
     same(seen.collapse(), expected, but=["nc4", "nc4_mean_logit"])
 
 
+def test_subnormal_numbers_are_no_perfect_collapse():
+    W, H, b, labels = features()
+    message = "got {} whose largest entry is .* underflow"
+    with pytest.raises(ufm.Refused, match=message.format("W")):
+        Accumulator(1e-320 * W, b)
+    with pytest.raises(ufm.Refused, match=message.format("H")):
+        metrics.collapse(W, 1e-320 * H, b, labels)
+    seen = Accumulator(W, b).add(1e-320 * H.T, labels)
+    with pytest.raises(ufm.Refused, match=message.format("features")):
+        seen.collapse()
+    # Beside larger ones they are small numbers.
+    seen.add(H.T, labels)
+    expected = metrics.collapse(W, np.concatenate([0 * H, H], axis=1), b, np.tile(labels, 2))
+    same(seen.collapse(), expected, but=["nc4"])
+
+
 class OnADevice:
     """An array that NumPy cannot read but through DLPack, like CuPy's."""
 

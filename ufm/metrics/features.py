@@ -182,6 +182,21 @@ def finite(name: str, x):
     return x
 
 
+def normal(name: str, top: float) -> None:
+    """Refuse an array whose largest |entry| is a subnormal number: digits are lost.
+
+    Raises:
+        Refused: 0 < top < the smallest normal number of float64.
+    """
+    least = float(np.finfo(np.float64).tiny)
+    if 0 < top < least:
+        raise Refused(
+            f"got {name} whose largest entry is {top:.3g}, below the smallest normal number "
+            f"{least:.3g} of float64; allowed: 0, or larger ones. Look for an underflow where "
+            f"{name} was made"
+        )
+
+
 def _object_hint(name: str) -> str:
     if name == "b":
         return ". Where there is no bias leave b out, or give None itself"

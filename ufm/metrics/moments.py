@@ -89,7 +89,7 @@ def grouped(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def rescale(moments: Moments, X: np.ndarray) -> np.ndarray:
     """X/scale, after the scale has grown to that of X where this is larger. Exact."""
-    top = float(scaling.binade(np, X)) if X.any() else 0.0
+    top = binade(X)
     if top > moments.scale:
         shrink = moments.scale / top
         means = moments.means * shrink
@@ -101,6 +101,13 @@ def rescale(moments: Moments, X: np.ndarray) -> np.ndarray:
             moments.scatter *= shrink**2
         moments.scale = top
     return X * (1 / moments.unit)
+
+
+def binade(X: np.ndarray) -> float:
+    """The power of two just below max|X|; 2^-1023 for subnormal numbers, 0 for zeros."""
+    top = float(np.max(abs(X), initial=0))
+    tiny = float(np.finfo(np.float64).tiny)
+    return float(scaling.binade(np, X)) if top >= tiny else (tiny / 2 if top else 0.0)
 
 
 def _absorb(moments: Moments, X: np.ndarray, rows: np.ndarray) -> None:

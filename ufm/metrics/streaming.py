@@ -16,7 +16,7 @@ from ufm.linalg import scaling
 from ufm.metrics import frames
 from ufm.metrics import moments as in_one_pass
 from ufm.metrics.centred import Centres, Sums, centres, logits, rounding
-from ufm.metrics.features import classifier, finite, fit, numbers
+from ufm.metrics.features import classifier, finite, fit, normal, numbers
 from ufm.metrics.labels import Samples, listed, samples
 from ufm.metrics.result import Collapse, Detail
 from ufm.metrics.summary import Known, collapsed, detailed
@@ -182,6 +182,7 @@ class Accumulator:
     def _about_given(self, X: np.ndarray) -> Sums:
         if self._sums is None:
             assert self._given is not None
+            normal("means and features", max(in_one_pass.binade(x) for x in (self._given, X)))
             scale = float(scaling.binade(np, self._given, X.astype(np.float64)))
             at = _around(self._given / scale, np.ones(len(self._given)), scale, 0.0)
             self._sums = Sums(at, logits(self._W, self._b, scale))
@@ -195,6 +196,7 @@ class Accumulator:
         first = self._moments
         if not first.N:
             raise Refused("got no samples; allowed: at least one batch with samples")
+        normal("features", first.scale)
         self._refuse_missing(most=len(self._names) - 2 if self._skip else 0)
         there = first.counts > 0
         weights = first.counts if self._mean == "sample" else there
@@ -265,7 +267,7 @@ def whole(
         mean, means, missing, classes: as of `Accumulator`.
     """
     H = np.asarray(H)
-    _finite_columns(H, chosen)
+    _sound_columns(H, chosen)
     seen = Accumulator(W, b, classes=classes, mean=mean, means=means, missing=missing, passes=2)
     steps = (seen._add,) if means is not None else (seen._add, seen._again)
     for step in steps:
@@ -276,13 +278,18 @@ def whole(
     return seen
 
 
-def _finite_columns(H: np.ndarray, chosen: Samples) -> None:
-    bad = sum(int((~np.isfinite(X)).sum()) for X in in_one_pass.columns(H, chosen.kept, H.shape[0]))
+def _sound_columns(H: np.ndarray, chosen: Samples) -> None:
+    bad, top = 0, 0.0
+    for X in in_one_pass.columns(H, chosen.kept, H.shape[0]):
+        sizes = np.abs(X)
+        bad += int((~np.isfinite(sizes)).sum())
+        top = max(top, float(sizes.max(initial=0)))
     if bad:
         raise Refused(
             f"got {bad} non-finite entries in H of shape {H.shape}; allowed: finite numbers. "
             "Drop or repair the samples they come from"
         )
+    normal("H", top)
 
 
 def _classifier(W, b) -> tuple[np.ndarray, np.ndarray]:
@@ -291,7 +298,9 @@ def _classifier(W, b) -> tuple[np.ndarray, np.ndarray]:
     W, b = np.asarray(numbers("W", W)), None if b is None else np.asarray(numbers("b", b))
     classifier(W, b)
     b = np.zeros(len(W)) if b is None else b
-    return finite("W", W.astype(np.float64)), finite("b", b.astype(np.float64))
+    W = finite("W", W.astype(np.float64))
+    normal("W", float(abs(W).max()))
+    return W, finite("b", b.astype(np.float64))
 
 
 def _given(means, K: int, d: int, mean: str) -> np.ndarray:
