@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -400,6 +401,21 @@ def test_batches_that_make_no_sense_are_refused(options, act, message):
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ufm.Refused, match=message):
         Accumulator(np.eye(K, D), **options)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_traced_arrays_are_refused(place):
+    W, H, b, labels = features()
+
+    def traced(x):
+        given = [W, H, b, np.eye(K, D)]
+        given[place] = x
+        return metrics.collapse(*given[:3], labels, means=given[3]).nc1
+
+    with pytest.raises(ufm.Refused, match="outside jit"):
+        jax.jit(traced)([W, H, b, np.eye(K, D)][place])
+    with pytest.raises(ufm.Refused, match="outside jit"):
+        jax.jit(lambda X: Accumulator(W).add(X, labels).collapse().nc1)(H.T)
 
 
 # Memory and many classes

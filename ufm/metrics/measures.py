@@ -71,11 +71,13 @@ def collapse(
 
 
 def _large(W, H, b) -> bool:
-    """Whether to go through JAX arrays in pieces: such of a CPU as would take much memory."""
-    if check.traced(W, H, b) or not isinstance(H, jax.Array) or len(H.devices()) > 1:
+    """Whether to go through the samples in pieces: arrays of a CPU that would take much memory."""
+    if check.traced(W, H, b):
         return False
-    largest = max(H.nbytes, H.dtype.itemsize * len(W) ** 2)
-    return largest > blocks.LIMIT and next(iter(H.devices())).platform == "cpu"
+    places = H.devices() if isinstance(H, jax.Array) else set()
+    if len(places) > 1 or any(place.platform != "cpu" for place in places):
+        return False
+    return max(H.nbytes, H.dtype.itemsize * len(W) ** 2) > blocks.LIMIT
 
 
 def _floating(xp: ModuleType, name: str, x):

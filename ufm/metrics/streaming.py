@@ -247,8 +247,6 @@ def detail(
     Arguments and refusals are those of `ufm.metrics.collapse`; everything is in NumPy and float64.
     An `Accumulator` gives both of one reading.
     """
-    if check.traced(W, H, b):
-        raise Refused("got traced arrays: detail runs on the host; call it outside jit")
     W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
     every = means is None and check.choice("missing", missing, MISSING) == "refuse"
     chosen = fit(W, H, b, labels, classes, ignore, every)
@@ -266,6 +264,8 @@ def whole(
         chosen: the samples that count, and their rows of W.
         mean, means, missing, classes: as of `Accumulator`.
     """
+    if check.traced(H):
+        raise Refused("got traced arrays: this runs on the host; call it outside jit")
     H = np.asarray(H)
     _sound_columns(H, chosen)
     seen = Accumulator(W, b, classes=classes, mean=mean, means=means, missing=missing, passes=2)
