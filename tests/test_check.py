@@ -137,6 +137,14 @@ def test_sizes_are_held_against_memory_before_anything_is_allocated():
             ufm.init_params(0, problem)
         with pytest.raises(ufm.Refused, match=r"GiB.*in the cell"):
             Plan((Grid(K=K, d=d, n=n),)).cells()
+    with pytest.raises(ufm.Refused, match=r"labels .*GiB"):
+        _ = ufm.Problem(2**31, 2, 2, 1e-3, 1e-3).labels
+    with pytest.raises(ufm.Refused, match=r"GiB.*there are"):
+        ufm.theory.global_minimizer(ufm.Problem(3, 10**15, 2, 1e-3, 1e-3), 0)
+    with pytest.raises(ufm.Refused, match=r"GiB.*there are"):
+        ufm.theory.geometry.simplex_etf(3, 10**15)
+    with pytest.raises(ufm.Refused, match=r"GiB.*there are"):
+        ufm.critical.census(ufm.Problem(3, 10**15, 2, 1e-2, 1e-2), 0, starts=2, rounds=1)
     # Nothing is allocated by closed forms.
     assert ufm.theory.global_value(ufm.Problem(3, 2, 10**12, 1e-8, 1e-8)) < np.log(3)
     with pytest.raises(ufm.Refused, match=r"2\^53"):

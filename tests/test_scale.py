@@ -257,6 +257,14 @@ def test_a_descent_under_any_decay_records_numbers(lam):
         assert run.history["grad_norm"][-1] < 1e-6 * first
 
 
+@pytest.mark.parametrize("name", ["lam_W", "lam_H", "lam_b"])
+def test_a_decay_that_is_infinite_in_the_precision_of_a_run_is_refused_by_name(name):
+    problem = Problem(3, 4, 2, **({"lam_W": 1e-2, "lam_H": 1e-2, "lam_b": 1e-2} | {name: 1e40}))
+    params = ufm.init_params(0, problem, dtype=jnp.float32)
+    with pytest.raises(ufm.Refused, match=f"{name}=1e\\+40, which is infinite in float32"):
+        ufm.descend(problem, params, "gd", steps=5)
+
+
 # Precisions
 
 WIDENED = {
@@ -379,6 +387,15 @@ def test_commands_print_json_where_numbers_are_infinite(command, tmp_path, capsy
     infinite = {"certify": "spectral_ratio", "measure": "nc4_mean_logit"}
     if command in infinite:
         assert told[infinite[command]] is None
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-300, 1e-160])
+def test_probe_judges_features_that_all_but_vanish(size, tmp_path, capsys):
+    path, generator = tmp_path / "point.npz", np.random.default_rng(0)
+    W, H = generator.standard_normal((3, 4)), size * generator.standard_normal((4, 6))
+    np.savez(path, W=W, H=H, b=np.zeros(3), n=2, lam_W=1e-2, lam_H=1e-2, lam_b=1e-2)
+    assert ufm.cli.main(["probe", str(path), "--json"]) == 0
+    assert strict(capsys.readouterr().out)["verdict"] == "not critical"
 
 
 def test_theory_prints_json_for_any_decays(capsys):

@@ -144,6 +144,51 @@ def test_newton_converges_quadratically_although_the_orbit_makes_the_hessian_sin
     assert np.all(late[1:] <= 1e4 * late[:-1] ** 2 + 1e-15)
 
 
+@pytest.mark.parametrize("ratio", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("lam", [1e-7, 1e-9, 1e-12])
+def test_descents_arrive_at_small_and_unequal_decays(lam, ratio):
+    problem = Problem(3, 3, 2, lam * ratio**0.5, lam / ratio**0.5, lam)
+    keys = jax.random.split(jax.random.key(0), 8)
+    starts = jax.vmap(lambda key: init_params(key, problem, 1.0))(keys)
+    found = ufm.solve(problem, starts)
+    assert set(found.status) == {"converged"}
+    least = theory.global_value(problem)
+    values = jax.vmap(lambda x: objective(problem, x))(found.params)
+    # 1e-14 of the terms that cancel, over λ of them, squared: far below 1e-6 of f down to 1e-10.
+    np.testing.assert_allclose(values, least, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lams", [(1e-100, 1e-100), (1e-40, 1e-40), (1e-20, 1e-2), (1e-2, 1e-20)])
+def test_descents_arrive_at_decays_near_the_end_of_all_numbers(lams):
+    problem = Problem(3, 4, 2, *lams, lam_b=lams[0])
+    found = ufm.solve(problem, init_params(jax.random.key(0), problem))
+    assert found.status == "converged"
+    value = float(objective(problem, found.params))
+    assert value == pytest.approx(float(theory.global_value(problem)), rel=1e-6)
+
+
+@pytest.mark.parametrize("lam", [1e-160, 1e-200, 1e-300])
+def test_solutions_are_numbers_where_squares_of_the_gradient_vanish(lam):
+    problem = Problem(3, 4, 2, lam, lam, lam)
+    start = init_params(jax.random.key(0), problem)
+    found = ufm.solve(problem, start)
+    assert found.status in ("stalled", "step_limit", "converged")
+    assert objective(problem, found.params) < 1e-100 < objective(problem, start)
+
+
+def test_newton_steps_scale_with_the_decays():
+    one = Problem(3, 2, 2, 2e-4, 1e-4, 1e-4)
+    other = Problem(3, 2, 2, 2e-4 / 2**20, 1e-4 * 2**20, 1e-4)
+    start = laws.random_params(one, 2)
+    a, b = (
+        ufm.solve(problem, Params(start.W * r, start.H / r, start.b), descend=False)
+        for problem, r in ((one, 1), (other, 2**10))
+    )
+    assert (a.status, b.status) == ("converged", "converged")
+    np.testing.assert_allclose(b.params.W / 2**10, a.params.W, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(b.params.H * 2**10, a.params.H, rtol=0, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_newton_alone_stays_at_a_saddle_and_finds_the_known_padded_ones():
     wide = Problem(K=10, d=16, n=20, lam_W=5e-3, lam_H=2.5e-4, lam_b=5e-3)

@@ -11,6 +11,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ufm
 from ufm.metrics import measures as metrics
 
 # (K, d, counts, labels): narrow, square and wide; any integers may be labels, if classes= says so.
@@ -439,3 +440,20 @@ def test_about_the_mean_of_the_samples_unequal_counts_spoil_what_is_centred():
     for name, value in found.items():
         assert value > 0.05 if name in by_sample_mean else 0 <= value < 1e-14, name
     assert_same(found, expected(W, H, b, labels, "sample"), rtol=1e-11)
+
+
+@pytest.mark.parametrize(("kind", "size"), [(np.float64, 1e-320), (np.float32, 1e-42)])
+@pytest.mark.parametrize("in_jax", [False, True])
+@pytest.mark.parametrize("name", ["W", "H"])
+def test_subnormal_numbers_are_no_perfect_collapse(kind, size, in_jax, name):
+    W, H, b, labels = features(SHAPES["narrow"])
+    point = {"W": W.astype(kind), "H": H.astype(kind), "b": b.astype(kind)}
+    point[name] = (size * (W if name == "W" else H)).astype(kind)
+    if in_jax:
+        point = {key: jnp.asarray(x) for key, x in point.items()}
+    elif kind is np.float32:  # measured in float64, where it is a normal number
+        found, usual = (collapse(*x, labels) for x in (point.values(), (W, H, b)))
+        assert found.nc1 == pytest.approx(usual.nc1, rel=0.1)
+        return
+    with pytest.raises(ufm.Refused, match=f"got {name} whose largest entry is .* underflow"):
+        collapse(*point.values(), labels)

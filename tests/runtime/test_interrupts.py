@@ -137,6 +137,13 @@ def test_an_interrupt_that_is_late_or_lost_ends_the_process_all_the_same(where, 
     assert times == 1 or ended.seconds < interrupts.PATIENCE
 
 
+def test_an_interrupt_while_modules_are_half_imported_ends_the_process():
+    half = "import sys, types; sys.modules['multiprocessing'] = types.ModuleType('multiprocessing')"
+    line = [sys.executable, "-c", f"{half}; {HEAD}time.sleep(60)"]
+    ended = strike(line, 0.6, signal.SIGINT, group=False)
+    assert (ended.status, ended.said.strip()) == (130, "ufm: interrupted")
+
+
 def test_a_job_in_the_background_of_a_script_stays_deaf():
     script = f"{HEAD}time.sleep(0.8)"
     line = ["/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-c", script]

@@ -154,10 +154,11 @@ def _along_the_orbit(core: Core, residual: float) -> float:
     """How far from 0 the eigenvalues of the orbit may be at a point known to a residual.
 
     ∇²f (W Aᵀ, A H) = −(∇_W Aᵀ, A ∇_H) for antisymmetric A, and the tangent is at least as long as
-    the smallest singular value of [Wᵀ, H] times ‖A‖/√2.
+    the smallest singular value of [Wᵀ, H] times ‖A‖/√2, or 0: what is 0 turns nothing.
     """
     columns = np.concatenate([core.W.T, core.H * np.sqrt(core.merged)], axis=1)
     sizes = np.linalg.svd(columns, compute_uv=False)
+    sizes = sizes[sizes > 0]
     return 2 * residual / float(sizes[-1]) if len(sizes) else 0.0
 
 

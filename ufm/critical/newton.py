@@ -10,6 +10,10 @@ critical points near by are one orbit and ∇²f vanishes along that orbit only 
 Fukushima 2001, with the error bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖;
 where none does the method has stalled, and says so: ‖∇f‖ has local minima that are no zeros.
 
+Where λ_W and λ_H are far apart, lengths are those of (W/r, H r, b), see `stretch`: otherwise one of
+W and H would be long and flat, the other short and steep, and no σ would fit both. With D the
+diagonal matrix of r, 1/r and 1, the step is −D Re (D∇²f D + iσ)⁻¹ D∇f.
+
 Problems too large for a matrix take the step of MINRES (Paige and Saunders 1975) from zero, which
 has least length too. Everything here is traceable and meant for float64.
 """
@@ -107,19 +111,42 @@ def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
     return flatten(problem, terms.gradient(problem, params, G)), scale(problem, params, G)
 
 
-def _dense_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
-    """−Re (∇²f + iσ)⁻¹ g."""
-    H = matrix(problem, unflatten(problem, x))
+def stretch(problem: Problem, dtype) -> Scalar:
+    """r = (λ_H/λ_W)^¼ to the nearest power of two, 1 where that is 1/4 to 4 or a decay is 0.
+
+    (W/r, H r) has the same logits, and at decays (λ_W r², λ_H/r²), which are alike, the same f. At
+    critical points W/r and H r are of one length.
+    """
+    lam_W, lam_H = (jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H))
+    exponent = jnp.round((jnp.log2(lam_H) - jnp.log2(lam_W)) / 4)
+    far = jnp.isfinite(exponent) & (jnp.abs(exponent) > 2)
+    return jnp.ldexp(jnp.ones((), dtype), jnp.where(far, exponent, 0).astype(jnp.int32))
+
+
+def _units(problem: Problem, dtype) -> Array:
+    """D, the unit of every entry of a flattened point."""
+    r, (K, d, N) = stretch(problem, dtype), (problem.K, problem.d, problem.N)
+    units = Params(jnp.full((K, d), r), jnp.full((d, N), 1 / r), jnp.ones(K, dtype))
+    return flatten(problem, units)
+
+
+def _dense_step(problem: Problem, x: Array, g: Array, D: Array, sigma: Array) -> Array:
+    """−Re (D∇²f D + iσ)⁻¹ g."""
+    H = matrix(problem, unflatten(problem, x)) * D * D[:, None]
     floor = FLOOR * jnp.max(jnp.sum(jnp.abs(H), axis=1))
     shifted = H + 1j * jnp.maximum(sigma, floor) * jnp.eye(problem.size)
     return -jnp.linalg.solve(shifted, g.astype(shifted.dtype)).real
 
 
-def _free_step(problem: Problem, x: Array, g: Array, sigma: Array) -> Array:
-    """The same step by MINRES on ∇²f s = −g, shortened by σ as a limit on its accuracy."""
+def _free_step(problem: Problem, x: Array, g: Array, D: Array, sigma: Array) -> Array:
+    """The same step by MINRES on D∇²f D s = −g, shortened by σ as a limit on its accuracy."""
     at = linearize(problem, unflatten(problem, x))
     tolerance = jnp.clip(sigma, 1e-4, _INEXACT)
-    return minres(lambda v: flatten(problem, apply(at, unflatten(problem, v))), -g, tolerance, 500)
+
+    def curved(v):
+        return D * flatten(problem, apply(at, unflatten(problem, D * v)))
+
+    return minres(curved, -g, tolerance, 500)
 
 
 class Step(NamedTuple):
@@ -132,13 +159,13 @@ class Step(NamedTuple):
 def step(problem: Problem, x: Float[Array, " size"], factor) -> Step:
     """The step s(σ) of the module's head with σ = factor ‖∇f‖/(1 + ‖x‖). Traceable."""
     g, _ = _slope(problem, x)
-    return Step(_step(problem, x, g, factor), g)
+    return Step(_step(problem, x, g, _units(problem, x.dtype), factor), g)
 
 
-def _step(problem: Problem, x: Array, g: Array, factor) -> Array:
-    sigma = factor * length(g) / (1 + length(x))
+def _step(problem: Problem, x: Array, g: Array, D: Array, factor) -> Array:
+    sigma = factor * length(D * g) / (1 + length(x / D))
     one = _dense_step if problem.size <= DENSE_SIZE else _free_step
-    return one(problem, x, g, sigma)
+    return D * one(problem, x, D * g, D, sigma)
 
 
 def polish(problem: Problem, params: Params, limit=100) -> Polished:
@@ -160,10 +187,9 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
         return status.astype(jnp.int32)
 
     def body(state: _Loop) -> _Loop:
-        residual = length(state.g)
-        s = _step(problem, state.x, state.g, state.factor)
+        s = _step(problem, state.x, state.g, D, state.factor)
         g, size = _slope(problem, state.x + s)
-        better = length(g) < (1 - 1e-4) * residual  # False for NaN
+        better = length(D * g) < (1 - 1e-4) * length(D * state.g)  # False for NaN
         x, g = jnp.where(better, state.x + s, state.x), jnp.where(better, g, state.g)
         size = jnp.where(better, size, state.scale)
         factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
@@ -173,6 +199,7 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
         return _Loop(x, g, size, factor, distance, steps, status, residuals)
 
     x = flatten(problem, params)
+    D = _units(problem, x.dtype)
     g, size = _slope(problem, x)
     none, factor = jnp.int32(0), jnp.ones((), x.dtype)
     residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(length(g))

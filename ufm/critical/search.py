@@ -21,6 +21,7 @@ from ufm.check import Refused
 from ufm.critical import newton, orbits, sources
 from ufm.critical.orbits import Orbit
 from ufm.model import quotient
+from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem, check_problem
 
 FIRST = (
@@ -72,6 +73,7 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
             f"{newton.DENSE_SIZE}. Lower K or d (or make the classes balanced); single critical "
             "points of larger problems are found by ufm.solve"
         )
+    check_memory(problem, 8)  # orbits are judged in all dimensions, of all samples
     door.integer("starts", starts, 1, 2**31 - 1)
     door.integer("rounds", rounds, 1)
 

@@ -1,7 +1,7 @@
 """From any start to a critical point at rounding: fewer variables, descent, Newton.
 
 1. `ufm.model.quotient`: class means in the row space, which does not raise f.
-2. L-BFGS down to a small gradient.
+2. L-BFGS down to a small gradient, in coordinates where λ_W and λ_H are alike.
 3. `ufm.critical.newton`: steps of minimum length, quadratic, to ‖∇f‖ ≤ 1e-14 of the terms that
 cancel.
 
@@ -9,11 +9,13 @@ The result is lifted back and judged where the caller will use it. Whether it is
 saddle is for `hessian.verdict` to say.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
@@ -33,6 +35,10 @@ _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
 # products for a step, L-BFGS one: there the descent goes on longer (and MINRES, begun too far out,
 # stalled at K = d = 1000).
 _HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
+# Where that unit has shrunk by more since the start, as it does at decays below 1e-5, ‖∇f‖ says
+# little: this many times what it is now is the unit then.
+_SHRUNK = 1e4
+_LEAST = 1e-140  # ‖∇f‖ whose square, which L-BFGS divides by, is a number
 
 
 class Solution(NamedTuple):
@@ -161,23 +167,42 @@ def _lifted(problem: Problem, small: Params, frame: Array):
 
 
 def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
-    """L-BFGS from one start until Newton's method takes over: (point, steps taken)."""
+    """L-BFGS from one start until Newton's method takes over: (point, steps taken).
+
+    In the coordinates of `newton.stretch`: with decays a million apart it would need thousands of
+    steps for what are fifty there.
+    """
     handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
-    size = newton.scale(problem, params, terms.data_gradient(problem, params))
+    r = newton.stretch(problem, params.W.dtype)
+    problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
+    W, H, b = params.W / r, params.H * r, params.b
+    # With decays so far apart a start is as far from balance: (W s, H/s) has a lower f.
+    s = jnp.sqrt(newton.length(H) / newton.length(W))
+    s = jnp.where((r != 1) & (s > 0) & jnp.isfinite(s), s, 1)
+    params = Params(W * s, H / s, b)
 
     def going(carry):
-        state, slope = carry
-        return (slope > handover * size) & (state.step < steps)
+        state, slope, target = carry
+        return (slope > jnp.maximum(target, _LEAST)) & (state.step < steps)
 
     def ahead(carry):
         state = step(problem, _METHOD, _HYPER, carry[0])
         # The line search has evaluated the point that it chose.
-        return state, terms.norm(optax.tree.get(state.opt_state, "grad"))
+        return state, terms.norm(optax.tree.get(state.opt_state, "grad")), carry[2]
+
+    def nearer(carry):
+        state, slope, target = jax.lax.while_loop(going, ahead, carry)
+        return state, slope, jnp.minimum(target, handover * _SHRUNK * size(state.params))
+
+    def size(params):
+        return newton.scale(problem, params, terms.data_gradient(problem, params))
 
     slope = terms.norm(terms.gradient(problem, params))
     begin = start(problem, params, _METHOD, _HYPER)
-    state, _ = jax.lax.while_loop(going, ahead, (begin, slope))
-    return state.params, state.step
+    first = (begin, slope, handover * size(params))
+    state, *_ = jax.lax.while_loop(going, nearer, first)
+    W, H, b = state.params
+    return Params(W * r, H / r, b), state.step
 
 
 def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, Array]:

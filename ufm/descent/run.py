@@ -191,6 +191,7 @@ def check(
                 "got batch_size without key; minibatches need one: key=jax.random.key(seed)"
             )
     key = None if key is None else door.key(key)
+    _check_decays(problem, params.W.dtype)
     value = _objective(problem, params)
     if not math.isfinite(float(value)):
         raise Refused(
@@ -198,6 +199,15 @@ def check(
             "it is finite. Lower its scale"
         )
     return Checked(settings, key, limits[0], limits[1], *tolerances, value)
+
+
+def _check_decays(problem: Problem, dtype: Any) -> None:
+    for name in ("lam_W", "lam_H", "lam_b"):
+        if np.max(getattr(problem, name)) > float(jnp.finfo(dtype).max):
+            raise Refused(
+                f"got {name}={getattr(problem, name)}, which is infinite in {dtype}; allowed: a "
+                "decay that is a number there. Lower it, or give params of float64"
+            )
 
 
 def limit(name: str, value: Any) -> int:

@@ -17,7 +17,7 @@ from ufm import check
 from ufm.check import Refused
 from ufm.linalg import scaling
 from ufm.metrics import streaming
-from ufm.metrics.features import fit, numbers
+from ufm.metrics.features import finite, fit, numbers
 from ufm.metrics.result import Collapse
 from ufm.runtime import blocks
 
@@ -51,8 +51,9 @@ def collapse(
         they are measured there, as a whole.
 
     Raises:
-        Refused: arrays that are not real and finite or do not fit together, K < 2, a label that
-            is no row, a class without samples; see `ufm.metrics.labels.samples`.
+        Refused: arrays that are not real and finite or do not fit together, W or H of subnormal
+            numbers alone, K < 2, a label that is no row, a class without samples; see
+            `ufm.metrics.labels.samples`.
     """
     W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
     check.choice("mean", mean, streaming.MEANS)
@@ -60,8 +61,8 @@ def collapse(
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
     chosen = fit(W, H, b, labels, classes, ignore, every)
     if in_jax and every and not _large(W, H, b):
-        W, H, index = _floating(jnp, "W", W), _floating(jnp, "H", chosen.of(H)), chosen.rows
-        b = jnp.zeros(len(W), W.dtype) if b is None else _floating(jnp, "b", b)
+        W, H, index = _floating("W", W), _floating("H", chosen.of(H)), chosen.rows
+        b = jnp.zeros(len(W), W.dtype) if b is None else _floating("b", b)
         return _measure_compiled(W, H, b, index, mean=mean)
     found = streaming.whole(W, H, b, chosen, mean, means, missing, classes).collapse()
     if in_jax and every:
@@ -80,20 +81,32 @@ def _large(W, H, b) -> bool:
     return max(H.nbytes, H.dtype.itemsize * len(W) ** 2) > blocks.LIMIT
 
 
-def _floating(xp: ModuleType, name: str, x):
-    """x as an array of NumPy in float64, or of JAX in its own precision."""
-    if xp is np or not x.dtype.isnative:
+def _floating(name: str, x):
+    """x as a JAX array in its own precision, sound unless it is traced."""
+    if not x.dtype.isnative:
         x = x.astype(np.float64)
     elif not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
-    x = xp.asarray(x)
-    if not isinstance(x, jax.core.Tracer) and not bool(xp.all(xp.isfinite(x))):
-        bad = int(xp.sum(~xp.isfinite(x)))
-        raise Refused(
-            f"got {bad} non-finite entries in {name} of shape {x.shape}; allowed: finite numbers. "
-            "Drop or repair the samples they come from"
-        )
+    x = jnp.asarray(x)
+    if not check.traced(x):
+        if name != "b":
+            _check_normal(name, x)
+        return finite(name, x)
     return x
+
+
+def _check_normal(name: str, x) -> None:
+    """Refuse W and H of subnormal numbers alone: digits are lost, and XLA takes them for 0."""
+    least = float(jnp.finfo(x.dtype).tiny)
+    if not x.size or not float(jnp.max(jnp.abs(x))) < least:
+        return
+    top = float(np.max(np.abs(np.asarray(x, np.float64))))
+    if top > 0:
+        raise Refused(
+            f"got {name} whose largest entry is {top:.3g}, below the smallest normal number "
+            f"{least:.3g} of {x.dtype}; allowed: 0, or larger ones. Look for an underflow where "
+            f"{name} was made"
+        )
 
 
 def measure(xp: ModuleType, W, H, b, index, logits=None, mean="class") -> Collapse:

@@ -140,7 +140,13 @@ class Problem:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class of every sample, shape (N,), grouped: class k occupies n_k neighbouring columns."""
+        """Class of every sample, shape (N,), grouped: class k occupies n_k neighbouring columns.
+
+        Raises:
+            Refused: labels that do not fit into memory.
+        """
+        held = f"K={self.K}, N={self.N}: labels (N,)"
+        check.fits(held, 4 * self.N + 12 * self.K, "Lower n or K", machine=True)
         return np.repeat(np.arange(self.K, dtype=np.int32), self.counts)
 
     @property

@@ -97,11 +97,13 @@ def leave() -> NoReturn:
         time.sleep(0.2)  # another thread, or this one when it was struck again, is at it
         os._exit(INTERRUPTED)
     tell()
-    multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing is not None:
-        for child in multiprocessing.active_children():
+    # Not there before it is imported, nor while it is; then there are no children either.
+    children = getattr(sys.modules.get("multiprocessing"), "active_children", list)
+    try:
+        for child in children():
             child.kill()
-    os._exit(INTERRUPTED)
+    finally:
+        os._exit(INTERRUPTED)
 
 
 def _strike(_number: int, _frame: FrameType | None) -> None:

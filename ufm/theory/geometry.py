@@ -67,6 +67,7 @@ def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[A
             f"got d={d} < K-1={K - 1}: a simplex ETF of K={K} vectors spans K-1 dimensions; "
             f"use d >= {K - 1}"
         )
+    check.fits(f"K={K}, d={d}: a frame (K, d)", 4 * K * d, "Lower K or d")
     frame = jnp.asarray(np.sqrt(K / (K - 1)) * helmert(K), check.floating("dtype", dtype))
     if key is None:
         return jnp.pad(frame, ((0, 0), (0, d - K + 1)))
@@ -95,5 +96,6 @@ def etf_classifier(K: int, d: int, key: Array | None = None, dtype=None) -> Floa
     K, d = check.integer("K", K, 2, why="a simplex needs two classes"), check.integer("d", d, 1)
     if key is not None or d < K:
         return simplex_etf(K, d, key, dtype)
+    check.fits(f"K={K}, d={d}: W (K, d)", 4 * K * d, "Lower K or d")
     frame = np.sqrt(K / (K - 1)) * (np.eye(K) - 1 / K)
     return jnp.pad(jnp.asarray(frame, check.floating("dtype", dtype)), ((0, 0), (0, d - K)))

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays, shown
+from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem, require
 from ufm.theory import geometry
 
@@ -159,9 +160,10 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
         dtype: floating dtype; None takes JAX's default.
 
     Raises:
-        Refused: outside the theorem's assumptions.
+        Refused: outside the theorem's assumptions; sizes that do not fit into memory.
     """
     size = norms(problem)
+    check_memory(problem, np.dtype(np.float32).itemsize)
     etf = geometry.simplex_etf(problem.K, problem.d, key, dtype)
     radii = size.W / problem.K**0.5, size.H / problem.N**0.5
     info = jnp.finfo(etf.dtype)
