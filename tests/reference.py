@@ -222,22 +222,24 @@ def global_gram(K, n, lam_W, lam_H):
 # Neural collapse metrics
 
 
-def class_statistics(H, labels):
-    """Class means (d, K) in the order of the sorted labels, mean of all samples, variances (K,)."""
+def class_statistics(H, labels, mean="class"):
+    """Class means (d, K) in the order of the sorted labels, their centre, variances (K,)."""
     classes = sorted({int(y) for y in labels})
     means, variances = [], []
     for k in classes:
         members = [H[:, i] for i in range(H.shape[1]) if labels[i] == k]
-        mean = sum(members) / len(members)
-        means.append(mean)
-        variances.append(sum(sum((h - mean) ** 2) for h in members) / len(members))
-    overall = sum(H[:, i] for i in range(H.shape[1])) / H.shape[1]
-    return np.stack(means, axis=1), overall, np.array(variances)
+        own = sum(members) / len(members)
+        means.append(own)
+        variances.append(sum(sum((h - own) ** 2) for h in members) / len(members))
+    centre = sum(means) / len(means)
+    if mean == "sample":
+        centre = sum(H[:, i] for i in range(H.shape[1])) / H.shape[1]
+    return np.stack(means, axis=1), centre, np.array(variances)
 
 
-def covariances(H, labels):
+def covariances(H, labels, mean="class"):
     """Sigma_W averaged over samples and Sigma_B averaged over classes, both (d, d)."""
-    means, overall, _ = class_statistics(H, labels)
+    means, overall, _ = class_statistics(H, labels, mean)
     classes = sorted({int(y) for y in labels})
     d, N = H.shape
     within, between = np.zeros((d, d)), np.zeros((d, d))
@@ -250,9 +252,9 @@ def covariances(H, labels):
     return within, between
 
 
-def nc1_pinv(H, labels):
+def nc1_pinv(H, labels, mean="class"):
     """tr(Sigma_W Sigma_B^+)/K, with the pseudo-inverse by eigenvalues (at most K-1 of them)."""
-    within, between = covariances(H, labels)
+    within, between = covariances(H, labels, mean)
     K = len(set(np.asarray(labels).tolist()))
     values, vectors = np.linalg.eigh(between)
     total = 0.0
@@ -262,9 +264,9 @@ def nc1_pinv(H, labels):
     return total / K
 
 
-def nc1_trace(H, labels):
+def nc1_trace(H, labels, mean="class"):
     """tr Sigma_W / tr Sigma_B."""
-    within, between = covariances(H, labels)
+    within, between = covariances(H, labels, mean)
     return np.trace(within) / np.trace(between)
 
 
@@ -311,15 +313,15 @@ def equiangularity(vectors):
     return sum(terms) / len(terms)
 
 
-def centred_means(H, labels):
+def centred_means(H, labels, mean="class"):
     """M = [mu_k - mu_G], shape (d, K)."""
-    means, overall, _ = class_statistics(H, labels)
+    means, overall, _ = class_statistics(H, labels, mean)
     return means - overall[:, None]
 
 
-def nc3_duality(W, H, labels):
+def nc3_duality(W, H, labels, mean="class"):
     """| W^T/|W|_F - M/|M|_F |_F (Papyan et al. report its square)."""
-    M = centred_means(H, labels)
+    M = centred_means(H, labels, mean)
     return np.linalg.norm(W.T / np.linalg.norm(W) - M / np.linalg.norm(M))
 
 
@@ -334,7 +336,7 @@ def nc4_disagreement(W, H, b, labels):
     return count / H.shape[1]
 
 
-def nc4_bias(W, H, b):
+def nc4_bias(W, H, b, labels, mean="class"):
     """|W mu_G + b|, which the code of Zhu et al. reports under the name of NC4."""
-    overall = sum(H[:, i] for i in range(H.shape[1])) / H.shape[1]
+    overall = class_statistics(H, labels, mean)[1]
     return np.linalg.norm(W @ overall + (0 if b is None else b))

@@ -81,12 +81,17 @@ def test_the_script_for_many_devices_runs_on_four():
 
 
 @pytest.mark.slow
-def test_features_of_a_pytorch_network_collapse_in_training(tmp_path, monkeypatch, capsys):
+def pytorch(name: str):
+    """A script of the recipes that needs PyTorch."""
     pytest.importorskip("torch", reason="torch is in the [bench] extra alone: 200 MB and more")
-    place = ROOT / "docs/scripts/features_from_pytorch.py"
-    spec = importlib.util.spec_from_file_location("features_from_pytorch", place)
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/scripts/{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_features_of_a_pytorch_network_collapse_in_training(tmp_path, monkeypatch, capsys):
+    script = pytorch("features_from_pytorch")
     monkeypatch.chdir(tmp_path)
     before, after = script.example()
     assert after.nc1 < before.nc1 / 5
@@ -94,6 +99,16 @@ def test_features_of_a_pytorch_network_collapse_in_training(tmp_path, monkeypatc
     assert after.nc4 == 0
     assert cli.main(["measure", "features.npz"]) == 0
     assert "nc1" in capsys.readouterr().out
+
+
+def test_a_pytorch_network_is_measured_in_batches():
+    training, test = pytorch("stream_from_pytorch").example()
+    assert training.counts.sum() == 180
+    assert training.detail().accuracy == 1
+    assert training.detail().nearest_centre > 0.9
+    assert training.collapse().nc1 < test.collapse().nc1
+    # The geometry of both is that of the training means.
+    assert test.collapse().nc2_means == pytest.approx(training.collapse().nc2_means, rel=1e-10)
 
 
 LINK = re.compile(r'\]\(([^)#\s]+)[^)]*\)|<img src="([^"]+)"')

@@ -256,6 +256,52 @@ def test_measures_of_collapse_are_numbers_or_a_refusal(drawn):
         assert not any(math.isnan(float(x)) for x in found)
 
 
+@examples(150)
+@given(points(), st.sampled_from(["class", "sample"]), st.sampled_from([1, 2]))
+def test_measures_of_batches_are_those_of_the_whole_or_a_refusal(drawn, mean, passes):
+    problem, (W, H, b), sound = drawn
+
+    def streamed():
+        seen = ufm.metrics.Accumulator(W, b, mean=mean, passes=passes)
+        for step in (seen.add, seen.again):
+            for start in range(0, problem.N, 2):
+                part = slice(start, start + 2)
+                step(np.asarray(H)[:, part].T, problem.labels[part])
+        return seen.collapse(), seen.detail()
+
+    found, refused = outcome(streamed)
+    if refused is None:
+        assert sound or isinstance(W, list)
+        assert not any(math.isnan(float(x)) for x in found[0])
+        assert 0 <= found[1].within <= 1
+        whole, refused = outcome(
+            ufm.metrics.collapse, *(np.asarray(x, np.float64) for x in (W, H, b)), problem.labels,
+            mean=mean,
+        )  # fmt: skip
+        assert refused is None
+        for name in ("nc2_means", "nc3", "nc4"):
+            assert getattr(found[0], name) == pytest.approx(getattr(whole, name), abs=1e-6)
+
+
+@examples(150)
+@given(points())
+def test_other_measures_are_numbers_or_a_refusal(drawn):
+    problem, (W, H, b), _ = drawn
+    features = lambda: np.asarray(H).T  # noqa: E731
+    calls = [
+        lambda: list(ufm.metrics.generalised(W, ufm.metrics.Accumulator(W, b).add(
+            features(), problem.labels).class_means)),
+        lambda: list(ufm.metrics.one_vs_rest(W)),
+        lambda: list(ufm.metrics.ood_cosines(W, features())),
+        lambda: [ufm.metrics.effective_rank(features())],
+        lambda: list(ufm.metrics.regression(W, features(), np.eye(problem.K)[problem.labels])),
+    ]  # fmt: skip
+    for call in calls:
+        found, refused = outcome(call)
+        if refused is None:
+            assert not any(math.isnan(x) for x in found)
+
+
 # Files and flags of the command
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm import critical, hessian, theory
+from ufm import critical, hessian, metrics, theory
 from ufm.descent import optimizers
 from ufm.descent import run as descent
-from ufm.metrics import measures as metrics
 from ufm.model import mesh
 from ufm.theory import geometry
 
@@ -29,6 +28,14 @@ def point():
 @functools.cache
 def critical_point():
     return ufm.solve(P, point()).params
+
+
+def means():
+    return np.eye(3, 4)
+
+
+def samples():
+    return np.asarray(point().H).T, P.labels
 
 
 def listed(f):
@@ -57,7 +64,25 @@ CALLS = {
     "mesh.over_samples": (mesh.over_samples, lambda: (jax.devices(),)),
     "mesh.place": (mesh.place, lambda: (P, point(), mesh.over_samples())),
     "mesh.shardings": (mesh.shardings, lambda: (P, mesh.over_samples())),
+    "metrics.Accumulator": (metrics.Accumulator, lambda: (point().W, point().b)),
+    "metrics.Accumulator.add": (
+        lambda *batch: metrics.Accumulator(point().W).add(*batch), samples
+    ),
     "metrics.collapse": (metrics.collapse, lambda: (*point(), P.labels)),
+    "metrics.collapse of classes": (
+        lambda mean, about, missing: metrics.collapse(
+            *point(), P.labels, mean=mean, means=about, missing=missing
+        ),
+        lambda: ("class", means(), "skip"),
+    ),
+    "metrics.detail": (metrics.detail, lambda: (*point(), P.labels)),
+    "metrics.effective_rank": (metrics.effective_rank, lambda: samples()[:1]),
+    "metrics.generalised": (metrics.generalised, lambda: (means() + 1, means())),
+    "metrics.one_vs_rest": (metrics.one_vs_rest, lambda: (point().W,)),
+    "metrics.ood_cosines": (metrics.ood_cosines, lambda: (means(), samples()[0])),
+    "metrics.regression": (
+        metrics.regression, lambda: (means(), samples()[0], samples()[0][:, :3])
+    ),
     "optimizers.auto_step": (optimizers.auto_step, lambda: (P, 1.0)),
     "optimizers.curvature_bound": (optimizers.curvature_bound, lambda: (P, 1.0)),
     "hessian.dense": (hessian.dense, lambda: (P, point())),
@@ -103,6 +128,9 @@ CALLS = {
 # Odd as it looks, it has a meaning there.
 MEANINGFUL = {
     ("metrics.collapse", 2): [None, [], np.zeros(3)],
+    ("metrics.detail", 2): [None, np.zeros(3)],
+    ("metrics.Accumulator", 1): [None, np.zeros(3)],
+    ("metrics.collapse of classes", 1): [None],
     ("mesh.over_samples", 0): [None],
     ("hessian.inertia", 3): [None],
     ("hessian.inertia_of", 2): [None],
@@ -142,6 +170,7 @@ def test_odd_arguments_are_refused_in_words(name):
 
 def test_every_public_function_is_tried():
     spaces = {"": ufm, "theory.": theory, "hessian.": hessian, "critical.": critical}
+    spaces |= {"metrics.": metrics}
     public = {
         f"{prefix}{name}"
         for prefix, space in spaces.items()

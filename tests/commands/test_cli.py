@@ -264,13 +264,18 @@ def test_measure_prints_the_metrics_of_a_file(capsys, tmp_path):
     np.savez(tmp_path / "f.npz", **arrays)
     status, out, _ = run(capsys, "measure", tmp_path / "f.npz", "--json")
     assert status == 0
-    assert json.loads(out) == ufm.metrics.collapse(**arrays)._asdict()
+    told, found = json.loads(out), ufm.metrics.detail(**arrays)
+    assert told | ufm.metrics.collapse(**arrays)._asdict() == told
+    assert (told["K"], told["d"], told["N"]) == (3, 4, 12)
+    for name in ("accuracy", "nearest_centre", "within", "cosine_std_W", "cosine_std_means"):
+        assert told[name] == getattr(found, name)
 
 
 def test_measure_takes_a_missing_bias_for_zero(capsys, tmp_path):
     np.savez(tmp_path / "f.npz", **features(b=None))
     _, out, _ = run(capsys, "measure", tmp_path / "f.npz", "--json")
-    assert json.loads(out) == ufm.metrics.collapse(**features(b=np.zeros(3)))._asdict()
+    told = json.loads(out)
+    assert told | ufm.metrics.collapse(**features(b=np.zeros(3)))._asdict() == told
 
 
 @pytest.mark.parametrize(

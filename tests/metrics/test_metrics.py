@@ -24,18 +24,18 @@ SHAPES = {
 EACH = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
-def collapse(W, H, b, labels):
+def collapse(W, H, b, labels, mean="class"):
     """The measures, the rows of W in the order of the labels."""
-    return metrics.collapse(W, H, b, labels, classes=np.unique(labels))
+    return metrics.collapse(W, H, b, labels, classes=np.unique(labels), mean=mean)
 
 
-def expected(W, H, b, labels):
+def expected(W, H, b, labels, mean="class"):
     """All fields of Collapse by the loops of the reference."""
-    W0, M = reference.centred_rows(W), reference.centred_means(H, labels)
+    W0, M = reference.centred_rows(W), reference.centred_means(H, labels, mean)
     index = np.searchsorted(np.unique(labels), labels)
     return {
-        "nc1": reference.nc1_pinv(H, labels),
-        "nc1_trace_ratio": reference.nc1_trace(H, labels),
+        "nc1": reference.nc1_pinv(H, labels, mean),
+        "nc1_trace_ratio": reference.nc1_trace(H, labels, mean),
         "nc1_cdnv": reference.cdnv(H, labels),
         "nc2": reference.etf_distance(W @ W.T),
         "nc2_centred": reference.etf_distance(W0 @ W0.T),
@@ -45,9 +45,9 @@ def expected(W, H, b, labels):
         "nc2_equiangularity_W": reference.equiangularity(W),
         "nc2_equiangularity_means": reference.equiangularity(M.T),
         "nc3": reference.etf_distance(W @ M),
-        "nc3_duality": reference.nc3_duality(W, H, labels),
+        "nc3_duality": reference.nc3_duality(W, H, labels, mean),
         "nc4": reference.nc4_disagreement(W, H, b, index),
-        "nc4_mean_logit": reference.nc4_bias(W, H, b),
+        "nc4_mean_logit": reference.nc4_bias(W, H, b, labels, mean),
     }
 
 
@@ -94,14 +94,15 @@ def measure(*arguments):
 @EACH
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_measure_of_numpy_features_equals_the_reference(shape, seed, dtype):
+@pytest.mark.parametrize("mean", ["class", "sample"])
+def test_every_measure_of_numpy_features_equals_the_reference(shape, seed, dtype, mean):
     W, H, b, labels = features(shape, seed)
     W, H, b = (x.astype(dtype) for x in (W, H, b))
-    measured = collapse(W, H, b, labels)
+    measured = collapse(W, H, b, labels, mean)
     exact = [x.astype(np.float64) for x in (W, H, b)]
     assert all(type(value) is float for value in measured)
     # NumPy input is measured in float64 whatever its dtype.
-    assert_same(measured._asdict(), expected(*exact, labels), rtol=1e-11)
+    assert_same(measured._asdict(), expected(*exact, labels, mean), rtol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +123,10 @@ def test_every_measure_of_jax_features_equals_the_reference(name, dtype):
 
 def test_jax_arrays_outside_jit_give_jax_scalars_and_the_values_of_numpy():
     W, H, b, labels = features(SHAPES["two-classes"])
-    measured = collapse(W, jnp.asarray(H), b, jnp.asarray(labels))
-    assert all(isinstance(value, jax.Array) for value in measured)
-    assert_same(measured._asdict(), measure(W, H, b, labels), rtol=1e-11)
+    for mean in ("class", "sample"):
+        measured = collapse(W, jnp.asarray(H), b, jnp.asarray(labels), mean)
+        assert all(isinstance(value, jax.Array) for value in measured)
+        assert_same(measured._asdict(), measure(W, H, b, labels, mean), rtol=1e-11)
 
 
 @pytest.mark.parametrize(("K", "d", "n"), [(2, 2, 3), (3, 7, 1), (5, 5, 4), (10, 12, 2)])
@@ -420,18 +422,24 @@ def test_variability_of_huge_and_of_tiny_features_is_not_zero():
 
 
 @pytest.mark.parametrize("counts", [(4, 4, 4), (5, 10, 20, 65)])
-def test_what_vanishes_at_perfect_collapse_of_unequal_counts(counts):
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_perfect_collapse_of_any_counts_reads_zero_about_the_mean_of_class_means(counts, convert):
     W, H, b, labels = perfect(counts)
-    found = measure(W, H, b, labels)
+    found = measure(*(convert(x) for x in (W, H, b)), labels)
+    # Float64 rounding of sums of 100 terms.
+    assert all(0 <= value < 1e-14 for value in found.values()), found
+    assert_same(found, expected(W, H, b, labels), rtol=1e-11)
+
+
+def test_about_the_mean_of_the_samples_unequal_counts_spoil_what_is_centred():
+    W, H, b, labels = perfect((5, 10, 20, 65))
+    found = measure(W, H, b, labels, "sample")
     by_sample_mean = {name for name in found if "means" in name} | {
         "nc3", "nc3_duality", "nc4_mean_logit"
     }  # fmt: skip
     for name, value in found.items():
-        if len(set(counts)) > 1 and name in by_sample_mean:
-            assert value > 0.05, name
-        else:
-            assert 0 <= value < 1e-14, name
-    assert_same(found, expected(W, H, b, labels), rtol=1e-11)
+        assert value > 0.05 if name in by_sample_mean else 0 <= value < 1e-14, name
+    assert_same(found, expected(W, H, b, labels, "sample"), rtol=1e-11)
 
 
 @pytest.mark.parametrize(("kind", "size"), [(np.float64, 1e-320), (np.float32, 1e-42)])

@@ -66,12 +66,13 @@ def is_file(path: Path) -> bool:
     return not os.path.isdir(path) and (path.suffix.lower() in FORMATS or os.path.exists(path))
 
 
-def arrays_of(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
+def arrays_of(path: Path, needed: Sequence[str], shard: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a file, those of `SHAPES`; `features` (N, d) or `H` (d, N) is always needed.
 
     Args:
         path: of an .npz or a .safetensors file.
-        needed: the names that must be there.
+        needed: the names that must be there, and W, unless the file is a shard.
+        shard: whether it holds more samples of another file's classifier.
 
     Raises:
         Refused: no such file or no regular one, another format, an array that is damaged, too
@@ -91,7 +92,7 @@ def arrays_of(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
         raise Refused(
             f"got {path} with features and H; allowed: one of them, both are the features"
         )
-    required = dict.fromkeys(("W", "features", *needed))
+    required = dict.fromkeys((*(() if shard else ("W",)), "features", *needed))
     missing = [name for name in required if name not in found]
     if "H" in found:
         missing.remove("features")

@@ -1,5 +1,23 @@
 """NC1–NC4 and kin of any features, and the labels and features that they take."""
 
-from ufm.metrics.measures import Collapse, collapse
+from ufm.metrics.generalised import Generalised, generalised, one_vs_rest, ood_cosines
+from ufm.metrics.measures import collapse
+from ufm.metrics.rank import effective_rank
+from ufm.metrics.regression import RegressionCollapse, regression
+from ufm.metrics.result import Collapse, Detail
+from ufm.metrics.streaming import Accumulator, detail
 
-__all__ = ["Collapse", "collapse"]
+__all__ = [
+    "Accumulator",
+    "Collapse",
+    "Detail",
+    "Generalised",
+    "RegressionCollapse",
+    "collapse",
+    "detail",
+    "effective_rank",
+    "generalised",
+    "one_vs_rest",
+    "ood_cosines",
+    "regression",
+]

@@ -58,7 +58,7 @@ def grouped(W, H, b, labels, features=None, classes=None, ignore=None) -> Groupe
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
     dtype = jnp.result_type(W, H, jnp.float32) if in_jax else np.float64
     convert = jnp.asarray if in_jax else np.asarray
-    W, H, b = (_finite(name, convert(x, dtype)) for name, x in zip("WHb", (W, H, b), strict=True))
+    W, H, b = (finite(name, convert(x, dtype)) for name, x in zip("WHb", (W, H, b), strict=True))
     return Grouped(W, H, b, counts, bias)
 
 
@@ -84,17 +84,34 @@ def columns(W, H, features=None):
     return features.T
 
 
-def fit(W, H, b, labels, classes=None, ignore=None) -> Samples:
+def fit(W, H, b, labels, classes=None, ignore=None, every=True) -> Samples:
     """The samples of features H that count, after checking that all arrays fit together.
 
     Args:
         W: classifier (K, d).
         H: features (d, N).
         b: bias (K,), or None.
-        labels, classes, ignore: as `samples` takes them.
+        labels, classes, ignore, every: as `samples` takes them.
 
     Raises:
         Refused: shapes that do not fit, fewer than two rows; labels as in `samples`.
+    """
+    classifier(W, b)
+    if H.ndim != 2 or W.shape[1] != H.shape[0]:
+        turned = H.ndim == 2 and H.shape[-1] == W.shape[-1]
+        hint = "; H looks transposed" if turned else ""
+        raise Refused(
+            f"got W {W.shape} and H {H.shape}; allowed: W (K, d) and H (d, N), samples as "
+            f"columns{hint}"
+        )
+    return samples(labels, len(W), H.shape[1], classes, ignore, every=every)
+
+
+def classifier(W, b) -> None:
+    """Check that W is (K, d) and b (K,), or None.
+
+    Raises:
+        Refused: other shapes, fewer than two rows.
     """
     if W.ndim == 1 or (W.ndim == 2 and len(W) == 1):
         raise Refused(
@@ -102,19 +119,10 @@ def fit(W, H, b, labels, classes=None, ignore=None) -> Samples:
             "Write w = W.ravel(); W = np.vstack([-w, w]) / 2, and likewise b = np.array([-b, b]) "
             "/ 2 with the number b, if there is one"
         )
-    if W.ndim != 2 or H.ndim != 2 or W.shape[1] != H.shape[0]:
-        turned = H.ndim == W.ndim == 2 and H.shape[-1] == W.shape[-1]
-        hint = "; H looks transposed" if turned else ""
-        raise Refused(
-            f"got W {W.shape} and H {H.shape}; allowed: W (K, d) and H (d, N), samples as "
-            f"columns{hint}"
-        )
-    (K, d), N = W.shape, H.shape[1]
-    if K < 2 or d < 1:
+    if W.ndim != 2 or len(W) < 2 or W.shape[1] < 1:
         raise Refused(f"got W of shape {W.shape}; allowed: K >= 2 rows, one a class, of d >= 1")
-    if b is not None and b.shape != (K,):
-        raise Refused(f"got b with shape {b.shape}; allowed: ({K},), one entry a row of W")
-    return samples(labels, K, N, classes, ignore)
+    if b is not None and b.shape != (len(W),):
+        raise Refused(f"got b with shape {b.shape}; allowed: ({len(W)},), one entry a row of W")
 
 
 def balanced(lam_W: float, W, H) -> float:
@@ -159,8 +167,12 @@ def numbers(name: str, x):
     return x
 
 
-def _finite(name: str, x):
-    """The array, if none of its entries is NaN or infinite."""
+def finite(name: str, x):
+    """The array, if none of its entries is NaN or infinite.
+
+    Raises:
+        Refused: some are; says how many.
+    """
     bad = int((~(np if isinstance(x, np.ndarray) else jnp).isfinite(x)).sum())
     if bad:
         raise Refused(
@@ -168,6 +180,21 @@ def _finite(name: str, x):
             "Drop or repair the samples they come from"
         )
     return x
+
+
+def normal(name: str, top: float) -> None:
+    """Refuse an array whose largest |entry| is a subnormal number: digits are lost.
+
+    Raises:
+        Refused: 0 < top < the smallest normal number of float64.
+    """
+    least = float(np.finfo(np.float64).tiny)
+    if 0 < top < least:
+        raise Refused(
+            f"got {name} whose largest entry is {top:.3g}, below the smallest normal number "
+            f"{least:.3g} of float64; allowed: 0, or larger ones. Look for an underflow where "
+            f"{name} was made"
+        )
 
 
 def _object_hint(name: str) -> str:

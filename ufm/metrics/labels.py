@@ -86,16 +86,25 @@ def as_array(name: str, x) -> np.ndarray:
             "fill the entries"
         )
     if not isinstance(x, np.ndarray) and callable(getattr(x, "detach", None)):
-        # A tensor of PyTorch: off its graph and its device, and NumPy has no bfloat16.
+        # A tensor of PyTorch: off its graph and its device.
         x = x.detach().cpu()
-        x = x.double() if x.is_floating_point() else x
     try:
         found = np.asarray(x)
     except Exception as error:  # whatever a library raises whose arrays NumPy cannot read
-        raise Refused(f"got {name} that NumPy cannot read: {error}") from error
+        try:
+            found = _converted(x)
+        except Exception:
+            raise Refused(f"got {name} that NumPy cannot read: {error}") from error
     if hasattr(x, "toarray"):
         raise Refused(f"got {name} as a sparse array; allowed: dense ones: {name}.toarray()")
     return found
+
+
+def _converted(x) -> np.ndarray:
+    """What NumPy cannot read as it is: bfloat16 of PyTorch, arrays on other devices (CuPy)."""
+    if callable(getattr(x, "is_floating_point", None)) and x.is_floating_point():
+        return np.asarray(x.double())
+    return np.from_dlpack(x, device="cpu")
 
 
 def _plain(labels, K: int, N: int) -> np.ndarray:
@@ -194,7 +203,7 @@ def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray, way: str) -> d
     """Row of W of each label."""
     if classes is None:
         if text:
-            names = _listed([repr(x) for x in np.unique(given).tolist()])
+            names = listed([repr(x) for x in np.unique(given).tolist()])
             order = (
                 f"text with classes=[…] (--classes), the {K} names in the order of the rows of W"
             )
@@ -205,7 +214,7 @@ def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray, way: str) -> d
     if len(set(entries)) != len(entries) or len(entries) != K:
         raise Refused(
             f"got {len(entries)} classes, {len(set(entries))} of them distinct: "
-            f"{_listed(map(repr, entries))}; allowed: {K} distinct labels in the order of the "
+            f"{listed(map(repr, entries))}; allowed: {K} distinct labels in the order of the "
             "rows of W"
         )
     return {label: k for k, label in enumerate(entries)}
@@ -214,7 +223,7 @@ def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray, way: str) -> d
 def _unknown(strange: list, names: list, given: np.ndarray, K: int, classes: Any, way: str) -> str:
     """What to say of labels that are no rows: which they are, and both ways out."""
     where = np.isin(given, np.array(strange, given.dtype))
-    which = _listed(map(repr, strange))
+    which = listed(map(repr, strange))
     got = (
         f"got label{'s' * (len(strange) > 1)} {which} ({np.sum(where)} of {len(given)} samples, "
         f"the first is sample {int(np.argmax(where))})"
@@ -235,7 +244,7 @@ def _suggestion(names: list, K: int) -> str:
         return ""
     in_a_row = names == list(range(names[0], names[0] + K))
     if in_a_row or 2 * sum(0 <= x < K for x in names) <= K:
-        order = f"range({names[0]}, {names[0] + K})" if in_a_row else f"[{_listed(names)}]"
+        order = f"range({names[0]}, {names[0] + K})" if in_a_row else f"[{listed(names)}]"
         return f" If the rows have the order of the labels, give classes={order}."
     return ""
 
@@ -244,18 +253,21 @@ def _without_samples(
     absent: list, rows_of: Mapping[Any, int], K: int, classes: Any, way: str
 ) -> str:
     """What to say of classes that no sample belongs to."""
-    named = _listed(map(repr, absent))
+    named = listed(map(repr, absent))
     subject = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
     told = f"{subject} no samples; allowed: labels of every one of the K={K} classes"
     if way:
         return f"{told}. {way}"
-    rows = f"[{_listed(rows_of[x] for x in absent)}]"
+    rows = f"[{listed(rows_of[x] for x in absent)}]"
     left = f"keep = np.delete(np.arange({K}), {rows}); W[keep], b[keep]"
     names = "keep" if classes is None else "np.asarray(classes)[keep]"
-    return f"{told}. Add samples, or look at the other classes alone: {left}, classes={names}"
+    return (
+        f"{told}. Add samples, or look at the other classes alone: {left}, classes={names}; "
+        'metrics.collapse(…, missing="skip") (--missing skip) has NC1 and NC4 of those present'
+    )
 
 
-def _listed(values) -> str:
+def listed(values) -> str:
     """Labels in a message, the first of many."""
     texts = [str(x) for x in values]
     return ", ".join(texts[:MOST_SHOWN]) + (", …" if len(texts) > MOST_SHOWN else "")

@@ -1,93 +1,54 @@
-"""Measures of neural collapse, NC1–NC4, each named by the paper that defines it.
+"""Measures of neural collapse, NC1–NC4, of the features of any network.
 
-With class means μ_k, global mean μ_G (over all samples), M = [μ_1 − μ_G … μ_K − μ_G],
-
-    Σ_W = (1/N) Σ_i (h_i − μ_{y_i})(h_i − μ_{y_i})ᵀ,    Σ_B = (1/K) M Mᵀ.
-
-Perfect collapse: features equal to their class means, which form a simplex ETF around their
-unweighted mean, and W proportional to the means less that mean. NC1, nc4 and the fields of W alone
-(nc2, nc2_centred, nc2_equinorm_W, nc2_equiangularity_W) are zero then for any class counts. M is
-centred by the mean over samples: nc2_means, nc2_equinorm_means, nc2_equiangularity_means, nc3,
-nc3_duality and, with b = 0, nc4_mean_logit are zero for equal counts only.
-
-The measures take features of any network: nothing here knows the model. NumPy arrays are measured
-in NumPy at float64; JAX arrays in JAX at their own precision (half precisions at float32), also
-under jit. H and W are divided by powers of two first, so that no square of their entries over- or
-underflows. Sources: Papyan, Han and Donoho 2020; Zhu et al. 2021 (arXiv 2105.02375, section 5.1);
-class-distance normalised variance: Galanti, György and Hutter 2021 (arXiv 2112.15121).
+The formulas stand in `ufm.metrics.result`; nothing here knows the model. NumPy arrays are measured
+in NumPy at float64 (`ufm.metrics.streaming`); JAX arrays in JAX at their own precision (half
+precisions at float32), also under jit. H and W are divided by powers of two first, so that no
+square of their entries over- or underflows.
 """
 
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ufm import check
 from ufm.check import Refused
 from ufm.linalg import scaling
-from ufm.metrics.features import fit, numbers
+from ufm.metrics import streaming
+from ufm.metrics.features import finite, fit, numbers
+from ufm.metrics.result import Collapse
 from ufm.runtime import blocks
 
 
-class Collapse(NamedTuple):
-    """NC1–NC4 of one set of features, scalars that are 0 at perfect collapse of equal counts.
-
-    nc1: tr(Σ_W Σ_B^†)/K (Papyan; Zhu). The pseudo-inverse comes from an SVD of M truncated at
-        rank K−1. Infinite if M = 0 while Σ_W ≠ 0.
-    nc1_trace_ratio: tr Σ_W / tr Σ_B. Infinite if M = 0 while Σ_W ≠ 0.
-    nc1_cdnv: mean over class pairs j ≠ k of (v_j + v_k)/(2‖μ_j − μ_k‖²), v_k the mean of
-        ‖h − μ_k‖² in class k (Galanti). Infinite where two means coincide while v > 0.
-    nc2: ‖WWᵀ/‖WWᵀ‖_F − (I − 11ᵀ/K)/√(K−1)‖_F (Zhu). A row shift W + 1aᵀ, which leaves the
-        cross-entropy unchanged, spoils it.
-    nc2_centred: the same with the mean row of W subtracted first.
-    nc2_means: the same on the centred class means, MᵀM in place of WWᵀ.
-    nc2_equinorm_W, nc2_equinorm_means: standard deviation of the norms over their mean, for the
-        rows of W and for the columns of M (Papyan, figure 2).
-    nc2_equiangularity_W, nc2_equiangularity_means: mean over pairs of |cos + 1/(K−1)|, the same
-        vectors (Papyan, figure 3).
-    nc3: ‖WM/‖WM‖_F − (I − 11ᵀ/K)/√(K−1)‖_F (Zhu).
-    nc3_duality: ‖Wᵀ/‖W‖_F − M/‖M‖_F‖_F, W as it is; Papyan's figure 5 shows its square.
-    nc4: share of samples whose argmax(Wh + b) is not the nearest class mean (Papyan, figure 7).
-    nc4_mean_logit: ‖Wμ_G + b‖, reported as NC4 by the code of Zhu et al. The only field that
-        changes with the size of H; infinite where it exceeds the largest number of the precision.
-
-    Where a normalisation divides by zero (W = 0, or M = 0 up to the rounding of H) the matrix
-    itself stands for its direction, so that zero counts as "no geometry": nc2 = nc3 = 1 then, and
-    norms count as equal.
-    """
-
-    nc1: Any
-    nc1_trace_ratio: Any
-    nc1_cdnv: Any
-    nc2: Any
-    nc2_centred: Any
-    nc2_means: Any
-    nc2_equinorm_W: Any
-    nc2_equinorm_means: Any
-    nc2_equiangularity_W: Any
-    nc2_equiangularity_means: Any
-    nc3: Any
-    nc3_duality: Any
-    nc4: Any
-    nc4_mean_logit: Any
-
-
-def collapse(W, H, b=None, labels=None, *, classes=None, ignore=None) -> Collapse:
+def collapse(
+    W, H, b=None, labels=None, *, classes=None, ignore=None, mean="class", means=None,
+    missing="refuse",
+) -> Collapse:  # fmt: skip
     """Measure NC1–NC4 of a classifier (W, b) on features H, for any network.
 
     Args:
         W: classifier (K, d), one row a class.
-        H: features (d, N), columns are samples.
+        H: features (d, N), columns are samples; of any size that is at hand or mapped from disk,
+            since NumPy arrays are gone through in pieces.
         b: bias (K,); None where there is none.
         labels: (N,) concrete: integers 0 … K−1, which are rows of W, or others with `classes`.
         classes: the K labels in the order of the rows of W, where they are not 0 … K−1.
         ignore: label, or labels, of samples to leave out.
+        mean: what the class means are centred by: "class", their own mean, with which a perfect
+            simplex reads 0 for any counts, as in the code of Papyan et al.; or "sample", the mean
+            of all samples. The same for equal counts.
+        means: class means (K, d), a row a class, to measure about, as those of training features
+            for test features: `ufm.metrics.Accumulator.class_means`. None: those of H.
+        missing: "refuse" classes without samples, or "skip" them: NC1, NC4 of those present, and
+            None for what needs all means. Not asked where `means` are given.
 
     Returns:
         A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input, of which
-        less than 32 bits count as float32.
+        less than 32 bits count as float32. With `means`, or classes skipped, floats always. JAX
+        arrays beyond 64 MiB on a CPU are gone through in pieces too, in float64; on other devices
+        they are measured there, as a whole.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit together, W or H of subnormal
@@ -95,39 +56,49 @@ def collapse(W, H, b=None, labels=None, *, classes=None, ignore=None) -> Collaps
             `ufm.metrics.labels.samples`.
     """
     W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
+    check.choice("mean", mean, streaming.MEANS)
+    every = means is None and check.choice("missing", missing, streaming.MISSING) == "refuse"
     in_jax = any(isinstance(x, jax.Array) for x in (W, H, b))
-    xp = jnp if in_jax else np
-    chosen = fit(W, H, b, labels, classes, ignore)
-    W, H, index = _floating(xp, "W", W), _floating(xp, "H", chosen.of(H)), chosen.rows
-    b = xp.zeros(len(W), W.dtype) if b is None else _floating(xp, "b", b)
-    if in_jax:
-        return _measure_compiled(W, H, b, index)
-    with np.errstate(over="ignore"):  # of nc4_mean_logit, infinite then
-        return Collapse(*(float(x) for x in measure(np, W, H, b, index)))
+    chosen = fit(W, H, b, labels, classes, ignore, every)
+    if in_jax and every and not _large(W, H, b):
+        W, H, index = _floating("W", W), _floating("H", chosen.of(H)), chosen.rows
+        b = jnp.zeros(len(W), W.dtype) if b is None else _floating("b", b)
+        return _measure_compiled(W, H, b, index, mean=mean)
+    found = streaming.whole(W, H, b, chosen, mean, means, missing, classes).collapse()
+    if in_jax and every:
+        dtype = jnp.result_type(W, H, jnp.float32)
+        return Collapse(*(jnp.asarray(x, dtype) for x in found))
+    return found
 
 
-def _floating(xp: ModuleType, name: str, x):
-    """x as an array of NumPy in float64, or of JAX in its own precision."""
-    if xp is np or not x.dtype.isnative:
+def _large(W, H, b) -> bool:
+    """Whether to go through the samples in pieces: arrays of a CPU that would take much memory."""
+    if check.traced(W, H, b):
+        return False
+    places = H.devices() if isinstance(H, jax.Array) else set()
+    if len(places) > 1 or any(place.platform != "cpu" for place in places):
+        return False
+    return max(H.nbytes, H.dtype.itemsize * len(W) ** 2) > blocks.LIMIT
+
+
+def _floating(name: str, x):
+    """x as a JAX array in its own precision, sound unless it is traced."""
+    if not x.dtype.isnative:
         x = x.astype(np.float64)
     elif not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(float)
-    x = xp.asarray(x)
-    if not isinstance(x, jax.core.Tracer) and not bool(xp.all(xp.isfinite(x))):
-        bad = int(xp.sum(~xp.isfinite(x)))
-        raise Refused(
-            f"got {bad} non-finite entries in {name} of shape {x.shape}; allowed: finite numbers. "
-            "Drop or repair the samples they come from"
-        )
-    if not isinstance(x, jax.core.Tracer):
-        _check_normal(xp, name, x)
+    x = jnp.asarray(x)
+    if not check.traced(x):
+        if name != "b":
+            _check_normal(name, x)
+        return finite(name, x)
     return x
 
 
-def _check_normal(xp: ModuleType, name: str, x) -> None:
+def _check_normal(name: str, x) -> None:
     """Refuse W and H of subnormal numbers alone: digits are lost, and XLA takes them for 0."""
-    least = float(xp.finfo(x.dtype).tiny)
-    if name == "b" or not x.size or float(xp.max(xp.abs(x))) >= least:
+    least = float(jnp.finfo(x.dtype).tiny)
+    if not x.size or not float(jnp.max(jnp.abs(x))) < least:
         return
     top = float(np.max(np.abs(np.asarray(x, np.float64))))
     if top > 0:
@@ -138,7 +109,7 @@ def _check_normal(xp: ModuleType, name: str, x) -> None:
         )
 
 
-def measure(xp: ModuleType, W, H, b, index, logits=None) -> Collapse:
+def measure(xp: ModuleType, W, H, b, index, logits=None, mean="class") -> Collapse:
     """The formulas of `Collapse` without checks; xp is numpy or jax.numpy. Traceable.
 
     Args:
@@ -146,6 +117,7 @@ def measure(xp: ModuleType, W, H, b, index, logits=None) -> Collapse:
         W, H, b: the arrays that are measured.
         index: (N,), the row of W that each sample belongs to, every class at least once.
         logits: H ↦ WH + b, where the caller makes these too; None makes them within range.
+        mean: "class" or "sample".
     """
     K, N = W.shape[0], H.shape[1]
     # In units of the largest entries; their logits in a unit common to WH and b.
@@ -156,7 +128,8 @@ def measure(xp: ModuleType, W, H, b, index, logits=None) -> Collapse:
     sums, spread = _over_classes(xp, K, index, H)
     counts = sums(xp.ones((1, N), H.dtype), 1)[0]
     means = sums(H, unit) / counts
-    mean = _product(xp, means, counts[:, None] / N)
+    weights = counts[:, None] / N if mean == "sample" else xp.full((K, 1), 1 / K, H.dtype)
+    mean = _product(xp, means, weights)
     # Mean squared rounding of a feature: below it, class means coincide and variance is none.
     floor = (8 * xp.finfo(H.dtype).eps) ** 2 * squares / N
     M = means - mean
@@ -185,7 +158,7 @@ def measure(xp: ModuleType, W, H, b, index, logits=None) -> Collapse:
     )
 
 
-_measure_compiled = jax.jit(partial(measure, jnp))
+_measure_compiled = jax.jit(partial(measure, jnp), static_argnames="mean")
 
 
 def _over_classes(xp: ModuleType, K: int, index, H):

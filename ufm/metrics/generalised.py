@@ -1,0 +1,209 @@
+"""Geometry beyond the simplex: more classes than dimensions, orthogonal frames, features outside.
+
+For K > d + 1 no simplex fits, and without centring or with ReLU the frame is another one. All here
+is about K vectors: rows of W, and class means, as `Accumulator.class_means` gives them. NumPy,
+float64.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+from ufm import check
+from ufm.check import Refused
+from ufm.linalg import scaling
+from ufm.metrics import frames
+from ufm.metrics.features import finite, numbers
+
+
+class Generalised(NamedTuple):
+    """The geometry of W and of class means, W (K, d), means μ_k, M = [μ_k − mean of the μ_k].
+
+    uniformity_W, uniformity_means: hyperspherical energy, the mean over pairs j ≠ k of
+        log(1/‖v_j − v_k‖) for directions v of the rows of W and of M (Liu et al. 2023,
+        arXiv 2303.06484, their s = 0). The less, the more uniform: −½ log(2K/(K−1)) is least for
+        K ≤ d + 1, where only a simplex has it. For more classes the least is not known in general:
+        compare runs of one (K, d). Infinite where two directions coincide.
+    uniformity_std_W, uniformity_std_means: standard deviation of log(1/‖v_j − v_k‖) over pairs (Wu
+        and Papyan 2024, arXiv 2405.17767, divide it by the mean, which passes through 0). Infinite
+        where a logarithm is.
+    duality, duality_std: mean and standard deviation over classes of cos(w_k, M_k): uniform duality
+        (Wu and Papyan) is a small deviation, self-duality a mean of 1.
+    margin_W, margin_means: min_k of the distance from v_k to the convex hull of the other v_j, the
+        one-vs-rest margin of directions (Jiang et al. 2023, arXiv 2310.05351); K/(K−1) for a
+        simplex, the largest there is for K ≤ d + 1; 0 where some v_k lies among the others.
+    orthogonal_W, orthogonal_means, orthogonal_product: ‖G/‖G‖_F − I/√K‖_F for G = WWᵀ, the Gram
+        matrix of the means *as they are*, and W times the means: distance to an orthogonal frame,
+        to which models without bias collapse (Dang et al. 2023, arXiv 2301.00437).
+    general_orthogonal_W, general_orthogonal_means: distance to the nearest orthogonal vectors of
+        any lengths, min_D ‖G/‖G‖_F − D‖_F over diagonal D of norm 1: with unequal counts the
+        lengths differ (Dang et al. 2023). Never above the distance to an orthogonal frame.
+
+    The traps: a simplex is √(2 − 2√((K−1)/K)) from an orthogonal frame, which is little for many
+    classes; a common offset of the features changes the distances of the means, but neither
+    uniformity nor margins; zero vectors have no direction and count as the origin.
+    """
+
+    uniformity_W: float
+    uniformity_means: float
+    uniformity_std_W: float
+    uniformity_std_means: float
+    duality: float
+    duality_std: float
+    margin_W: float
+    margin_means: float
+    orthogonal_W: float
+    orthogonal_means: float
+    orthogonal_product: float
+    general_orthogonal_W: float
+    general_orthogonal_means: float
+
+
+def generalised(W, means) -> Generalised:
+    """The geometry of a classifier and class means beyond the simplex.
+
+    Args:
+        W: classifier (K, d), a row a class.
+        means: class means (K, d), a row a class, in the order of W.
+
+    Returns:
+        `Generalised`, of floats.
+
+    Raises:
+        Refused: arrays that are not real and finite or do not fit, K < 2.
+    """
+    W, means = as_rows("W", W), as_rows("means", means)
+    if W.shape != means.shape:
+        raise Refused(
+            f"got W {W.shape} and means {means.shape}; allowed: both (K, d), a row a class"
+        )
+    W, means = W / scaling.binade(np, W), means / scaling.binade(np, means)
+    v, m = frames.directions(W), frames.directions(means - means.mean(axis=0))
+    cosines = np.einsum("kd,kd->k", v, m)
+    energy = {"W": _energy(v), "means": _energy(m)}
+    return Generalised(
+        uniformity_W=energy["W"][0],
+        uniformity_means=energy["means"][0],
+        uniformity_std_W=energy["W"][1],
+        uniformity_std_means=energy["means"][1],
+        duality=float(cosines.mean()),
+        duality_std=float(cosines.std()),
+        margin_W=float(distances_to_rest(v).min()),
+        margin_means=float(distances_to_rest(m).min()),
+        orthogonal_W=frames.to_orthogonal(W, W),
+        orthogonal_means=frames.to_orthogonal(means, means),
+        orthogonal_product=frames.to_orthogonal(W, means),
+        general_orthogonal_W=frames.to_general_orthogonal(W),
+        general_orthogonal_means=frames.to_general_orthogonal(means),
+    )
+
+
+def one_vs_rest(vectors, *, unit=True) -> np.ndarray:
+    """dist(v_k, conv{v_j : j ≠ k}) of every vector, (K,): one-vs-rest margins (Jiang et al. 2023).
+
+    max over ‖h‖ ≤ 1 of min_{j≠k} ⟨v_k − v_j, h⟩ is the same number: the margin by which some
+    feature can tell class k. The least of them is `Generalised.margin_W`.
+
+    Args:
+        vectors: (K, d), a row a class.
+        unit: whether to take directions v/‖v‖, as the paper does.
+
+    Raises:
+        Refused: an array that is not real, finite, (K, d) with K ≥ 2; `unit` that is no bool.
+    """
+    rows = as_rows("vectors", vectors)
+    if check.flag("unit", unit):
+        return distances_to_rest(frames.directions(rows / scaling.binade(np, rows)))
+    size = scaling.binade(np, rows)
+    return distances_to_rest(rows / size) * size
+
+
+def ood_cosines(means, outside) -> np.ndarray:
+    """|cos(μ_k, μ_out)| of every class mean with the mean of features outside, (K,).
+
+    Its mean over classes is the measure of NECO's NC5, which tends to 0: in- and out-of-
+    distribution features become orthogonal (Ben Ammar et al. 2023, arXiv 2310.06823).
+
+    Args:
+        means: class means (K, d) of the training features, *not* centred.
+        outside: out-of-distribution features (N, d), samples as rows.
+
+    The trap: 0 also where μ_out is 0 or small noise about 0; look at its norm beside this.
+
+    Raises:
+        Refused: arrays that are not real and finite or do not fit, no samples.
+    """
+    means, found = as_rows("means", means), finite("outside", _numpy("outside", outside))
+    if found.ndim != 2 or found.shape[1] != means.shape[1] or not len(found):
+        raise Refused(
+            f"got means {means.shape} and outside {found.shape}; allowed: (K, d) and (N, d) of one "
+            "d, N >= 1 samples as rows"
+        )
+    size = scaling.binade(np, found.astype(np.float64))
+    mean = np.zeros(found.shape[1])
+    for part in frames.slices(*found.shape):
+        mean += (found[part] / size).sum(axis=0) / len(found)
+    units = frames.directions(means / scaling.binade(np, means))
+    return abs(units @ frames.directions(mean[None] / scaling.binade(np, mean))[0])
+
+
+def as_rows(name: str, x) -> np.ndarray:
+    """K ≥ 2 vectors, a row each, in float64.
+
+    Raises:
+        Refused: an array that is not real, finite, (K, d).
+    """
+    found = _numpy(name, x).astype(np.float64)
+    if found.ndim != 2 or len(found) < 2 or found.shape[1] < 1:
+        raise Refused(
+            f"got {name} of shape {found.shape}; allowed: (K, d), K >= 2 rows, one a class"
+        )
+    return finite(name, found)
+
+
+def _numpy(name: str, x) -> np.ndarray:
+    if check.traced(x):
+        raise Refused(f"got traced {name}: this runs on the host; call it outside jit")
+    return np.asarray(numbers(name, x))
+
+
+def _energy(units: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation over pairs of log(1/‖v_j − v_k‖), v the rows."""
+    K = len(units)
+    pairs = K * (K - 1)
+    mean = sum(_logarithms(units, part).sum() for part in frames.slices(K, K)) / pairs
+    if not np.isfinite(mean):
+        return float("inf"), float("inf")
+    squares = sum(((_logarithms(units, part) - mean) ** 2).sum() for part in frames.slices(K, K))
+    return float(mean), float(np.sqrt(squares / pairs))
+
+
+def _logarithms(units: np.ndarray, part: slice) -> np.ndarray:
+    """log(1/‖v_j − v_k‖) of j in a block of rows and every other k."""
+    sizes = np.einsum("kd,kd->k", units, units)
+    block = units[part]
+    squares = sizes[part, None] + sizes[None, :] - 2 * (block @ units.T)
+    # 2 − 2 cos loses the digits of a small distance: there the differences themselves.
+    for j, near in enumerate(squares < 1e-4):
+        squares[j, near] = ((units[near] - block[j]) ** 2).sum(axis=1)
+    # Directions that differ by their rounding alone are one.
+    squares[squares < (8 * np.finfo(float).eps) ** 2] = 0
+    off = np.arange(len(units)) != np.arange(part.start, part.stop)[:, None]
+    with np.errstate(divide="ignore"):
+        return -0.5 * np.log(squares[off])
+
+
+def distances_to_rest(rows: np.ndarray) -> np.ndarray:
+    """dist(v_k, conv{v_j : j ≠ k}) of the rows (K, d), whose squares are within range.
+
+    The least point of conv{a_j} comes from non-negative least squares: a minimiser x ≥ 0 of
+    ‖Ax‖² + (1ᵀx − 1)² is a positive multiple of the weights that make ‖Ax‖ least on the simplex.
+    """
+    K = len(rows)
+    found = np.empty(K)
+    for k in range(K):
+        A = np.delete(rows, k, axis=0) - rows[k]
+        x, _ = nnls(np.vstack([A.T, np.ones(K - 1)]), np.r_[np.zeros(rows.shape[1]), 1.0])
+        found[k] = np.linalg.norm((x / x.sum()) @ A)
+    return found
