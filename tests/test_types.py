@@ -16,7 +16,7 @@ from ufm.model import mesh
 from ufm.theory import geometry
 
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
-SQUARED = Problem(3, 4, (3, 2, 1), 1e-2, 1e-2, bias=False, loss="SquaredError")
+SQUARED = ufm.Problem(3, 4, (3, 2, 1), 1e-2, 1e-2, bias=False, loss="SquaredError")
 ODD = [None, 5, -1, "x", "", b"", [], {}, 1j, True, float("nan"), np.zeros(3), print]
 
 
