@@ -166,9 +166,9 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
 def _landscape(problem: Problem) -> tuple[Claim, ...]:
     """What holds for every convex loss."""
     decays, _, planar, _, plain = _assumptions(problem)
-    loss, least = problem.loss, rank_bound(problem)
+    loss, least, name = problem.loss, rank_bound(problem), width_name(problem)
     convex = None if loss.convex else f"a convex loss (got {type(loss).__name__})"
-    wide = None if problem.d >= least else f"d >= {width_name(problem)} (got d={problem.d})"
+    wide = None if problem.d >= least else f"d >= {name} (got d={problem.d}, {name}={least})"
     mean = "nᵀW = 0 and rank W ≤ K−1" if least < problem.K else "rank W ≤ K"
     mean = mean.replace("nᵀW", "1ᵀW") if not isinstance(loss, LogitAdjusted) else mean
     return (
