@@ -305,3 +305,12 @@ def test_a_plan_takes_no_file_that_would_block_or_is_none(tmp_path):
     for name in ("pipe.toml", "", "absent.toml", "a\0b"):
         with pytest.raises(ufm.Refused, match="allowed"):
             grid.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "tiny", [decimal.Decimal("1e-400"), fractions.Fraction(1, 10**400), decimal.Decimal("-1e-400")]
+)
+def test_a_number_that_float64_would_take_for_0_is_refused(tiny):
+    with pytest.raises(ufm.Refused, match=r"float64 takes for 0|allowed: a finite number >= 0"):
+        ufm.Problem(3, 4, 2, tiny, 1e-3)
+    assert ufm.Problem(3, 4, 2, decimal.Decimal("1e-300"), fractions.Fraction(0)).lam_W == 1e-300

@@ -80,6 +80,8 @@ def real(
         result = math.nan
     if not (math.isfinite(result) and result >= least and above < result < below):
         raise Refused(f"got {name}={shown(value)}; allowed: {allowed}")
+    if result == 0 and number != 0:
+        raise Refused(f"got {name}={shown(value)}, which float64 takes for 0; allowed: {allowed}")
     return result
 
 
