@@ -19,6 +19,7 @@ would decide the last term; without a bias that term is absent.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -181,9 +182,10 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     # Entries whose squares are below the smallest normal number are lost, √(KN) of them in all.
     safe = sigma + (float(info.tiny) * (1 if any_size else info.tiny**-0.5)) * (K * N) ** 0.5
     alpha = jnp.where(safe > mu, mu / safe, 1)
-    if (
-        problem.loss.dual and not problem.loss.convex
-    ):  # slopes that its hull has not are outside the domain of ℓ*
+    if not problem.loss.dual:
+        unknown = jnp.full((), jnp.nan, dtype)
+        return Bound(unknown, unknown, sigma, jnp.zeros((), dtype))
+    if not problem.loss.convex:  # slopes that its hull has not are outside the domain of ℓ*
 
         def reach(part, labels):
             return problem.loss.reach(dual(part, labels), problem.target(labels))
@@ -196,21 +198,30 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
         slope = alpha * (jnp.sqrt(jnp.sum(jnp.square(sums))) / scale) / root
         penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
 
-    def entropy(part, labels):
-        return -problem.loss.conjugate(alpha * dual(part, labels), problem.target(labels))
+    scaled = partial(_scaled, dual, alpha)
+    return _proven(problem, columns, scaled, penalty, sigma)
 
-    if not problem.loss.dual:
-        unknown = jnp.full((), jnp.nan, dtype)
-        return Bound(unknown, unknown, sigma, jnp.zeros((), dtype))
+
+def _scaled(dual: Callable, alpha: Scalar, part: Array, labels: Array) -> Array:
+    """α r'_i of a block of samples."""
+    return alpha * dual(part, labels)
+
+
+def _proven(problem: Problem, columns: Array, dual: Callable, penalty: Scalar, sigma: Scalar):
+    """The `Bound` −Σ w_i ℓ*_i − penalty at feasible dual variables, and its rounding."""
+    loss, unit = problem.loss, 8 * float(jnp.finfo(columns.dtype).eps)
+
+    def entropy(part, labels):
+        return -loss.conjugate(dual(part, labels), problem.target(labels))
+
+    def moduli(part, labels):
+        return loss.magnitude(dual(part, labels), problem.target(labels))
+
     entropies = mean_weighed(problem, entropy, columns)
-    value, unit = entropies - penalty, 8 * float(info.eps)
+    value = entropies - penalty
     # Factor by factor: a small number less a smaller one may leave the normal numbers.
     size, proven = entropies, entropies * (1 - unit) - penalty * (1 + unit)
-    if not problem.loss.definite(problem.targets):
-
-        def moduli(part, labels):
-            return problem.loss.magnitude(alpha * dual(part, labels), problem.target(labels))
-
+    if not loss.definite(problem.targets):
         size = mean_weighed(problem, moduli, columns)
         proven = entropies - unit * size - penalty * (1 + unit)
     rounding = jnp.where(value > 0, unit * (size + penalty), 0)

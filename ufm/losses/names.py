@@ -86,6 +86,7 @@ def named(loss: Any) -> Any:
 
 def _parsed(text: str) -> tuple[str, dict[str, Any] | None]:
     """(name, parameters) of Name or Name(key=number, …); None where this cannot be read."""
+    unread = text.partition("(")[0].strip(), None
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
@@ -93,5 +94,5 @@ def _parsed(text: str) -> tuple[str, dict[str, Any] | None]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
             return node.func.id, {str(x.arg): ast.literal_eval(x.value) for x in node.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        pass
-    return text.partition("(")[0].strip(), None
+        return unread
+    return unread
