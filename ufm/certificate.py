@@ -148,14 +148,21 @@ def _dual(problem: Problem, columns: Array, residual: Callable):
     return centred
 
 
-def lower_bound(problem: Problem, params: Params, any_size: bool = True) -> Bound:
+def lower_bound(
+    problem: Problem, params: Params, R: Array | None = None, any_size: bool = True
+) -> Bound:
     """The dual bound of the module's head from a point's residuals R. Traceable.
 
     Args:
+        problem, params: any point.
+        R: its residuals where they are at hand; None makes them, in blocks of samples where they
+            are large.
         any_size: whether G is multiplied by √(largest number)/2, which its entries allow (those of
             R are at most 1): their squares vanish nowhere then. Otherwise the bound is as valid,
             but loose where μ is below √(smallest number); the G of a record is used as it is.
     """
+    if R is not None:
+        return _bound(problem, R, lambda R, _: R, any_size)
 
     def residual(H, labels):
         return terms.residual(problem, params._replace(H=H), labels)
@@ -264,7 +271,7 @@ def _certificate(problem: Problem, params: Params) -> Certificate:
 
 def _certificate_at(problem: Problem, params: Params, value, grad_norm, residual) -> Certificate:
     """`_certificate` from R at the point."""
-    bound = _bound(problem, residual, lambda R, _: R, any_size=True)
+    bound = lower_bound(problem, params, residual)
     return _summed(problem, params, value, grad_norm, bound)
 
 

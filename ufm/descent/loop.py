@@ -23,7 +23,14 @@ from ufm.linalg import scaling
 from ufm.linalg.scaling import anyone
 from ufm.metrics import measures as metrics
 from ufm.model import objective as terms
-from ufm.model.objective import add_decay, gradient, gradient_norm, logits, objective
+from ufm.model.objective import (
+    add_decay,
+    gradient,
+    gradient_norm,
+    logits,
+    objective,
+    weighed,
+)
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
 
@@ -123,7 +130,7 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
 
     def hits(H, labels):
         Z = scores(H)
-        found = metrics.first_largest(jnp, Z)
+        found = metrics.first_largest(Z)
         if problem.targets is None:
             return jnp.sum((found == labels).astype(Z.dtype))
         T = problem.target(labels)
@@ -131,16 +138,21 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         return jnp.sum((own == jnp.max(T, axis=0)).astype(Z.dtype))
 
     loss = objective(problem, params)
-    bound = certificate.lower_bound(problem, params, any_size=False).value
+    R = G = None
+    if blocks.count(problem.K, params.H) == 1:
+        # As an array: XLA would repeat the exponentials in every kernel that reads it.
+        R = jax.lax.optimization_barrier(terms.residual(problem, params, labels))
+        G = weighed(problem, R, labels)
+    bound = certificate.lower_bound(problem, params, R, any_size=False).value
     row = {
         "loss": loss,
-        "grad_norm": gradient_norm(problem, params),
+        "grad_norm": gradient_norm(problem, params, G),
         "gap": loss - bound,
         "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
     }
     names = ("nc1", "nc2", "nc3", "nc4")
     if problem.targets is None:
-        collapse = metrics.measure(jnp, *params, labels, scores)
+        collapse = metrics.measure(*params, labels, scores)
         row |= {name: getattr(collapse, name) for name in names}
     else:
         row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
@@ -239,33 +251,35 @@ def trajectory(
         start and whose rows past the end of the run are NaN (step: −1).
     """
     chunks = records - 1 if chunks is None else chunks
-    begin = state.step
+    begin, columns = state.step, [name for name in HISTORY if name != "step"]
 
-    def run_chunk(i, state, history, status):
+    def run_chunk(i, state, steps, table, status):
         # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
         left = limits.steps - begin - limits.record_every * (i - 1)
         count = jnp.where(i == 0, 0, jnp.minimum(limits.record_every, left))
         new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
-        row = {"step": new.step} | measurements(problem, new.params)
+        row = measurements(problem, new.params)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
         kept = jax.lax.cond(running & sound, lambda: new, lambda: state)
-        history = {
-            name: x.at[i].set(jnp.where(running & sound, row[name], x[i]))
-            for name, x in history.items()
-        }
+        written = jnp.stack([row[name] for name in columns])
+        steps = steps.at[i].set(jnp.where(running & sound, new.step, steps[i]))
+        table = table.at[i].set(jnp.where(running & sound, written, table[i]))
         code = jnp.where(sound, _verdict(row, new, limits), jnp.int32(Status.diverged))
-        return kept, history, jnp.where(running, code, status)
+        return kept, steps, table, jnp.where(running, code, status)
 
     def body(i, carry):
         return jax.lax.cond(
-            anyone(carry[2] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
+            anyone(carry[-1] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
         )
 
-    history = {name: jnp.full(records, jnp.nan, state.params.W.dtype) for name in HISTORY}
-    history["step"] = jnp.full(records, -1, state.step.dtype)
+    steps = jnp.full(records, -1, state.step.dtype)
+    # One row a record: to write a dozen arrays is a dozen kernels.
+    table = jnp.full((records, len(columns)), jnp.nan, state.params.W.dtype)
     status = jnp.asarray(Status.running, jnp.int32)
-    return jax.lax.fori_loop(0, chunks + 1, body, (state, history, status))
+    carry = jax.lax.fori_loop(0, chunks + 1, body, (state, steps, table, status))
+    state, steps, table, status = carry
+    return state, {"step": steps} | dict(zip(columns, table.T, strict=True)), status
 
 
 def last_sound(problem: Problem, state: State, method: Method, hyper, count) -> State:

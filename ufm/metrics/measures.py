@@ -7,7 +7,6 @@ square of their entries over- or underflows.
 """
 
 from functools import partial
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -109,11 +108,10 @@ def _check_normal(name: str, x) -> None:
         )
 
 
-def measure(xp: ModuleType, W, H, b, index, logits=None, mean="class") -> Collapse:
-    """The formulas of `Collapse` without checks; xp is numpy or jax.numpy. Traceable.
+def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
+    """The formulas of `Collapse` without checks. Traceable.
 
     Args:
-        xp: numpy or jax.numpy.
         W, H, b: the arrays that are measured.
         index: (N,), the row of W that each sample belongs to, every class at least once.
         logits: H ↦ WH + b, where the caller makes these too; None makes them within range.
@@ -121,181 +119,198 @@ def measure(xp: ModuleType, W, H, b, index, logits=None, mean="class") -> Collap
     """
     K, N = W.shape[0], H.shape[1]
     # In units of the largest entries; their logits in a unit common to WH and b.
-    unit = 1 / scaling.binade(xp, H)
-    W, V, c, exponent = _units(xp, W, unit, b)
-    logits = logits or (lambda H: _product(xp, V * unit, H) + c[:, None])
-    squares = xp.sum(xp.sum((H * unit) ** 2, axis=0))
-    sums, spread = _over_classes(xp, K, index, H)
-    counts = sums(xp.ones((1, N), H.dtype), 1)[0]
+    unit = 1 / scaling.binade(jnp, H)
+    W, V, c, exponent = _units(W, unit, b)
+    logits = logits or (lambda H: _product(V * unit, H) + c[:, None])
+    squares = jnp.sum(jnp.sum((H * unit) ** 2, axis=0))
+    sums, spread = _over_classes(K, index, H)
+    counts = sums(jnp.ones((1, N), H.dtype), 1)[0]
     means = sums(H, unit) / counts
-    weights = counts[:, None] / N if mean == "sample" else xp.full((K, 1), 1 / K, H.dtype)
-    mean = _product(xp, means, weights)
+    weights = counts[:, None] / N if mean == "sample" else jnp.full((K, 1), 1 / K, H.dtype)
+    mean = _product(means, weights)
     # Mean squared rounding of a feature: below it, class means coincide and variance is none.
-    floor = (8 * xp.finfo(H.dtype).eps) ** 2 * squares / N
+    floor = (8 * jnp.finfo(H.dtype).eps) ** 2 * squares / N
     M = means - mean
-    M = xp.where(xp.sum(M**2) > K * floor, M, 0)
+    M = jnp.where(jnp.sum(M**2) > K * floor, M, 0)
     deviations = H * unit - spread(means)
-    variances = sums(xp.sum(deviations**2, axis=0)[None, :], 1)[0] / counts
-    tr_W, tr_B = xp.sum(counts * variances) / N, xp.sum(M**2) / K
-    disagreements = partial(_disagreements, xp, logits, M, mean, unit)
+    variances = sums(jnp.sum(deviations**2, axis=0)[None, :], 1)[0] / counts
+    tr_W, tr_B = jnp.sum(counts * variances) / N, jnp.sum(M**2) / K
+    U, s, Vt = jnp.linalg.svd(M, full_matrices=False)
+    along, nearest = blocks.sweep(partial(_nearest, M, U, s, Vt), deviations, index, K)
+    predicted = blocks.sweep(lambda H, _: ((), first_largest(logits(H))), H, index, K)[1]
     return Collapse(
-        nc1=_nc1(xp, M, deviations, tr_W, floor),
-        nc1_trace_ratio=_ratio(xp, tr_W, tr_B, floor),
-        nc1_cdnv=_cdnv(xp, M, variances, floor),
-        nc2=_distance_to_etf(xp, _product(xp, W, W.T)),
-        nc2_centred=_distance_to_etf(xp, _gram(xp, W - xp.mean(W, axis=0))),
-        nc2_means=_distance_to_etf(xp, _gram(xp, M.T)),
-        nc2_equinorm_W=_equinorm(xp, W),
-        nc2_equinorm_means=_equinorm(xp, M.T),
-        nc2_equiangularity_W=_equiangularity(xp, W),
-        nc2_equiangularity_means=_equiangularity(xp, M.T),
-        nc3=_distance_to_etf(xp, _product(xp, W, M)),
-        nc3_duality=xp.sqrt(xp.sum((_direction(xp, W).T - _direction(xp, M)) ** 2)),
-        nc4=blocks.total(disagreements, H, index, K) / N,
+        nc1=_nc1(M, s, along / N, tr_W, floor),
+        nc1_trace_ratio=_ratio(tr_W, tr_B, floor),
+        nc1_cdnv=_cdnv(M, variances, floor),
+        nc2=_distance_to_etf(_product(W, W.T)),
+        nc2_centred=_distance_to_etf(_gram(W - jnp.mean(W, axis=0))),
+        nc2_means=_distance_to_etf(_gram(M.T)),
+        nc2_equinorm_W=_equinorm(W),
+        nc2_equinorm_means=_equinorm(M.T),
+        nc2_equiangularity_W=_equiangularity(W),
+        nc2_equiangularity_means=_equiangularity(M.T),
+        nc3=_distance_to_etf(_product(W, M)),
+        nc3_duality=jnp.sqrt(jnp.sum((_direction(W).T - _direction(M)) ** 2)),
+        nc4=jnp.sum((predicted != nearest).astype(H.dtype)) / N,
         nc4_mean_logit=_times_power(
-            xp, xp.sqrt(xp.sum((_product(xp, V, mean)[:, 0] + c) ** 2)), exponent
+            jnp.sqrt(jnp.sum((_product(V, mean)[:, 0] + c) ** 2)), exponent
         ),
     )
 
 
-_measure_compiled = jax.jit(partial(measure, jnp), static_argnames="mean")
+_measure_compiled = jax.jit(measure, static_argnames="mean")
 
 
-def _over_classes(xp: ModuleType, K: int, index, H):
+def _over_classes(K: int, index, H):
     """Two maps, (r, N) → (r, K) and back: the sums over each class, and a copy a sample.
 
     The sums are those of A times a number, which keeps them within range.
 
     Known labels in K equal blocks, as those of a balanced problem, need a mere change of shape.
     """
-    N = len(index)
-    if isinstance(index, np.ndarray) and np.array_equal(index, np.repeat(np.arange(K), N // K)):
+    if _in_order(K, index):
         return (
-            lambda A, unit: xp.sum((A * unit).reshape(len(A), K, N // K), axis=2),
-            lambda A: xp.repeat(A, N // K, axis=1),
+            lambda A, unit: jnp.sum((A * unit).reshape(len(A), K, -1), axis=2),
+            lambda A: _copies(A, index),
         )
 
-    # A product with one 1 a column picks entries exactly, and faster than a gather in JAX.
-    def one(index):
-        return (xp.arange(K)[:, None] == index[None, :]).astype(H.dtype)
-
     def sums(A, unit):
-        return blocks.total(lambda A, index: _product(xp, A, unit * one(index).T), A, index, K)
+        def block(A, index):
+            return _product(A, unit * _one(K, index, A.dtype).T)
+
+        return blocks.total(block, A, index, K)
 
     def spread(A):
-        return blocks.sweep(lambda _, index: ((), _product(xp, A, one(index))), H, index, K)[1]
+        return blocks.sweep(lambda _, index: ((), _copies(A, index)), H, index, K)[1]
 
     return sums, spread
 
 
-def first_largest(xp: ModuleType, A):
+def _in_order(K: int, index) -> bool:
+    """Whether the rows are known to be K equal blocks in order."""
+    N = len(index)
+    return isinstance(index, np.ndarray) and np.array_equal(index, np.repeat(np.arange(K), N // K))
+
+
+def _one(K: int, index, dtype):
+    """The (K, N) matrix with a 1 at the row of each sample.
+
+    A product with it picks entries exactly, and faster than a gather in JAX.
+    """
+    return (jnp.arange(K)[:, None] == index[None, :]).astype(dtype)
+
+
+def _copies(A, index):
+    """The column of A (r, K) of each sample, (r, N)."""
+    K = A.shape[1]
+    if _in_order(K, index):
+        return jnp.repeat(A, len(index) // K, axis=1)
+    return _product(A, _one(K, index, A.dtype))
+
+
+def first_largest(A):
     """The row of the largest entry of every column, the first of equal ones: argmax over rows.
 
     In two plain reductions: XLA's argmax on CPUs walks down one column after the other.
     """
     K = A.shape[0]
-    return xp.min(xp.where(xp.max(A, axis=0) == A, xp.arange(K)[:, None], K), axis=0)
+    return jnp.min(jnp.where(jnp.max(A, axis=0) == A, jnp.arange(K)[:, None], K), axis=0)
 
 
-def _product(xp: ModuleType, A, B):
-    if xp is np:
-        return A @ B
+def _product(A, B):
     return jnp.matmul(A, B, precision=jax.lax.Precision.HIGHEST)
 
 
-def _gram(xp: ModuleType, A):
-    return _product(xp, A, A.T)
+def _gram(A):
+    return _product(A, A.T)
 
 
-def _ratio(xp: ModuleType, numerator, denominator, floor=0.0):
+def _ratio(numerator, denominator, floor=0.0):
     """numerator/denominator; over zero it is 0 up to the floor of rounding, and ∞ above."""
-    safe = xp.where(denominator > 0, denominator, 1)
-    return xp.where(denominator > 0, numerator / safe, xp.where(numerator > floor, xp.inf, 0.0))
+    safe = jnp.where(denominator > 0, denominator, 1)
+    return jnp.where(denominator > 0, numerator / safe, jnp.where(numerator > floor, jnp.inf, 0.0))
 
 
-def _direction(xp: ModuleType, A):
+def _direction(A):
     """A/‖A‖_F, and 0 for A = 0."""
-    size = xp.sqrt(xp.sum(A**2))
-    return A / xp.where(size > 0, size, 1)
+    size = jnp.sqrt(jnp.sum(A**2))
+    return A / jnp.where(size > 0, size, 1)
 
 
-def _nc1(xp: ModuleType, M, deviations, tr_W, floor):
+def _nearest(M, U, s, Vt, deviations, index):
+    """(Σ_i a_i², the class of the nearest mean of every sample), a_i = Uᵀ(h_i − μ_{y_i}).
+
+    With M = U diag(s) Vᵀ, ‖h_i − μ_k‖² = const − 2(⟨V_k ∘ s, a_i⟩ + ⟨M_k, M_{y_i}⟩ − ‖M_k‖²/2):
+    around μ_G against cancellation, and with one product over all features.
+    """
+    a, gram = _product(U.T, deviations), _gram(M.T)
+    own = _copies(gram - jnp.diagonal(gram)[:, None] / 2, index)
+    return jnp.sum(a**2, axis=1), first_largest(_product(Vt.T * s, a) + own)
+
+
+def _nc1(M, s, along, tr_W, floor):
     """tr(Σ_W Σ_B^†)/K = Σ_j u_jᵀΣ_W u_j/s_j² over the singular pairs (u_j, s_j) of M.
 
     M has rank ≤ K−1 since Σ_k n_k M_k = 0: its last singular value is rounding, and inverting it
-    is what makes NC1 negative or huge in float32. Σ_W is never formed, so the sum is of squares.
+    is what makes NC1 negative or huge in float32. `along` is u_jᵀΣ_W u_j, a sum of squares: Σ_W is
+    never formed.
     """
-    U, s, _ = xp.linalg.svd(M, full_matrices=False)
     r = min(M.shape[0], M.shape[1] - 1)
-    U, s = U[:, :r], s[:r]
-    kept = s > xp.finfo(M.dtype).eps * max(M.shape) * s[0]
-
-    def squares(deviations, _):
-        return xp.sum(_product(xp, U.T, deviations) ** 2, axis=1)
-
-    N = deviations.shape[1]
-    along = blocks.total(squares, deviations, np.zeros(N, bool), r) / N
-    nc1 = xp.sum(xp.where(kept, along / xp.where(kept, s, 1) ** 2, 0))
-    return xp.where(s[0] > 0, nc1, xp.where(tr_W > floor, xp.inf, 0.0))
+    s, along = s[:r], along[:r]
+    kept = s > jnp.finfo(M.dtype).eps * max(M.shape) * s[0]
+    nc1 = jnp.sum(jnp.where(kept, along / jnp.where(kept, s, 1) ** 2, 0))
+    return jnp.where(s[0] > 0, nc1, jnp.where(tr_W > floor, jnp.inf, 0.0))
 
 
-def _cdnv(xp: ModuleType, M, variances, floor):
-    gram = _gram(xp, M.T)
-    squares = xp.diagonal(gram)
+def _cdnv(M, variances, floor):
+    gram = _gram(M.T)
+    squares = jnp.diagonal(gram)
     scale = squares[:, None] + squares[None, :]
     distances = scale - 2 * gram
     # Below the rounding of the subtraction two means count as one.
-    distances = xp.where(distances > 4 * xp.finfo(M.dtype).eps * scale, distances, 0)
+    distances = jnp.where(distances > 4 * jnp.finfo(M.dtype).eps * scale, distances, 0)
     K = M.shape[1]
-    pairs = _ratio(xp, (variances[:, None] + variances[None, :]) / 2, distances, floor)
-    return xp.sum(xp.where(xp.eye(K, dtype=bool), 0, pairs)) / (K * (K - 1))
+    pairs = _ratio((variances[:, None] + variances[None, :]) / 2, distances, floor)
+    return jnp.sum(jnp.where(jnp.eye(K, dtype=bool), 0, pairs)) / (K * (K - 1))
 
 
-def _distance_to_etf(xp: ModuleType, A):
+def _distance_to_etf(A):
     """‖A/‖A‖_F − (I − 11ᵀ/K)/√(K−1)‖_F for a (K, K) matrix A."""
     K = A.shape[0]
-    etf = (xp.eye(K, dtype=A.dtype) - 1 / K) / np.sqrt(K - 1.0).item()
-    return xp.sqrt(xp.sum((_direction(xp, A) - etf) ** 2))
+    etf = (jnp.eye(K, dtype=A.dtype) - 1 / K) / np.sqrt(K - 1.0).item()
+    return jnp.sqrt(jnp.sum((_direction(A) - etf) ** 2))
 
 
-def _equinorm(xp: ModuleType, rows):
-    sizes = xp.sqrt(xp.sum(rows**2, axis=1))
-    return _ratio(xp, xp.std(sizes), xp.mean(sizes))
+def _equinorm(rows):
+    sizes = jnp.sqrt(jnp.sum(rows**2, axis=1))
+    return _ratio(jnp.std(sizes), jnp.mean(sizes))
 
 
-def _equiangularity(xp: ModuleType, rows):
+def _equiangularity(rows):
     K = rows.shape[0]
-    sizes = xp.sqrt(xp.sum(rows**2, axis=1, keepdims=True))
-    cosines = _gram(xp, rows / xp.where(sizes > 0, sizes, 1))
-    deviations = xp.abs(cosines + 1 / (K - 1))
-    return xp.sum(xp.where(xp.eye(K, dtype=bool), 0, deviations)) / (K * (K - 1))
+    sizes = jnp.sqrt(jnp.sum(rows**2, axis=1, keepdims=True))
+    cosines = _gram(rows / jnp.where(sizes > 0, sizes, 1))
+    deviations = jnp.abs(cosines + 1 / (K - 1))
+    return jnp.sum(jnp.where(jnp.eye(K, dtype=bool), 0, deviations)) / (K * (K - 1))
 
 
-def _units(xp: ModuleType, W, unit, b):
+def _units(W, unit, b):
     """(W/s, V, c, e) with W h + b = 2^e (V u h + c) for u = `unit`; |V| and |c| are below 4.
 
     e is an integer of any size: logits beyond the largest number still have a largest one.
     """
-    s = scaling.binade(xp, W)
-    e_W, e_H, e_b = (xp.frexp(x)[1] - 1 for x in (s, 1 / unit, scaling.binade(xp, b)))
-    exponent = xp.where(xp.any(b != 0), xp.maximum(e_W + e_H, e_b), e_W + e_H)
+    s = scaling.binade(jnp, W)
+    e_W, e_H, e_b = (jnp.frexp(x)[1] - 1 for x in (s, 1 / unit, scaling.binade(jnp, b)))
+    exponent = jnp.where(jnp.any(b != 0), jnp.maximum(e_W + e_H, e_b), e_W + e_H)
     W = W * (1 / s)
-    V = _times_power(xp, W, e_W + e_H - exponent)
-    return W, V, _times_power(xp, b, -exponent), exponent
+    V = _times_power(W, e_W + e_H - exponent)
+    return W, V, _times_power(b, -exponent), exponent
 
 
-def _times_power(xp: ModuleType, x, exponent):
+def _times_power(x, exponent):
     """2^e x for any integer e, in two steps: 2^e alone may be out of range.
 
     By scalars that XLA computes once, where it would repeat an ldexp of x for every use of it.
     """
-    half, one = exponent // 2, xp.ones((), x.dtype)
-    return x * xp.ldexp(one, half) * xp.ldexp(one, exponent - half)
-
-
-def _disagreements(xp: ModuleType, logits, M, mean, unit, H, _):
-    """Number of samples whose predicted class is not that of the nearest class mean."""
-    predicted = first_largest(xp, logits(H))
-    # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation.
-    nearness = _product(xp, M.T, H * unit - mean) - xp.sum(M**2, axis=0)[:, None] / 2
-    return xp.sum((predicted != first_largest(xp, nearness)).astype(H.dtype))
+    half, one = exponent // 2, jnp.ones((), x.dtype)
+    return x * jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)

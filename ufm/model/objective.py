@@ -160,10 +160,10 @@ def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
     return add_decay(problem, params, pullback(problem, params, G))
 
 
-def gradient_norm(problem: Problem, params: Params) -> Scalar:
-    """‖∇f‖ at a point; the gradient need not exist as a whole."""
-    W, H, b = map(squared_norm, gradient(problem, params))
-    return scaling.norm(W + H + b, lambda: gradient(problem, params))
+def gradient_norm(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Scalar:
+    """‖∇f‖ at a point; the gradient need not exist as a whole. G where it is at hand."""
+    W, H, b = map(squared_norm, gradient(problem, params, G))
+    return scaling.norm(W + H + b, lambda: gradient(problem, params, G))
 
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:
