@@ -39,7 +39,7 @@ from ufm import Problem, plots, theory
 from ufm.critical import sources
 from ufm.critical.orbits import Orbit
 from ufm.critical.orbits import judge as judge_orbit
-from ufm.critical.search import Census, census, polish, quotient_of
+from ufm.critical.search import Batch, Census, census, polish, quotient_of
 
 JUDGED = 20  # orbits judged again for their cost
 NUMBERS = ("value", "smallest", "predicted", "residual")
@@ -85,12 +85,15 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     for i, K in enumerate(config.classes):
         problem, begun = problem_of(config, K), time.perf_counter()
 
-        def report(source: str, tried: int, known: int, i=i, K=K, begun=begun) -> None:
+        def on_batch(batch: Batch, i=i, K=K, begun=begun) -> None:
+            tried, known = sum(batch.census.tried.values()), len(batch.census.orbits)
             growth.append((K, tried, known, time.perf_counter() - begun))
-            progress(i / len(config.classes), f"K={K}, {source}: {known} orbits, {tried} starts")
+            progress(
+                i / len(config.classes), f"K={K}, {batch.source}: {known} orbits, {tried} starts"
+            )
 
         key = jax.random.fold_in(jax.random.key(config.seed), K)
-        found = census(problem, key, starts=config.starts, rounds=config.rounds, report=report)
+        found = census(problem, key, starts=config.starts, rounds=config.rounds, on_batch=on_batch)
         costs.append((K, time.perf_counter() - begun, *_costs(config, found)))
         for orbit in found.orbits:
             for name in (*NUMBERS, *COUNTS):

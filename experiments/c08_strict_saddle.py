@@ -42,7 +42,7 @@ from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, plots, theory
 from ufm.critical import newton, orbits
-from ufm.critical.search import Census, census, quotient_of
+from ufm.critical.search import Batch, Census, census, quotient_of
 from ufm.hessian.curvature import dense, flatten
 from ufm.linalg import pair
 from ufm.model import objective as terms
@@ -139,9 +139,10 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     for cell in cells:
         for j, strength in enumerate(config.strengths[: cell.strengths]):
 
-            def report(source, _, known, cell=cell, strength=strength, done=done) -> None:
+            def report(batch: Batch, cell=cell, strength=strength, done=done) -> None:
                 about = f"K={cell.K}, n={cell.n}, Kc={strength:g}"
-                progress(done / total, f"{about}, {source}: {known} orbits")
+                known = len(batch.census.orbits)
+                progress(done / total, f"{about}, {batch.source}: {known} orbits")
 
             found, measured = _census(config, cell, j, report)
             points.append(_summary(config, measured, cell, j, _least(found)))
@@ -162,17 +163,18 @@ def _census(config: Config, cell: Cell, j: int, report) -> tuple[Census, np.ndar
     small = quotient_of(problem)
     batches: list[np.ndarray] = []
 
-    def accepted(_, found) -> None:
+    def on_batch(batch: Batch) -> None:
+        report(batch)
         # Padded to one shape, so that one program serves every batch.
-        if len(found.W):
-            lanes = np.resize(np.arange(len(found.W)), cell.starts)
-            measured = _measure(problem, small, jax.tree.map(lambda x: x[lanes], found))
-            batches.append(np.stack(measured, axis=1)[: len(found.W)])
+        if arrived := len(batch.arrived.W):
+            lanes = np.resize(np.arange(arrived), cell.starts)
+            measured = _measure(problem, small, jax.tree.map(lambda x: x[lanes], batch.arrived))
+            batches.append(np.stack(measured, axis=1)[:arrived])
 
     series = jax.random.fold_in(jax.random.key(config.seed), cell.K + 1000 * cell.uneven)
     found = census(
         problem, jax.random.fold_in(series, j), starts=cell.starts, rounds=cell.rounds,
-        report=report, accepted=accepted,
+        on_batch=on_batch,
     )  # fmt: skip
     return found, np.concatenate(batches)
 

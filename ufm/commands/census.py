@@ -55,8 +55,13 @@ class Census:
         ):
             task = progress.add_task("compiling")
 
-            def report(source: str, tried: int, orbits: int) -> None:
-                progress.update(task, description=f"{source}: {tried} starts, {orbits} orbits")
+            def on_batch(batch: room.Batch) -> None:
+                tried, orbits = sum(batch.census.tried.values()), len(batch.census.orbits)
+                progress.update(
+                    task, description=f"{batch.source}: {tried} starts, {orbits} orbits"
+                )
+                if kept is not None and batch.ends_round:
+                    kept.save(batch.census)
 
             earlier = 0 if kept is None else len(kept.sessions) - 1
             found = room.census(
@@ -65,8 +70,7 @@ class Census:
                 starts=self.starts,
                 rounds=self.rounds,
                 known=None if kept is None else kept.census,
-                report=report,
-                save=None if kept is None else kept.save,
+                on_batch=on_batch,
             )
         if self.json:
             print(values.text(_plain(found)))

@@ -6,7 +6,7 @@ critical points of a problem, each with its index and verdict; `judge` for one p
 """
 
 from ufm.critical.orbits import Orbit, fingerprint, judge
-from ufm.critical.search import NAMES, Census, census, hits
+from ufm.critical.search import NAMES, Batch, Census, census, hits
 from ufm.critical.solver import Solution, solve
 from ufm.critical.sources import partitions
 from ufm.critical.unstable import Escape, escape
@@ -14,6 +14,7 @@ from ufm.critical.verification import Cell, verify
 
 __all__ = [
     "NAMES",
+    "Batch",
     "Cell",
     "Census",
     "Escape",

@@ -31,9 +31,6 @@ FIRST = (
 FROM_KNOWN = (sources.perturbed, sources.followed, sources.deflated)
 NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
 
-Report = Callable[[str, int, int], None]  # report(source, starts polished, orbits known)
-Accepted = Callable[[str, Params], None]  # accepted(source, points that arrived)
-
 
 class Census(NamedTuple):
     """What a census found.
@@ -46,6 +43,21 @@ class Census(NamedTuple):
     orbits: tuple[Orbit, ...]
     tried: dict[str, int]
     refused: dict[str, int]
+
+
+class Batch(NamedTuple):
+    """The starts of one source in one round, polished: what a census tells while it goes on.
+
+    source: the name of the source.
+    arrived: its points that arrived, NumPy, in the coordinates of `quotient_of(problem)`.
+    census: all that is known so far.
+    ends_round: whether it is the last of its round; nothing is lost by saving then.
+    """
+
+    source: str
+    arrived: Params
+    census: Census
+    ends_round: bool
 
 
 def quotient_of(problem: Problem) -> Problem:
@@ -89,9 +101,7 @@ def census(
     starts: int = 256,
     rounds: int = 4,
     known: Census | None = None,
-    report: Report | None = None,
-    accepted: Accepted | None = None,
-    save: Callable[[Census], None] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
 ) -> Census:
     """Critical points of f up to its symmetries, each judged.
 
@@ -105,10 +115,8 @@ def census(
         starts: per source and round.
         rounds: at most this many.
         known: an earlier census of this problem to go on from; nothing of it is lost.
-        report: called after each source of each round, for progress.
-        accepted: called with every batch of points that arrived, for those who want the points
-            themselves: NumPy, in the coordinates of `quotient_of(problem)`.
-        save: called with the census so far after each round.
+        on_batch: called after each source of each round, for progress, for checkpoints, and for
+            those who want the points themselves.
 
     Returns:
         A `Census`. In float64 whatever JAX's configuration.
@@ -119,21 +127,25 @@ def census(
     check(problem, starts, rounds)
     key = door.key(key)
     with jax.enable_x64(True):
-        atlas = _Ledger(problem, known, report or (lambda *_: None), accepted or (lambda *_: None))
+        small = quotient_of(problem)
+        ledger = _opened(small, known)
         for number in range(rounds):
-            before = len(atlas.orbits)
+            before = len(ledger.orbits)
             round_key = jax.random.fold_in(key, number)
-            again = FIRST if number == 0 else (*FROM_KNOWN, sources.random, sources.tied)
-            for source in again:
+            round_sources = FIRST if number == 0 else (*FROM_KNOWN, sources.random, sources.tied)
+            for source in round_sources:
                 source_key = jax.random.fold_in(round_key, NAMES.index(source.__name__))
-                extra = (atlas.representatives(),) if source in FROM_KNOWN else ()
-                points = source(atlas.small, source_key, starts, *extra)
-                atlas.add(source.__name__, points)
-            if save is not None:
-                save(atlas.result())
-            if number > 0 and len(atlas.orbits) == before:
+                extra = (_representatives(ledger),) if source in FROM_KNOWN else ()
+                found = polish(small, source(small, source_key, starts, *extra))
+                arrived = np.flatnonzero(found.status == newton.Arrival.converged)
+                ledger = _visited(problem, small, ledger, source.__name__, found, arrived)
+                if on_batch is not None:
+                    points = jax.tree.map(lambda x, i=arrived: x[i], found.params)
+                    so_far, ends = _census(problem, ledger), source is round_sources[-1]
+                    on_batch(Batch(source.__name__, points, so_far, ends))
+            if number > 0 and len(ledger.orbits) == before:
                 break
-        return atlas.result()
+        return _census(problem, ledger)
 
 
 def polish(problem: Problem, starts: Params) -> newton.Polished:
@@ -155,60 +167,77 @@ def _fingerprints(problem: Problem, points: Params) -> Array:
     return jax.vmap(lambda x: orbits.fingerprint(problem, x))(points)
 
 
-class _Ledger:
-    """Orbits under way: what is known, and where a new point belongs."""
+class _Ledger(NamedTuple):
+    """A census under way: orbits in the order in which they were found, and their fingerprints."""
 
-    def __init__(self, problem: Problem, known: Census | None, report: Report, accepted: Accepted):
-        self.problem, self.small = problem, quotient_of(problem)
-        self.report, self.accepted = report, accepted
-        # Copies of the counts: the census that was given stays as it is.
-        self.orbits = [o._replace(hits=dict(o.hits)) for o in known.orbits] if known else []
-        self.tried = dict(known.tried) if known else {}
-        self.refused = dict(known.refused) if known else {}
-        points = [_fingerprints(self.small, self.representatives())] if self.orbits else []
-        self.prints: list[np.ndarray] = [np.asarray(row) for rows in points for row in rows]
+    orbits: tuple[Orbit, ...]
+    prints: tuple[np.ndarray, ...]
+    tried: dict[str, int]
+    refused: dict[str, int]
 
-    def representatives(self) -> Params:
-        return jax.tree.map(lambda *x: np.stack(x), *(orbit.params for orbit in self.orbits))
 
-    def add(self, source: str, starts: Params) -> None:
-        """Polish, and count every arrival for its orbit."""
-        found = polish(self.small, starts)
-        arrived = np.flatnonzero(found.status == newton.Arrival.converged)
-        self.tried[source] = self.tried.get(source, 0) + len(found.status)
-        missed = len(found.status) - len(arrived)
-        self.refused[source] = self.refused.get(source, 0) + missed
-        self.accepted(source, jax.tree.map(lambda x: x[arrived], found.params))
-        if len(arrived):
-            self._count(source, found, arrived)
-        self.report(source, sum(self.tried.values()), len(self.orbits))
+def _opened(small: Problem, known: Census | None) -> _Ledger:
+    if known is None:
+        return _Ledger((), (), {}, {})
+    ledger = _Ledger(known.orbits, (), known.tried, known.refused)
+    if not known.orbits:
+        return ledger
+    prints = np.asarray(_fingerprints(small, _representatives(ledger)))
+    return ledger._replace(prints=tuple(prints))
 
-    def _count(self, source: str, found: newton.Polished, arrived: np.ndarray) -> None:
+
+def _representatives(ledger: _Ledger) -> Params:
+    return jax.tree.map(lambda *x: np.stack(x), *(orbit.params for orbit in ledger.orbits))
+
+
+def _visited(
+    problem: Problem,
+    small: Problem,
+    ledger: _Ledger,
+    source: str,
+    found: newton.Polished,
+    arrived: np.ndarray,
+) -> _Ledger:
+    """The ledger after the starts of a source, every arrival counted for its orbit."""
+    starts = len(found.status)
+    all_orbits, prints = list(ledger.orbits), list(ledger.prints)
+    if len(arrived):
         # Padded to a fixed number of rows, so that one program serves every count of arrivals.
-        lanes = np.resize(arrived, len(found.status))
-        points = jax.tree.map(lambda x: x[lanes], found.params)
-        prints = np.asarray(_fingerprints(self.small, points))
-        for i, row in zip(arrived, prints, strict=False):
-            at = self._find(row)
+        lanes = np.resize(arrived, starts)
+        rows = np.asarray(_fingerprints(small, jax.tree.map(lambda x: x[lanes], found.params)))
+        for i, row in zip(arrived, rows, strict=False):
+            at = _nearest(prints, row)
             if at is None:
                 point = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), found.params)
                 length = float(found.newton_step[i])
-                self.orbits.append(orbits.judge(self.problem, point, length, {}))
-                self.prints.append(row)
-                at = len(self.orbits) - 1
-            hits = self.orbits[at].hits
-            hits[source] = hits.get(source, 0) + 1
+                at = len(prints)
+                all_orbits.append(orbits.judge(problem, point, length, {}))
+                prints.append(row)
+            all_orbits[at] = all_orbits[at]._replace(hits=_more(all_orbits[at].hits, source, 1))
+    return _Ledger(
+        tuple(all_orbits),
+        tuple(prints),
+        _more(ledger.tried, source, starts),
+        _more(ledger.refused, source, starts - len(arrived)),
+    )
 
-    def _find(self, row: np.ndarray) -> int | None:
-        if not self.prints:
-            return None
-        distances = np.max(np.abs(np.stack(self.prints) - row), axis=1)
-        nearest = int(np.argmin(distances))
-        return nearest if distances[nearest] <= orbits.SAME else None
 
-    def result(self) -> Census:
-        rising = sorted(self.orbits, key=lambda orbit: orbit.value)
-        return Census(self.problem, tuple(rising), self.tried, self.refused)
+def _more(counts: dict[str, int], name: str, count: int) -> dict[str, int]:
+    return counts | {name: counts.get(name, 0) + count}
+
+
+def _nearest(prints: list[np.ndarray], row: np.ndarray) -> int | None:
+    """The number of the orbit with this fingerprint."""
+    if not prints:
+        return None
+    distances = np.max(np.abs(np.stack(prints) - row), axis=1)
+    nearest = int(np.argmin(distances))
+    return nearest if distances[nearest] <= orbits.SAME else None
+
+
+def _census(problem: Problem, ledger: _Ledger) -> Census:
+    rising = sorted(ledger.orbits, key=lambda orbit: orbit.value)
+    return Census(problem, tuple(rising), ledger.tried, ledger.refused)
 
 
 def hits(orbit: Orbit, among: Iterable[str] = NAMES) -> int:

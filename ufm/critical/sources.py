@@ -25,8 +25,15 @@ from ufm.model.problem import Params, Problem
 
 # Standard deviations of random starts, in units of the entries at a global minimum.
 SCALES = (0.3, 1.0, 1.7, 3.0)
-_PASSAGE_RECORDS, _PASSAGE_STRIDE = 80, 25
-_DEFLATED_STEPS = 12
+# Descent that lingers at saddles: how far from 0 and from a tied point it starts, in units of the
+# entries at a minimum (small, so that it passes near them), its step where the slope is small, and
+# how many points of it are looked at, how many steps apart.
+_NEAR_ORIGIN, _NEAR_TIED = 1e-3, 1e-4
+_PASSAGE_STEP, _PASSAGE_RECORDS, _PASSAGE_STRIDE = 4.0, 80, 25
+# Noise about known points, in the same units: from the neighbourhood of one to far away.
+_NOISE = np.geomspace(0.03, 1.0, 7)
+# Deflation: steps, the strength s of m, and what keeps m finite at a known point.
+_DEFLATED_STEPS, _DEFLATION, _APART = 12, 0.1, 1e-12
 
 
 def units(problem: Problem) -> tuple[Array, Array]:
@@ -124,10 +131,10 @@ def passages(problem: Problem, key: Array, count: int) -> Params:
     """
     key_small, key_tied, key_noise, key_pick = jax.random.split(key, 4)
     runs = max(count // 4, 2)
-    near = jax.tree.map(lambda x: 1e-3 * x, random(problem, key_small, runs // 2))
+    near = jax.tree.map(lambda x: _NEAR_ORIGIN * x, random(problem, key_small, runs // 2))
     ties = tied(problem, key_tied, runs - runs // 2)
     noise = random(problem, key_noise, runs - runs // 2)
-    ties = jax.tree.map(lambda x, y: x + 1e-4 * y, ties, noise)
+    ties = jax.tree.map(lambda x, y: x + _NEAR_TIED * y, ties, noise)
     starts = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), near, ties)
     points, slopes = _ways(problem, starts)
     inner = slopes[:, 1:-1]
@@ -150,8 +157,8 @@ def _ways(problem: Problem, starts: Params) -> tuple[Params, Array]:
 
     def step(_, params):
         g = gradient(problem, params)
-        # Step sizes of 4, shortened where the slope is steep: a path, not a method.
-        eta = 4.0 / (1 + 4.0 * terms.norm(g))
+        # At most a length of 1 where the slope is steep: a path, not a method.
+        eta = _PASSAGE_STEP / (1 + _PASSAGE_STEP * terms.norm(g))
         return jax.tree.map(lambda x, y: x - eta * y, params, g)
 
     def record(params, _):
@@ -167,7 +174,7 @@ def _ways(problem: Problem, starts: Params) -> tuple[Params, Array]:
 def perturbed(problem: Problem, key: Array, count: int, known: Params) -> Params:
     """Known points with Gaussian noise of 3 % to 100 % of the entries at a minimum."""
     points = _cycle(known, count)
-    noise = _gaussian(problem, key, jnp.asarray(np.resize(np.geomspace(0.03, 1.0, 7), count)))
+    noise = _gaussian(problem, key, jnp.asarray(np.resize(_NOISE, count)))
     return jax.tree.map(jnp.add, points, noise)
 
 
@@ -222,7 +229,7 @@ def _deflated(problem: Problem, starts: Params, known: Params) -> Params:
 
     def log_m(x):
         distances = jnp.sum((invariants(unflatten(problem, x)) - roots) ** 2, axis=1)
-        return jnp.sum(jnp.log1p(0.1 / (distances + 1e-12)))
+        return jnp.sum(jnp.log1p(_DEFLATION / (distances + _APART)))
 
     def step(_, x):
         s = newton.step(problem, x, 1.0).s
@@ -230,7 +237,8 @@ def _deflated(problem: Problem, starts: Params, known: Params) -> Params:
         length = jnp.linalg.norm(s)
         # Where the stretched step would leave the region of interest it is cut to its size.
         most = problem.size**0.5 * (unit_W + unit_H) / 2
-        stretch = jnp.clip(stretch, -most / (length + 1e-300), most / (length + 1e-300))
+        most = most / jnp.maximum(length, jnp.finfo(x.dtype).tiny)
+        stretch = jnp.clip(stretch, -most, most)
         new = x + stretch * s
         return jnp.where(jnp.all(jnp.isfinite(new)), new, x)
 

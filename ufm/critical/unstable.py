@@ -133,8 +133,7 @@ def escape(
     with jax.enable_x64(True):
         point = in_float64(saddle)
         way = unstable(problem, point, key)
-        share = batch_size / problem.N if batch_size else 1.0
-        rate = learning_rate or share * min(1 / way.largest, problem.K)
+        rate = learning_rate or _rate(problem, way, batch_size)
         keys = jax.random.split(jax.random.fold_in(key, 1), len(lengths))
         vectors = unflatten(problem, jnp.asarray(way.u)), jnp.asarray(way.q)
         limits = jnp.int32(steps), jnp.asarray(delta, float), jnp.asarray(gap_tol, float)
@@ -159,6 +158,11 @@ def escape(
         return found
     only: list[Any] = [x[0].item() if isinstance(x, np.ndarray) else x for x in found[1:]]
     return Escape(jax.tree.map(lambda x: x[0], found.params), *only)
+
+
+def _rate(problem: Problem, way: Unstable, batch_size: int | None) -> float:
+    share = batch_size / problem.N if batch_size else 1.0
+    return share * min(1 / way.largest, problem.K)
 
 
 def _check(problem: Problem, lengths, batch_size, learning_rate, delta, steps) -> None:

@@ -106,7 +106,7 @@ def verify(
         say("census")
         found = room.census(
             problem, key_census, starts=starts, rounds=rounds,
-            report=lambda source, _, orbits: say(f"census: {orbits} orbits, {source}"),
+            on_batch=lambda at: say(f"census: {len(at.census.orbits)} orbits, {at.source}"),
         )  # fmt: skip
         kinds = [_class_of(problem, orbit, least) for orbit in found.orbits]
         wrong += [text for _, text in kinds if text]

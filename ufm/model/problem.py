@@ -22,6 +22,7 @@ from ufm.check import MOST, Refused
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.metrics.features import balanced, grouped
+from ufm.model.fields import class_counts, class_weights, decay, target_matrix
 from ufm.runs import values
 
 
@@ -98,14 +99,14 @@ class Problem:
         d = check.integer("d", self.d, 1, MOST, "features need one dimension")
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "d", d)
-        object.__setattr__(self, "targets", check.target_matrix(self.targets, K))
-        object.__setattr__(self, "n", check.class_counts(self.n, self.groups))
+        object.__setattr__(self, "targets", target_matrix(self.targets, K))
+        object.__setattr__(self, "n", class_counts(self.n, self.groups))
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
         for name in ("lam_W", "lam_H", "lam_b"):
-            object.__setattr__(self, name, check.decay(name, getattr(self, name)))
+            object.__setattr__(self, name, decay(name, getattr(self, name)))
         object.__setattr__(self, "loss", losses.named(self.loss))
         for name in ("weights", "decay_weights"):
-            value = check.class_weights(name, getattr(self, name), self.groups)
+            value = class_weights(name, getattr(self, name), self.groups)
             object.__setattr__(self, name, value)
         if not check.traced(self.targets):
             self.loss.check(K, self.targets)

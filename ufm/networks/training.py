@@ -143,17 +143,7 @@ def train(
         graph, state = _start(model, method, N // batch)
         pixels, labels = jnp.asarray(images.pixels), jnp.asarray(classes)
         key = jax.random.key(seed)
-    store = (
-        None
-        if folder is None
-        else checkpoints.Store(
-            folder,
-            method=dataclasses.asdict(method),
-            seed=seed,
-            images=checkpoints.digest(images),
-            start=checkpoints.digest(state),
-        )
-    )
+    store = None if folder is None else _store(folder, method, seed, images, state)
     done, state, rows = (0, state, []) if store is None else store.resume(state)
     saved = time.monotonic()
     moments = sorted({epoch for epoch in record_at if epoch < method.epochs} | {method.epochs})
@@ -209,6 +199,17 @@ def cost(model: Any, images: Images, method: Recipe, epochs: int = 5) -> Cost:
             state, _ = jax.block_until_ready(compiled(method.decay, state, *inputs))
             seconds.append((time.perf_counter() - begun) / steps)
     return Cost(min(seconds), allotted + memory.temp_size_in_bytes)
+
+
+def _store(folder, method: Recipe, seed: int, images: Images, state: State) -> checkpoints.Store:
+    """Where checkpoints are kept, by all that decides what a training gives."""
+    return checkpoints.Store(
+        folder,
+        method=dataclasses.asdict(method),
+        seed=seed,
+        images=checkpoints.digest(images),
+        start=checkpoints.digest(state),
+    )
 
 
 def _rows(model: Any, images: Images) -> np.ndarray:

@@ -20,7 +20,6 @@ This module knows nothing of the model. `open_run` before computing, `save_check
 """
 
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,33 +30,10 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from ufm.runs import storage, values
-from ufm.runs.sessions import now, session
+from ufm.runs import manifests, storage, values
+from ufm.runs.sessions import now
 from ufm.runs.values import RecordError
 from ufm.runtime import leader
-
-FORMAT = "ufm-run"
-VERSION = 1
-_MANIFEST = "manifest.json"
-_ARRAYS = "arrays.npz"
-_CHECKPOINT = re.compile(r"checkpoint-\d{8,}-[0-9a-f]{16}\.npz")
-_ENTRY = storage.entry_form(re.compile(re.escape(_ARRAYS)))
-# What every manifest holds, with the types of what is read from it.
-_FORM: dict[str, Any] = {
-    "kind": str,
-    "seed": object,
-    "precision": str,
-    "config": Mapping,
-    "config_sha256": str,
-    "status": re.compile("running|complete|interrupted|failed"),
-    "resumed": list,
-    "wall_seconds": (int, float),
-    "compile_seconds": (int, float),
-    "checkpoint": object,
-    "arrays": object,
-    "results": Mapping,
-}
-_CHECKPOINT_FORM = storage.entry_form(_CHECKPOINT) | {"number": int, "state": Mapping}
 
 
 @dataclass(frozen=True)
@@ -136,20 +112,20 @@ def open_run(
 
 def _opened(folder: Path, identity: Mapping[str, Any]) -> RunHandle:
     # A finished run may lie in a read-only folder: lock it only if its writer died while tidying.
-    kept = _find(folder, identity)
-    if kept is not None and kept["status"] == "complete" and not _strays(folder, kept):
+    kept = manifests.find(folder, identity)
+    if kept is not None and kept["status"] == "complete" and not manifests.strays(folder, kept):
         return RunHandle(folder, "complete")
     lock = storage.acquire(folder)
     try:
         # Only what is read under the lock can be trusted to stay.
-        kept = _find(folder, identity)
+        kept = manifests.find(folder, identity)
         if kept is not None and kept["status"] == "complete":
-            _sweep(folder, kept)
+            manifests.sweep(folder, kept)
             storage.release(folder, lock)
             return RunHandle(folder, "complete")
-        manifest = _fresh(identity) if kept is None else _resumed(kept)
-        storage.write_sealed(folder, _MANIFEST, manifest)
-        _sweep(folder, manifest)
+        manifest = manifests.fresh(identity) if kept is None else manifests.resumed(kept)
+        storage.write_sealed(folder, manifests.FILE, manifest)
+        manifests.sweep(folder, manifest)
     except BaseException:
         storage.release(folder, lock)
         raise
@@ -199,7 +175,7 @@ def load_checkpoint(handle: RunHandle) -> tuple[dict[str, np.ndarray], dict[str,
     """
 
     def read():
-        entry = _read_manifest(handle.path)["checkpoint"]
+        entry = manifests.read(handle.path)["checkpoint"]
         return None if entry is None else (storage.unpack(handle.path, entry), entry["state"])
 
     return leader.told(read)
@@ -236,8 +212,8 @@ def _close(
         raise RecordError(f"status {status!r}: use 'complete', 'interrupted' or 'failed'")
     manifest["results"] = values.plain(results, "results")
     data, entry = storage.pack(arrays)
-    storage.write(handle.path, _ARRAYS, data)
-    manifest |= {"status": status, "finished": now(), "arrays": {"file": _ARRAYS, **entry}}
+    storage.write(handle.path, manifests.ARRAYS, data)
+    manifest |= {"status": status, "finished": now(), "arrays": {"file": manifests.ARRAYS, **entry}}
     if status == "complete":
         manifest["checkpoint"] = None
     _commit(handle, manifest, compile_seconds)
@@ -252,7 +228,7 @@ def load_run(path: str | os.PathLike[str]) -> StoredRun:
     manifest or the arrays are missing, truncated, edited or damaged, or of a newer version.
     """
     folder = Path(path).absolute()
-    manifest = _read_manifest(folder)
+    manifest = manifests.read(folder)
     entry = manifest["arrays"]
     return StoredRun(manifest, {} if entry is None else storage.unpack(folder, entry))
 
@@ -264,12 +240,12 @@ def load_latest(path: str | os.PathLike[str]) -> StoredRun:
     """
     folder = Path(path).absolute()
     for left in (2, 1, 0):
-        manifest = _read_manifest(folder)
+        manifest = manifests.read(folder)
         entry = manifest["checkpoint"] or manifest["arrays"]
         try:
             return StoredRun(manifest, {} if entry is None else storage.unpack(folder, entry))
         except RecordError:
-            if left == 0 or _read_manifest(folder) == manifest:
+            if left == 0 or manifests.read(folder) == manifest:
                 raise
     raise AssertionError
 
@@ -283,57 +259,29 @@ def remove_run(path: str | os.PathLike[str], kind: str) -> None:
 
     def removed() -> None:
         folder = Path(path).absolute()
-        if not os.path.lexists(folder / _MANIFEST):
+        if not os.path.lexists(folder / manifests.FILE):
             return
         lock = storage.acquire(folder)
         try:
-            manifest = _read_manifest(folder)
+            manifest = manifests.read(folder)
             if manifest["kind"] != kind:
                 raise RecordError(
                     f"{folder} holds a run of kind {manifest['kind']!r}, not {kind!r}, and is not "
                     "replaced: remove it yourself, or move it"
                 )
-            ours = _named(manifest) | _strays(folder, manifest)
-            if foreign := sorted(storage.listing(folder) - ours - {_MANIFEST}):
+            ours = manifests.named(manifest) | manifests.strays(folder, manifest)
+            if foreign := sorted(storage.listing(folder) - ours - {manifests.FILE}):
                 raise RecordError(
                     f"{folder} holds other files ({', '.join(foreign[:3])}) beside a run that is "
                     "to be replaced: move them elsewhere"
                 )
             # The manifest last: a process that dies here leaves a run that can be removed.
             own = (ours & storage.regular(folder)) - {storage.LOCK}
-            storage.discard(folder, [*own, _MANIFEST])
+            storage.discard(folder, [*own, manifests.FILE])
         finally:
             storage.release(folder, lock)
 
     leader.told(removed)
-
-
-# The life of a manifest
-
-
-def _fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        **identity,
-        "config_sha256": values.digest(identity["config"]),
-        "status": "running",
-        **session(),
-        "resumed": [],
-        "finished": None,
-        "wall_seconds": 0.0,
-        "compile_seconds": 0.0,
-        "checkpoint": None,
-        "arrays": None,
-        "results": {},
-    }
-
-
-def _resumed(kept: Mapping[str, Any]) -> dict[str, Any]:
-    # The first session's environment stays at the top; later ones are listed after it.
-    sessions = [*kept["resumed"], session()]
-    empty: dict[str, Any] = {"status": "running", "finished": None, "arrays": None, "results": {}}
-    return {**kept, **empty, "resumed": sessions}
 
 
 def _open_manifest(handle: RunHandle) -> dict[str, Any]:
@@ -342,40 +290,7 @@ def _open_manifest(handle: RunHandle) -> dict[str, Any]:
             f"the run in {handle.path} is closed and is not overwritten: "
             "open it again with open_run, or choose another folder"
         )
-    return _read_manifest(handle.path)
-
-
-def _find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the manifest if the folder holds this run; None if a run can start there."""
-    names = storage.listing(folder)
-    if _MANIFEST not in names:
-        partial = {x for x in storage.regular(folder) if storage.PARTIAL.fullmatch(x)}
-        if foreign := sorted(names - partial - {storage.LOCK}):
-            raise RecordError(
-                f"{folder} holds other files ({', '.join(foreign[:3])}) and no {_MANIFEST}: "
-                "choose an empty or a new folder"
-            )
-        return None
-    manifest = _read_manifest(folder)
-    if differing := values.differences(identity, {name: manifest[name] for name in identity}):
-        raise RecordError(
-            f"{folder} holds another run; these fields differ:\n  "
-            + "\n  ".join(differing)
-            + "\nChoose another folder, or remove this one."
-        )
-    return manifest
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / _MANIFEST
-    manifest = storage.read_sealed(file, FORMAT, VERSION)
-    values.expect(manifest, _FORM, f"{file}")
-    for name, form in (("arrays", _ENTRY), ("checkpoint", _CHECKPOINT_FORM)):
-        if manifest[name] is not None:
-            values.expect(manifest[name], form, f"{file}: {name}")
-    if manifest["config_sha256"] != values.digest(manifest["config"]):
-        raise RecordError(f"{file} was edited or damaged (its hash differs): {values.MEND}")
-    return manifest
+    return manifests.read(handle.path)
 
 
 def _commit(handle: RunHandle, manifest: dict[str, Any], compile_seconds: float | None) -> None:
@@ -383,23 +298,5 @@ def _commit(handle: RunHandle, manifest: dict[str, Any], compile_seconds: float 
     manifest["wall_seconds"] = handle.wall_before + time.monotonic() - handle.clock
     if compile_seconds is not None:
         manifest["compile_seconds"] = handle.compile_before + float(compile_seconds)
-    storage.write_sealed(handle.path, _MANIFEST, manifest)
-    _sweep(handle.path, manifest)
-
-
-def _sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
-    storage.discard(folder, _strays(folder, manifest) - {storage.LOCK})
-
-
-def _strays(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
-    """List those of our own files that the manifest does not name."""
-    patterns = storage.PARTIAL, _CHECKPOINT
-    return {
-        name
-        for name in storage.regular(folder) - _named(manifest)
-        if name in (_ARRAYS, storage.LOCK) or any(form.fullmatch(name) for form in patterns)
-    }
-
-
-def _named(manifest: Mapping[str, Any]) -> set[str]:
-    return {entry["file"] for entry in (manifest["checkpoint"], manifest["arrays"]) if entry}
+    storage.write_sealed(handle.path, manifests.FILE, manifest)
+    manifests.sweep(handle.path, manifest)

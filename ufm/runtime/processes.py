@@ -18,6 +18,22 @@ from loky import ProcessPoolExecutor
 
 PATIENCE = 4.0  # seconds; a process needs as long to import and compile
 WATCH = 0.5  # seconds between two looks for the process that collects
+# What of JAX's configuration decides the numbers and where programs are kept.
+SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_disable_jit",
+    "jax_debug_nans",
+    "jax_debug_infs",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+FLAGS = ("jax_disable_most_optimizations",)  # those that JAX gives by `read` alone
 
 
 def run(
@@ -48,9 +64,8 @@ def run(
         nonlocal others
         late = time.monotonic() - begun > PATIENCE
         if others is None and late and waiting and processes > 1:
-            settings = {name: getattr(jax.config, name, x) for name, x in jax.config.values.items()}
             others = ProcessPoolExecutor(
-                processes - 1, timeout=60, initializer=_begin, initargs=(settings, os.getpid())
+                processes - 1, timeout=60, initializer=_begin, initargs=(_settings(), os.getpid())
             )
         # A second job in hand spares a process the wait for this one; the last jobs go to whoever
         # is free.
@@ -81,9 +96,15 @@ def _begin(settings: dict[str, Any], parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that collects
     # A thread, since compiling takes long and returns to Python only at its end.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    for name, value in (settings | {"jax_platforms": "cpu"}).items():
-        if jax.config.values.get(name) != value:
-            jax.config.update(name, value)
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in settings.items() - _settings().items():
+        jax.config.update(name, value)
+
+
+def _settings() -> dict[str, Any]:
+    """JAX's configuration, as far as it decides what is computed."""
+    found = {name: getattr(jax.config, name) for name in SETTINGS}
+    return found | {name: jax.config.read(name) for name in FLAGS}
 
 
 def _end_with(parent: int) -> None:

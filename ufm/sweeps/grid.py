@@ -34,6 +34,7 @@ from ufm.descent import optimizers
 from ufm.descent import run as descent
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
+from ufm.model.fields import target_matrix
 from ufm.model.points import check_memory
 from ufm.model.problem import Problem
 
@@ -162,7 +163,7 @@ class Grid:
 
     def __post_init__(self):
         if self.targets is not None:
-            matrix = check.target_matrix(self.targets)
+            matrix = target_matrix(self.targets)
             object.__setattr__(self, "targets", tuple(map(tuple, matrix.tolist())))
         for name, convert in AXES.items():
             value = getattr(self, name)

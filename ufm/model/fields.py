@@ -1,0 +1,102 @@
+"""What the fields of a problem may hold: counts, targets, weights and decays, as they are kept."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ufm.check import MOST, Refused, integer, real, several, shown, traced
+
+BOUNDED = "since a negative decay leaves the objective unbounded below"
+
+
+def class_counts(n: Any, K: int) -> int | tuple[int, ...]:
+    """Samples of each class: one integer, or K, which become one where they are equal.
+
+    Raises:
+        Refused: no integers, none of a class, or another number of counts.
+    """
+    each = several(n)
+    if each is None:
+        if getattr(n, "ndim", 0):
+            raise Refused(f"got n with shape {np.shape(n)}; allowed: an integer, or K={K} counts")
+        return integer("n", n, 1, MOST, "every class needs a sample")
+    if len(each) != K:
+        raise Refused(
+            f"got n={shown(n)} with {len(each)} counts; allowed: an integer, or K={K} "
+            "counts, one a class"
+        )
+    why = "no class may be empty"
+    counts = tuple(integer(f"n[{k}]", m, 1, MOST, why) for k, m in enumerate(each))
+    return counts[0] if len(set(counts)) == 1 else counts
+
+
+def target_matrix(value: Any, K: int | None = None) -> Any:
+    """A matrix of finite real numbers, of K rows, as float64 of NumPy; None and tracers pass.
+
+    Raises:
+        Refused: another shape, text, or entries that are not finite.
+    """
+    if value is None or traced(value):
+        return value
+    if callable(getattr(value, "detach", None)):
+        value = value.detach().cpu().numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf" or isinstance(value, np.ma.MaskedArray):
+        got = f"{type(value).__name__} of {array.dtype}"
+        raise Refused(f"got targets, a {got}; allowed: a (K, G) matrix of real numbers")
+    if array.ndim != 2 or K not in (None, array.shape[0]) or array.size == 0:
+        way = f". It has K={K} columns: give its transpose" if array.shape[1:] == (K,) else ""
+        rows = "" if K is None else f" with K={K}"
+        raise Refused(
+            f"got targets of shape {array.shape}; allowed: (K, G){rows}, a column for each "
+            f"group of samples{way}"
+        )
+    if not np.all(np.isfinite(array)):
+        j, i = (int(x[0]) for x in np.nonzero(~np.isfinite(array)))
+        raise Refused(f"got targets[{j}, {i}]={array[j, i]}; allowed: finite numbers")
+    array = np.array(array, np.float64)
+    array.setflags(write=False)
+    return array
+
+
+def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
+    """One weight > 0 for each class as Python floats; None where all are 1. Tracers as they are.
+
+    Raises:
+        Refused: no K real numbers above 0.
+    """
+    if value is None or traced(value):
+        return value
+    each = several(np.asarray(value) if isinstance(value, jax.Array) else value)
+    if each is None or len(each) != K:
+        got = f"{len(each)} numbers" if each is not None else shown(value)
+        raise Refused(f"got {name}={got}; allowed: K={K} numbers > 0, one a class, or None")
+    found = tuple(real(f"{name}[{k}]", x, above=0) for k, x in enumerate(each))
+    return None if set(found) == {1.0} else found
+
+
+def decay(name: str, value: Any) -> Any:
+    """A decay as a Python float; arrays, to be mapped over, and tracers as they are.
+
+    Raises:
+        Refused: no finite real numbers >= 0.
+    """
+    if traced(value):
+        return value
+    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
+        kinds = np.floating, np.integer
+        is_real = any(jax.dtypes.issubdtype(value.dtype, kind) for kind in kinds)
+        if not is_real or isinstance(value, np.ma.MaskedArray):
+            raise Refused(
+                f"got {name}={shown(value)}; allowed: a number >= 0, or an array of real "
+                "numbers for jax.vmap to map over"
+            )
+        bad = np.asarray(value)[~(np.isfinite(value) & (value >= 0))]
+        if bad.size:
+            raise Refused(f"got {name} with the entry {bad[0]}; allowed: finite and >= 0")
+        return value
+    return real(name, value, least=0, also=BOUNDED)
