@@ -14,7 +14,8 @@ from laws import eps
 
 import ufm
 from ufm import hessian, theory
-from ufm.critical import census, unstable
+from ufm.critical import census, newton, sources, unstable
+from ufm.critical.search import polish
 from ufm.descent import minibatch, optimizers
 from ufm.hessian import reduction
 from ufm.hessian.decision import judged
@@ -264,3 +265,11 @@ def test_closed_forms_refuse_weights_by_name():
     assert told["benign landscape"] is None
     assert "weight" in told["simplex"]
     assert "decay" in told["least eigenvalue, equality"]
+
+
+def test_newton_arrives_however_unlike_the_counts():
+    """A column of a million samples is as long as they are: with lengths of its own 23 of 64 did."""
+    problem = quotient.of_width(ufm.Problem(3, 4, (10**6, 10**5, 10**4), 1e-5, 1e-5, 1e-2), 2)
+    starts = sources.random(problem, jax.random.key(0), 64)
+    arrived = polish(problem, starts).status == newton.Arrival.converged
+    assert np.sum(arrived) > 48

@@ -11,8 +11,10 @@ Fukushima 2001, with the error bound that Morse–Bott points have). Every accep
 where none does the method has stalled, and says so: ‖∇f‖ has local minima that are no zeros.
 
 Where λ_W and λ_H are far apart, lengths are those of (W/r, H r, b), see `stretch`: otherwise one of
-W and H would be long and flat, the other short and steep, and no σ would fit both. With D the
-diagonal matrix of r, 1/r and 1, the step is −D Re (D∇²f D + iσ)⁻¹ D∇f.
+W and H would be long and flat, the other short and steep, and no σ would fit both. Columns of H
+that weigh ω_i in the decay are as long as √(ω_i/ω̄) h_i, so that a merged column of n samples is as
+long as they are together. With D the diagonal matrix of these units, the step is
+−D Re (D∇²f D + iσ)⁻¹ D∇f.
 
 Problems too large for a matrix take the step of MINRES (Paige and Saunders 1975) from zero, which
 has least length too. Everything here is traceable and meant for float64.
@@ -112,22 +114,38 @@ def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
 
 
 def stretch(problem: Problem, dtype) -> Scalar:
-    """r = (λ_H/λ_W)^¼ to the nearest power of two, 1 where that is 1/4 to 4 or a decay is 0.
+    """r = (λ_H ω̄/λ_W)^¼ to the nearest power of two, 1 where that is 1/4 to 4 or a decay is 0.
 
     (W/r, H r) has the same logits, and at decays (λ_W r², λ_H/r²), which are alike, the same f. At
     critical points W/r and H r are of one length.
     """
     lam_W, lam_H = (jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H))
+    lam_H = lam_H * _mean_weight(problem, dtype)
     exponent = jnp.round((jnp.log2(lam_H) - jnp.log2(lam_W)) / 4)
     far = jnp.isfinite(exponent) & (jnp.abs(exponent) > 2)
     return jnp.ldexp(jnp.ones((), dtype), jnp.where(far, exponent, 0).astype(jnp.int32))
 
 
 def _units(problem: Problem, dtype) -> Array:
-    """D, the unit of every entry of a flattened point."""
+    """D, the unit of every entry of a flattened point: r, √(ω̄/ω_i)/r and 1, powers of two."""
     r, (K, d, N) = stretch(problem, dtype), (problem.K, problem.d, problem.N)
-    units = Params(jnp.full((K, d), r), jnp.full((d, N), 1 / r), jnp.ones(K, dtype))
+    columns = jnp.full(N, 1 / r)
+    if problem.decay_weights is not None:
+        omega = jnp.asarray(problem.decay_weights, dtype)
+        exponents = jnp.round(jnp.log2(_mean_weight(problem, dtype) / omega) / 2)
+        columns = (
+            columns * jnp.ldexp(jnp.ones((), dtype), exponents.astype(jnp.int32))[problem.labels]
+        )
+    units = Params(jnp.full((K, d), r), jnp.broadcast_to(columns, (d, N)), jnp.ones(K, dtype))
     return flatten(problem, units)
+
+
+def _mean_weight(problem: Problem, dtype) -> Scalar:
+    """ω̄, the mean over the samples of their weights in the decay."""
+    if problem.decay_weights is None:
+        return jnp.ones((), dtype)
+    share = jnp.asarray(problem.counts / problem.N, dtype)
+    return jnp.sum(share * jnp.asarray(problem.decay_weights, dtype))
 
 
 def _dense_step(problem: Problem, x: Array, g: Array, D: Array, sigma: Array) -> Array:
