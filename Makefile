@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run networks test test-all lint types check figures experiments docs bench clean
+.PHONY: help run networks test test-slow test-all lint types check figures experiments docs bench clean
 
 help:
 	@echo "make run          quick landscape experiments: verdict table, figures (minutes)"
 	@echo "make networks     quick experiments with networks on FashionMNIST (20 minutes on 2 cores)"
 	@echo "make test         fast tests (minutes)"
-	@echo "make test-all     fast and slow tests"
+	@echo "make test-slow    the tests that CI runs beside them (half an hour)"
+	@echo "make test-all     all tests, hours"
 	@echo "make check        lint, types and fast tests"
 	@echo "make experiments  full experiments, resumable"
 	@echo "make figures      redraw all figures from stored results (seconds)"
@@ -40,6 +41,9 @@ figures: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not long"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m ""

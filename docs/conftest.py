@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW = {"index.md", "recipes.md"}
+SLOW = {"choose.md", "index.md", "recipes.md", "troubleshooting.md"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,8 +1,10 @@
 """float64 for every test; shapes and dtypes of ufm's signatures are checked at run time."""
 
 import os
+from pathlib import Path
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # JAX_ENABLE_X64=0 is for tests/test_precision.py, which holds in both settings.
@@ -21,3 +23,20 @@ CHECKED = (
     "model.quotient",
 )
 install_import_hook([f"ufm.{module}" for module in CHECKED], "beartype.beartype")
+
+# Tests, and parameters of tests, that take more than two seconds of a core and of whose law
+# something faster is left, as far as there is such a thing.
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark them before `-m` chooses; refuse a list that names a test which is gone."""
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
+    if any("::" in argument for argument in config.args):
+        return
+    files, found = {item.nodeid.partition("::")[0] for item in items}, {x.nodeid for x in items}
+    if gone := sorted(x for x in SLOW - found if x.partition("::")[0] in files):
+        raise pytest.UsageError(f"tests/slow.txt names tests that are gone: {gone}")

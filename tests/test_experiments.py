@@ -90,7 +90,7 @@ def outcomes(name: str, arrays) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=pytest.mark.slow) if x[:3] in SLOW else x for x in SCRIPTS],
+    [pytest.param(x, marks=pytest.mark.long) if x[:3] in SLOW else x for x in SCRIPTS],
 )
 def test_every_claim_holds_in_a_tiny_form(name, finished):
     assert [x for x in finished(name) if x.outcome != HOLDS] == []
@@ -309,7 +309,7 @@ def test_a_descent_of_another_rate_is_refuted_and_one_that_failed_is_not():
     assert set(failed.values()) == {NOT_CONVERGED}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("array", "change", "claims"),
     [
@@ -332,7 +332,7 @@ def test_a_ladder_without_a_predicted_rung_or_with_a_false_one_is_refuted(array,
     assert all(any(part in claim for claim in refuted) for part in claims)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("finished")
 def test_every_start_of_the_strict_saddles_is_a_point_or_refused():
     arrays = arrays_of("c08_strict_saddle")
@@ -342,7 +342,7 @@ def test_every_start_of_the_strict_saddles_is_a_point_or_refused():
     assert (tried == 80).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("finished")
 def test_an_orbit_that_is_no_strict_saddle_is_refuted_by_name():
     name, local = "c08_strict_saddle", script_of("c08_strict_saddle").KINDS.index("local minimiser")
@@ -351,7 +351,7 @@ def test_an_orbit_that_is_no_strict_saddle_is_refuted_by_name():
     assert "K=3, d=5, Kc=0.5, f=1.09861229, rank 0: local minimiser" in claim
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("column", "change", "claim"),
     [
@@ -633,7 +633,7 @@ def test_help_shows_the_comments_of_the_fields(capsys):
     assert "--force" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("array", "change", "claim", "outcome"),
     [

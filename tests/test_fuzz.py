@@ -234,7 +234,7 @@ def test_an_inertia_counts_every_eigenvalue_or_is_refused(drawn):
         assert min(found[:3]) >= 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @examples(60)
 @given(points())
 def test_a_solution_is_numbers_or_a_refusal(drawn):

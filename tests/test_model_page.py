@@ -242,7 +242,7 @@ GROUPS = {
     ("counts", "options"),
     [
         pytest.param(GROUPS[name], options, id=f"{name}-{label}", marks=marks)
-        for name, marks in zip(GROUPS, ((), *[pytest.mark.slow] * 3), strict=True)
+        for name, marks in zip(GROUPS, ((), *[pytest.mark.long] * 3), strict=True)
         for label, options in (("bias", {"lam_b": 1e-2}), ("no-bias", {"bias": False}))
         if name != "pairs" or label == "bias"
     ],

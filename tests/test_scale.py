@@ -27,7 +27,7 @@ BALANCED = {
     "two-classes": (Problem(K=2, d=1, n=1, lam_W=1, lam_H=1, bias=False), 3000),
     "wide": (Problem(K=4, d=5, n=2, lam_W=1, lam_H=1, lam_b=1), 3000),
 }
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.long
 UNPROVEN = [
     "unequal-counts-free-bias",
     pytest.param("narrow", marks=SLOW),

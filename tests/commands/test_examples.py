@@ -67,7 +67,7 @@ def folder(tmp_path, monkeypatch):
     "names",
     [
         ("theory", "descend", "certify", "measure"),
-        pytest.param(tuple(SMALLER), marks=pytest.mark.slow),
+        pytest.param(tuple(SMALLER), marks=pytest.mark.long),
     ],
     ids=["quick", "all"],
 )

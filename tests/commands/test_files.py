@@ -79,7 +79,7 @@ def test_certify_uses_the_labels_of_a_file(capsys, path):
         assert got == pytest.approx(value(arrays(b=made.get("b"))), rel=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_probe_counts_as_it_does_for_grouped_samples(capsys, tmp_path):
     problem = ufm.Problem(3, 4, (2, 3, 2), 5e-3, 5e-3, 5e-4)
     zeros = {name: np.zeros(shape) for name, shape in (("W", (3, 4)), ("H", (4, 7)), ("b", 3))}
@@ -328,7 +328,7 @@ def test_files_of_other_programs_are_called_by_their_names(capsys, tmp_path, com
     assert "Bad CRC-32" in refused(capsys, command, tmp_path / "d.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_atlas_is_called_by_its_name(capsys, tmp_path):
     small = ["--K", 2, "--d", 2, "--n", 1, "--lam-W", 1e-2, "--lam-H", 1e-2]
     census = [*small, "--starts", 4, "--rounds", 1]

@@ -92,7 +92,7 @@ def test_two_censuses_from_other_keys_agree(four):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_spurious_minimum_of_the_plane_is_found():
     found = census.census(NARROW, jax.random.key(0), starts=64, rounds=2)
     minima = [orbit for orbit in found.orbits if orbit.morse_index == 0]
@@ -101,7 +101,7 @@ def test_the_spurious_minimum_of_the_plane_is_found():
     assert {orbit.kind for orbit in minima} == {"local minimiser"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_orbits_of_equal_value_stay_two():
     problem = Problem(K=4, d=6, n=5, lam_W=5e-3, lam_H=5e-3, bias=False)
     found = census.census(problem, jax.random.key(0), starts=128, rounds=3)

@@ -113,7 +113,7 @@ def test_lifting_keeps_value_and_length_of_the_gradient_in_every_class(problem):
 
 @pytest.mark.parametrize(
     "name",
-    [x if x == "unequal" else pytest.param(x, marks=pytest.mark.slow) for x in PROBLEMS],
+    [x if x == "unequal" else pytest.param(x, marks=pytest.mark.long) for x in PROBLEMS],
 )
 def test_a_solution_is_critical_at_rounding(name):
     problem, solution = PROBLEMS[name], solved(name)
@@ -189,7 +189,7 @@ def test_newton_steps_scale_with_the_decays():
     np.testing.assert_allclose(b.params.H * 2**10, a.params.H, rtol=0, atol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_newton_alone_stays_at_a_saddle_and_finds_the_known_padded_ones():
     wide = Problem(K=10, d=16, n=20, lam_W=5e-3, lam_H=2.5e-4, lam_b=5e-3)
     # Values, indices and nullities of the saddles of rank r (independent computation).

@@ -29,7 +29,7 @@ def test_a_cell_below_the_threshold_holds_in_every_respect(cell):
     assert cell.softest > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_perturbed_descent_escapes_from_saddles_to_the_certified_minimum():
     cell = verification.verify(CELL, jax.random.key(0), starts=32, rounds=1, escapes=2)
     assert (cell.escaped, cell.escapes, cell.violations) == (2, 2, ())

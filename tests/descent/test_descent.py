@@ -281,7 +281,7 @@ def test_one_compilation_serves_all_decays_step_sizes_and_lengths():
     assert traces == 1
 
 
-@pytest.mark.parametrize("name", ["heavy_ball", pytest.param("lbfgs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["heavy_ball", pytest.param("lbfgs", marks=pytest.mark.long)])
 def test_a_mapped_trajectory_equals_its_single_runs(name):
     lams = jnp.array([2e-3, 5e-3, 2e-2])
     limits = loop.Limits(30, 10, -1.0, -1.0)

@@ -574,7 +574,7 @@ def test_index_by_elimination_and_by_reduction_agree_on_3370_variables():
         assert found.negative >= (16 - rank) * np.sum(sigma > 1.001 * problem.mu) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_index_and_spectrum_agree_with_dense_eigenvalues_on_3370_variables():
     for problem, _, point in large_saddles():
         eigenvalues = np.linalg.eigvalsh(hessian.dense(problem, point))

@@ -126,7 +126,7 @@ def test_verdicts_do_not_contradict_40_digits_down_to_the_smallest_decays(source
         assert at is None or at.kind in DECIDED, (lam, at)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(3, 3, 1), (3, 1, 1), (4, 1, 1), (2, 1, 2)], ids=str)
 @pytest.mark.parametrize("ratio", [1.0, 1e-3, 1e6])
 def test_verdicts_do_not_contradict_40_digits(shape, ratio):
@@ -294,7 +294,7 @@ def test_the_features_of_a_network_are_not_flat(lam_H, lam_b):
     assert found.positive == np.sum(eigenvalues > found.tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_features_of_a_large_network_are_not_flat():
     problem, point = network_like(10, 64, 1000, 3e-9, 5e-4)
     found = hessian.inertia(problem, point)
@@ -323,7 +323,7 @@ def exact_counts(eigenvalues, shift, tolerance):
     return below, len(eigenvalues) - below - above, above
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 2, 3))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(x, marks=pytest.mark.long) for x in (1, 2, 3))])
 def test_counts_are_those_of_40_digits_whatever_the_decays(seed):
     for problem, point in draws(15, seed):
         precise = Precise(problem)

@@ -59,7 +59,7 @@ EACH = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 QUICK = ("smoothed", "binary tags", "squared", "focal")
 SOME = pytest.mark.parametrize(
     "problem",
-    [pytest.param(x, marks=[] if name in QUICK else pytest.mark.slow)
+    [pytest.param(x, marks=[] if name in QUICK else pytest.mark.long)
      for name, x in PROBLEMS.items()],
     ids=PROBLEMS,
 )  # fmt: skip

@@ -268,7 +268,7 @@ def test_closed_forms_refuse_weights_by_name():
 
 
 def test_newton_arrives_however_unlike_the_counts():
-    """A column of a million samples is as long as they are: with lengths of its own 23 of 64 did."""
+    """With a column as long as its million samples are together; otherwise 23 of 64 do."""
     problem = quotient.of_width(ufm.Problem(3, 4, (10**6, 10**5, 10**4), 1e-5, 1e-5, 1e-2), 2)
     starts = sources.random(problem, jax.random.key(0), 64)
     arrived = polish(problem, starts).status == newton.Arrival.converged

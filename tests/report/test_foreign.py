@@ -128,7 +128,7 @@ def sealed(value: dict[str, Any]) -> str:
     return json.dumps(value | {"sha256": digest(value)})
 
 
-@pytest.mark.parametrize("others", [OTHERS[:1], pytest.param(OTHERS[1:], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("others", [OTHERS[:1], pytest.param(OTHERS[1:], marks=pytest.mark.long)])
 @pytest.mark.parametrize("make", KINDS)
 def test_a_forged_file_is_read_or_refused_by_its_name_whatever_was_changed(make, others, tmp_path):
     """Each entry in turn is missing, or is of each other type, and the hashes fit."""

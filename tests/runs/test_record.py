@@ -44,7 +44,7 @@ from ufm.runs.record import (
 
 CONFIG = {"K": 4, "decay": {"W": 1e-3, "H": 0.1}, "steps": [1, 2]}
 KILLED = 9
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.long
 SOURCES = (record.__file__, storage.__file__, values.__file__)
 DTYPES = [
     "?", "i1", "u1", "<i2", ">i4", "u8", "<i8", "f2", "<f4", ">f8", "f8", "c8", "c16", "S5", "<U3",
@@ -617,7 +617,7 @@ def test_sigkill_at_random_moments_never_loses_an_acknowledged_checkpoint(tmp_pa
     assert report["steps"] >= kills
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_death_at_any_line_of_the_modules_leaves_a_run_that_resumes(tmp_path):
     assert crash("lines", tmp_path)["deaths"] > 40
 

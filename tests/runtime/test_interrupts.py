@@ -172,7 +172,7 @@ def ends(kind: str, home: Path, out: Path) -> dict[str, bytes | str]:
     return results | {name: np.asarray(x).tobytes() for name, x in arrays.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("kind", ["sweep", "descend", "census", "verify"])
 def test_25_strikes_at_random_moments_lose_nothing(tmp_path, kind, number):

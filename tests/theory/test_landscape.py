@@ -119,7 +119,7 @@ CENSUS, WIDE = (
     pytest.mark.parametrize(
         "name",
         [
-            pytest.param(name, marks=pytest.mark.slow) if problem.K > 3 else name
+            pytest.param(name, marks=pytest.mark.long) if problem.K > 3 else name
             for name, problem in SEARCHED.items()
             if problem.d >= problem.K - below
         ],
