@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compilations
 
 import ufm
 from ufm import cli
@@ -110,6 +111,15 @@ def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
             np.testing.assert_allclose(again[name], x, rtol=1e-9, atol=1e-13)
         else:
             assert again[name].tolist() == x.tolist()
+
+
+def test_a_sweep_of_another_length_compiles_nothing():
+    grid = Grid(**SMALL | {"lam_W": 5e-3}, optimizer="gd", learning_rate=0.5)
+    sweeps.sweep(Plan(grid, steps=60, record_every=20))
+    with compilations() as found:
+        table = sweeps.sweep(Plan(grid, steps=3000, record_every=10, gap_tol=None))
+    assert not found
+    assert table["steps"].tolist() == [3000]
 
 
 def test_a_long_table_is_written_when_a_share_of_it_is_new(tmp_path, monkeypatch):
