@@ -16,7 +16,8 @@ from jaxtyping import Array
 
 from ufm import check as door
 from ufm.check import Refused
-from ufm.descent import lbfgs, optimizers
+from ufm.descent import factories, lbfgs, optimizers
+from ufm.descent.content import by_content
 from ufm.descent.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
 from ufm.model.objective import objective
 from ufm.model.points import check_memory, check_point, check_precision
@@ -70,15 +71,18 @@ def descend(
     gap_tol: float | None = None,
     on_segment: Callable[[Run], None] | None = None,
     resume: "Run | Mapping[str, np.ndarray] | None" = None,
+    **hyperparameters: Any,
 ) -> Run:
-    """Minimise f from params by the named optimiser or any optax transformation.
+    """Minimise f from params by the named optimiser, any optax transformation or its factory.
 
     Args:
         problem: the model.
         params: where to start (with `resume`: of that shape, not used); its dtype is the precision
             of the run.
         optimizer: "gd", "heavy_ball", "nesterov" (full batch), "sgd" (minibatches, momentum),
-            "adam", "lbfgs", or an optax transformation, schedules included.
+            "adam", "lbfgs"; an optax transformation, schedules included; or a factory of optax by
+            name or as a function ("adamw", optax.adamw, one of your own), whose hyperparameters
+            are keywords. Numbers among these are traced: all learning rates are one program.
         steps: limit on the steps in all, those of a resumed run included.
         learning_rate: a number, an optax schedule, or "auto" (`optimizers.auto_step`: full-batch
             descent that provably does not diverge). By default "auto" for the full-batch
@@ -93,6 +97,8 @@ def descend(
             so far after each (progress, checkpoints). The cuts do not change the run.
         resume: an earlier run of the same problem and optimiser to go on from, or its arrays as
             `pack` gave them.
+        hyperparameters: of a factory, such as b2=0.99; learning_rate and momentum are passed to it
+            where they are given.
 
     Returns:
         A `Run`; status is "converged", "certified", "step_limit" or "diverged".
@@ -103,7 +109,7 @@ def descend(
     asked = check(
         problem, params, optimizer, steps=steps, learning_rate=learning_rate, momentum=momentum,
         batch_size=batch_size, key=key, record_every=record_every, grad_tol=grad_tol,
-        gap_tol=gap_tol,
+        gap_tol=gap_tol, hyperparameters=hyperparameters,
     )  # fmt: skip
     if not (resume is None or isinstance(resume, Run | Mapping)):
         raise Refused(
@@ -113,8 +119,8 @@ def descend(
     value = resume.state.start if isinstance(resume, Run) else asked.value
     method, hyper = prepare(problem, value, *asked.settings)
     _check_step(problem, params, hyper)
-    # In the precision of the run, wherever they are from: Python's numbers would be a program more.
-    hyper = jax.tree.map(lambda x: jnp.asarray(x, params.W.dtype), hyper)
+    # Python's numbers, wherever they are from: "auto" and 0.1 are then one program.
+    hyper = jax.tree.map(float, hyper)
     if isinstance(resume, Run):
         run = _continued(problem, params, method, hyper, asked.key, resume)
     else:
@@ -171,6 +177,7 @@ def check(
     record_every: int = 100,
     grad_tol: float | None = None,
     gap_tol: float | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
 ) -> Checked:
     """Convert the arguments of `descend` and refuse what it refuses, before a step is taken.
 
@@ -179,7 +186,7 @@ def check(
     """
     check_point(problem, params)
     check_precision(params)
-    settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size)
+    settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size, hyperparameters)
     # State of the optimiser beside params, gradient and their update, in copies of the params.
     copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
     check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
@@ -238,9 +245,14 @@ def check_batch(problem: Problem, batch_size: int) -> None:
         raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")
 
 
-def _check_step(problem: Problem, params: Params, hyper: tuple) -> None:
+def _check_step(problem: Problem, params: Params, hyper: Any) -> None:
     """Refuse a step size that is 0 in the precision of the run: nothing would ever move."""
-    if not hyper or hyper[0] is None or float(jnp.asarray(hyper[0], params.W.dtype)) > 0:
+    if (
+        not isinstance(hyper, tuple)
+        or not hyper
+        or hyper[0] is None
+        or float(jnp.asarray(hyper[0], params.W.dtype)) > 0
+    ):
         return
     raise Refused(
         f"got a learning rate of {float(hyper[0]):g}, which is 0 in {params.W.dtype}: 'auto' is "
@@ -250,7 +262,7 @@ def _check_step(problem: Problem, params: Params, hyper: tuple) -> None:
 
 
 def _continued(
-    problem: Problem, params: Params, method: Method, hyper: tuple, key: Array | None, run: Run
+    problem: Problem, params: Params, method: Method, hyper: Any, key: Array | None, run: Run
 ) -> Run:
     """An earlier run, ready to go on, if its state is one of this method."""
     like = jax.eval_shape(lambda: start(problem, params, method, hyper, key))
@@ -272,7 +284,8 @@ def prepare(
     learning_rate: Any = None,
     momentum: Any = None,
     batch_size: int | None = None,
-) -> tuple[Method, tuple]:
+    hyperparameters: Any = (),
+) -> tuple[Method, Any]:
     """The static and the traced part of an optimiser, defaults filled in.
 
     Traceable: learning_rate and momentum may be tracers, to be mapped over.
@@ -280,16 +293,18 @@ def prepare(
     Args:
         problem: the model.
         value: f at the start, from which "auto" derives the step.
-        optimizer, learning_rate, momentum, batch_size: as for `descend`.
+        optimizer, learning_rate, momentum, batch_size, hyperparameters: as `optimizers.settings`
+            gives them.
     """
     if not isinstance(optimizer, str):
-        return Method(optimizer, None, batch_size), ()
+        static, traced = factories.split(dict(hyperparameters))
+        return Method(by_content(optimizer), None, batch_size, static), traced
     learning_rate = optimizers.rate(optimizer, learning_rate)
     if learning_rate is None:
         return Method(optimizer, None, batch_size), (1.0, 0.0)
     momentum = optimizers.MOMENTUM.get(optimizer, 0.0) if momentum is None else momentum
     if callable(learning_rate):
-        return Method(optimizer, learning_rate, batch_size), (None, momentum)
+        return Method(optimizer, by_content(learning_rate), batch_size), (None, momentum)
     if isinstance(learning_rate, str):
         learning_rate = optimizers.auto_step(problem, value, momentum)
     return Method(optimizer, None, batch_size), (learning_rate, momentum)

@@ -21,7 +21,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from ufm import check
 from ufm.check import MOST, Refused
-from ufm.descent import optimizers
+from ufm.descent import factories, optimizers
 from ufm.descent import run as descent
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
@@ -52,6 +52,15 @@ class SweepCell(NamedTuple):
     momentum: float | None
     batch_size: int | None
     seed: int
+    options: tuple[tuple[str, Any], ...] = ()  # further hyperparameters, of a factory of optax
+
+    def settings(self) -> optimizers.Settings:
+        """The method, checked.
+
+        Raises:
+            Refused: as `ufm.descent.optimizers.settings`.
+        """
+        return optimizers.settings(*self[1:5], dict(self.options))
 
 
 PROBLEM = tuple(f.name for f in fields(Problem))  # the first axes of a grid, then the method's
@@ -102,6 +111,36 @@ def _weights(name: str) -> Callable[[Any], Any]:
     return convert
 
 
+def _optimizer(x: Any) -> str:
+    """The name of a method: of this package, or of a factory of optax."""
+    if isinstance(x, str) and x in optimizers.NAMES:
+        return x
+    return factories.name_of(x, optimizers.NAMES)
+
+
+def _options(given: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """Every further hyperparameter and its values, by name."""
+    if isinstance(given, tuple) and all(isinstance(pair, tuple) for pair in given):
+        given = dict(given)  # of a grid that was made already
+    if not isinstance(given, Mapping):
+        raise Refused(
+            f"got options={check.shown(given)}; allowed: hyperparameters by name, each with one "
+            "value or several, such as {'b2': [0.9, 0.99]}"
+        )
+    found = []
+    for name, x in sorted(given.items()):
+        several = check.several(x)
+        values = tuple(map(check.host, [x] if several is None else several))
+        odd = [x for x in values if not isinstance(x, bool | int | float | str | None)]
+        if odd or not values or not isinstance(name, str):
+            raise Refused(
+                f"got options with {name}={check.shown(x)}; allowed: one value or more, each a "
+                "number, True, False, text or None. Run a schedule with ufm.descend"
+            )
+        found.append((name, values))
+    return tuple(found)
+
+
 # How a value of each axis is converted, once, when a grid is made.
 AXES: dict[str, Callable[[Any], Any]] = {
     "K": _size("K"),
@@ -115,7 +154,7 @@ AXES: dict[str, Callable[[Any], Any]] = {
     "weights": _weights("weights"),
     "decay_weights": _weights("decay_weights"),
     "targets": lambda x: x,  # checked where K is known
-    "optimizer": lambda x: check.choice("optimizer", x, optimizers.NAMES),
+    "optimizer": _optimizer,
     "learning_rate": _rate,
     "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),
     "batch_size": lambda x: None if x is None else check.integer("batch_size", x, 1, MOST),
@@ -136,7 +175,9 @@ class Grid:
         n = [[50], [10], [5]] three balanced ones.
         [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
         balanced ones.
-    optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name.
+    optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name; optax's factories
+        also as functions.
+    options: further hyperparameters of factories of optax, {"b2": [0.9, 0.99], "nesterov": True}.
     seed: of the start and of the minibatches; equal seeds give equal starts.
 
     Raises:
@@ -159,8 +200,10 @@ class Grid:
     momentum: Any = None
     batch_size: Any = None
     seed: Any = 0
+    options: Any = field(default=(), metadata=_LATER)
 
     def __post_init__(self):
+        object.__setattr__(self, "options", _options(self.options))
         if self.targets is not None:
             matrix = check.target_matrix(self.targets)
             object.__setattr__(self, "targets", tuple(map(tuple, matrix.tolist())))
@@ -184,9 +227,11 @@ class Grid:
 
     def axes(self) -> list[tuple[Any, ...]]:
         """The values of every field of `Problem`, then of the others of `SweepCell`."""
-        names = (*PROBLEM, *SweepCell._fields[1:])
+        names = (*PROBLEM, *SweepCell._fields[1:-1])
         values = ((name, getattr(self, name)) for name in names)
-        return [x if isinstance(x, tuple) and name != "targets" else (x,) for name, x in values]
+        found = [x if isinstance(x, tuple) and name != "targets" else (x,) for name, x in values]
+        options = [[(name, x) for x in values] for name, values in self.options]
+        return [*found, tuple(itertools.product(*options))]
 
     def cells(self) -> list[SweepCell]:
         """Every combination, the last axis fastest.
@@ -210,6 +255,8 @@ class Grid:
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         late = {f.name: f.default for f in fields(self) if "later" in f.metadata}
         found = {x: y for x, y in found.items() if x not in late or y != late[x]}
+        if "options" in found:
+            found["options"] = dict(self.options)
         if "loss" in found:
             several = isinstance(self.loss, tuple)
             found["loss"] = [losses.text_of(x) for x in (self.loss if several else (self.loss,))]
@@ -300,9 +347,7 @@ class Plan:
 
 def _check_cell(cell: SweepCell, precision: str) -> None:
     problem = cell.problem
-    settings = optimizers.settings(
-        cell.optimizer, cell.learning_rate, cell.momentum, cell.batch_size
-    )
+    settings = cell.settings()
     if settings.batch_size is not None:
         descent.check_batch(problem, settings.batch_size)
     rate = optimizers.rate(cell.optimizer, cell.learning_rate)
@@ -317,7 +362,8 @@ def _check_cell(cell: SweepCell, precision: str) -> None:
 def describe(cell: SweepCell) -> str:
     """A cell in one line, defaults left out."""
     named = {name: getattr(cell.problem, name) for name in PROBLEM}
-    return _line(named | {name: x for name, x in cell._asdict().items() if name != "problem"})
+    method = {name: x for name, x in cell._asdict().items() if name not in ("problem", "options")}
+    return _line(named | method | dict(cell.options))
 
 
 def _line(named: dict[str, Any]) -> str:
@@ -344,7 +390,7 @@ def read(path: Path) -> Plan:
     grids = table.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise Refused(f"got {path} with a key `grid`; allowed: tables [[grid]], each a grid")
-    axes = list(AXES)
+    axes = [*AXES, "options"]
     for place, keys in enumerate((table, *grids)):
         allowed = [*axes, *shared] if place == 0 else axes
         for key in keys:
