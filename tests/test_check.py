@@ -14,8 +14,8 @@ import ufm
 from ufm import check
 from ufm.descent import optimizers
 from ufm.descent import run as descent
-from ufm.sweeps import grid
 from ufm.sweeps import run as sweeps
+from ufm.sweeps import toml
 from ufm.sweeps.grid import Grid, Plan
 
 HALVES = [
@@ -260,7 +260,7 @@ def test_counts_of_classes_in_a_grid_have_one_meaning(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text("K = 3\nn = [50, 10, 5]\n")
     with pytest.raises(ufm.Refused, match=r"grid.toml"):
-        grid.read(path)
+        toml.read(path)
     assert [x.problem.n for x in Grid(K=3, n=[[50, 10, 5]]).cells()] == [(50, 10, 5)]
     assert [x.problem.n for x in Grid(K=3, n=np.array([[50, 10, 5]])).cells()] == [(50, 10, 5)]
     assert [x.problem.n for x in Grid(K=3, n=[[50], [10], [5]]).cells()] == [50, 10, 5]
@@ -295,7 +295,7 @@ def test_a_file_of_odd_values_is_refused_in_words(tmp_path, text, message):
     path = tmp_path / "grid.toml"
     path.write_text(text)
     with pytest.raises(ufm.Refused, match=message):
-        grid.read(path).cells()
+        toml.read(path).cells()
 
 
 def test_a_plan_takes_no_file_that_would_block_or_is_none(tmp_path):
@@ -304,7 +304,7 @@ def test_a_plan_takes_no_file_that_would_block_or_is_none(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
     for name in ("pipe.toml", "", "absent.toml", "a\0b"):
         with pytest.raises(ufm.Refused, match="allowed"):
-            grid.read(tmp_path / name)
+            toml.read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

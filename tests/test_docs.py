@@ -17,7 +17,7 @@ import tyro
 
 from ufm import cli
 from ufm.commands import menu
-from ufm.sweeps import grid
+from ufm.sweeps import toml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,7 +56,7 @@ def test_every_command_on_a_page_is_one_that_the_command_line_takes(command):
 def test_every_toml_block_is_a_grid(page, tmp_path):
     for block in blocks(page, "toml"):
         (tmp_path / "grid.toml").write_text(block)
-        assert grid.read(tmp_path / "grid.toml").cells()
+        assert toml.read(tmp_path / "grid.toml").cells()
 
 
 def test_every_python_block_of_the_pages_runs_as_a_doctest_or_is_a_script_that_runs():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import compilations
 
 import ufm
 from ufm import cli
@@ -279,6 +280,40 @@ def test_one_compilation_serves_all_decays_step_sizes_and_lengths():
         state = compiled(problem, state, method, hyper, limits, 8, jnp.int32(steps // 10))[0]
         assert int(state.step) == steps
     assert traces == 1
+
+
+@pytest.mark.parametrize("name", ["gd", "lbfgs"])
+def test_a_run_of_any_length_compiles_nothing_after_its_first_segment(name, monkeypatch):
+    monkeypatch.setattr(descent, "SEGMENT_RECORDS", 8)
+    with compilations() as first:
+        short = ufm.descend(PROBLEM, start(), name, steps=6, record_every=2)
+    assert first
+    with compilations() as later:
+        # Of another length, in two segments and more, with other intervals, resumed, and watched.
+        long = ufm.descend(PROBLEM, start(), name, steps=81, record_every=3)
+        ufm.descend(PROBLEM, start(), name, steps=200, record_every=3, resume=long)
+        ufm.descend(PROBLEM, start(), name, steps=9, record_every=1, on_segment=lambda _: None)
+        if name == "gd":
+            ufm.descend(PROBLEM, start(), name, steps=9, record_every=1, learning_rate=0.1)
+    assert not later
+    assert short.steps == 6
+    assert long.history["step"].tolist() == list(range(0, 82, 3))
+
+
+@pytest.mark.parametrize("name", ["gd", "lbfgs"])
+def test_segments_do_not_change_the_bits_of_a_run(name, monkeypatch):
+    whole = ufm.descend(PROBLEM, start(), name, steps=50, record_every=2)
+    monkeypatch.setattr(descent, "SEGMENT_RECORDS", 8)
+    cut = ufm.descend(PROBLEM, start(), name, steps=50, record_every=2)
+    for x, y in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_run_that_has_taken_more_steps_than_asked_ends_at_once():
+    run = ufm.descend(PROBLEM, start(), "gd", steps=50, record_every=2)
+    again = ufm.descend(PROBLEM, start(), "gd", steps=10, record_every=2, resume=run)
+    assert (again.status, again.steps) == ("step_limit", 50)
+    np.testing.assert_array_equal(again.history["step"], run.history["step"])
 
 
 @pytest.mark.parametrize("name", ["heavy_ball", pytest.param("lbfgs", marks=pytest.mark.long)])

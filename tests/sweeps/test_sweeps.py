@@ -13,7 +13,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from compiling import compilations
 
 import ufm
 from ufm import cli
@@ -110,6 +112,44 @@ def test_batches_of_any_size_give_the_same_table(table, monkeypatch):
             np.testing.assert_allclose(again[name], x, rtol=1e-9, atol=1e-13)
         else:
             assert again[name].tolist() == x.tolist()
+
+
+def test_factories_of_optax_are_cells_and_all_their_numbers_one_program(tmp_path):
+    axes = {"learning_rate": [0.01, 0.02], "options": {"b2": [0.9, 0.99], "nesterov": [True]}}
+    plan = Plan(
+        (
+            Grid(**SMALL, optimizer=optax.adamw, **axes),
+            Grid(**SMALL, optimizer="optax.sgd", learning_rate=0.3, momentum=0.5),
+            Grid(**SMALL, optimizer="gd"),
+        ),
+        steps=60, record_every=20, gap_tol=None,
+    )  # fmt: skip
+    assert len({batches.Shape.of(cell) for cell in plan.cells()}) == 3
+    table = sweeps.sweep(plan, tmp_path / "kept")
+    assert table["optimizer"].tolist() == ["adamw"] * 4 + ["optax.sgd", "gd"]
+    assert table["options"][1] == "b2=0.99, nesterov=True"
+    assert table["options"][4] == ""
+    np.testing.assert_array_equal(table["learning_rate"][:5], [0.01, 0.01, 0.02, 0.02, 0.3])
+    assert np.isnan(table["momentum"][0])
+    assert table["momentum"][4] == 0.5
+    again = sweeps.sweep(plan, tmp_path / "kept")
+    np.testing.assert_array_equal(again["value"], table["value"])
+    for i, cell in enumerate(plan.cells()[:5]):
+        params = ufm.init_params(jax.random.split(jax.random.key(0))[0], cell.problem, plan.scale)
+        run = ufm.descend(
+            cell.problem, params, cell.optimizer, steps=60, record_every=20,
+            learning_rate=cell.learning_rate, momentum=cell.momentum, **dict(cell.options),
+        )  # fmt: skip
+        np.testing.assert_allclose(table["value"][i], run.history["loss"][-1], rtol=1e-9)
+
+
+def test_a_sweep_of_another_length_compiles_nothing():
+    grid = Grid(**SMALL | {"lam_W": 5e-3}, optimizer="gd", learning_rate=0.5)
+    sweeps.sweep(Plan(grid, steps=60, record_every=20))
+    with compilations() as found:
+        table = sweeps.sweep(Plan(grid, steps=3000, record_every=10, gap_tol=None))
+    assert not found
+    assert table["steps"].tolist() == [3000]
 
 
 def test_a_long_table_is_written_when_a_share_of_it_is_new(tmp_path, monkeypatch):

@@ -39,8 +39,9 @@ class Descend:
     """
 
     model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelFlags)
-    optimizer: Literal["gd", "heavy_ball", "nesterov", "sgd", "adam", "lbfgs"] = "lbfgs"
-    """full batch: gd, heavy_ball, nesterov, lbfgs, adam; minibatches: sgd, adam"""
+    optimizer: str = "lbfgs"
+    """full batch: gd, heavy_ball, nesterov, lbfgs, adam; minibatches: sgd, adam; or any optimiser
+    of optax by its name, such as adamw"""
     steps: int = 10_000
     """most steps to take"""
     learning_rate: float | Literal["auto"] | None = None

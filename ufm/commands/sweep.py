@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ufm.check import real
 from ufm.commands.table import print_json, print_table
-from ufm.sweeps import grid
 from ufm.sweeps import run as sweeps
+from ufm.sweeps import toml
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,11 @@ class Sweep:
     """Descend on every combination of a grid, cells of one shape side by side, on every core.
 
     The grid is a TOML file: K, d, n, lam_W, lam_H, lam_b, bias, optimizer, learning_rate,
-    momentum, batch_size and seed take one value or a list; steps, record_every, grad_tol, gap_tol,
-    scale and precision hold for all; each table [[grid]] adds a grid of its own. With --out the
-    table is kept, batch by batch: killed or interrupted, the same command goes on with the cells
-    that are missing. A diverged cell is a row with its status.
+    momentum, batch_size and seed take one value or a list, options further hyperparameters by
+    name; steps, record_every, grad_tol, gap_tol, scale and precision hold for all; each table
+    [[grid]] adds a grid of its own. With --out the table is kept, batch by batch: killed or
+    interrupted, the same command goes on with the cells that are missing. A diverged cell is a row
+    with its status.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """
@@ -39,7 +40,7 @@ class Sweep:
     def act(self) -> int:
         """Sweep with a progress bar and an estimate of the time left."""
         memory = int(real("memory", self.memory, above=0, below=2**43) * 2**20)
-        plan = grid.read(self.grid)
+        plan = toml.read(self.grid)
         total = len(plan.cells())
         bar = (
             TextColumn("{task.description}"), BarColumn(),

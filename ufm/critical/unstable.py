@@ -26,6 +26,7 @@ from ufm import certificate, check
 from ufm.check import Refused
 from ufm.critical import newton
 from ufm.descent import loop
+from ufm.descent.content import by_content
 from ufm.descent.loop import Method, State, Status
 from ufm.hessian.curvature import dense, flatten, in_float64, unflatten
 from ufm.hessian.stationarity import measured
@@ -241,7 +242,9 @@ def _run(
     def fading(count):
         return rate * (1 - count / steps) ** _FADE
 
-    method = Method("sgd", fading, batch_size) if batch_size else Method("gd", None, None)
+    method = (
+        Method("sgd", by_content(fading), batch_size) if batch_size else Method("gd", None, None)
+    )
     hyper = (rate, 0.0)
 
     def ahead(state: State) -> State:

@@ -18,7 +18,8 @@ import optax
 from jaxtyping import Array
 
 from ufm import certificate
-from ufm.descent import minibatch, optimizers
+from ufm.descent import factories, minibatch, optimizers
+from ufm.descent.content import ByContent
 from ufm.linalg import scaling
 from ufm.linalg.scaling import anyone
 from ufm.metrics import measures as metrics
@@ -94,18 +95,31 @@ class State(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What of the optimiser is compiled in: its name or transformation, and the batch size."""
+    """What of the optimiser is compiled in.
 
-    optimizer: Any
-    schedule: Callable | None
+    optimizer: its name, or a transformation or a factory. schedule: of a named one's learning rate.
+    batch_size: of minibatches. static: hyperparameters of a factory that are no numbers.
+    """
+
+    optimizer: str | ByContent
+    schedule: ByContent | None
     batch_size: int | None
+    static: factories.Static = ()
 
     def transformation(self, hyper) -> optax.GradientTransformationExtraArgs:
-        """The optax transformation at the (traced) hyperparameters (learning rate, momentum)."""
-        if not isinstance(self.optimizer, str):
-            return optax.with_extra_args_support(self.optimizer)
+        """The optax transformation at the (traced) hyperparameters.
+
+        Args:
+            hyper: (learning rate, momentum) of a named method, a dict of a factory's.
+        """
+        if isinstance(self.optimizer, ByContent):
+            found = self.optimizer.value
+            if not isinstance(found, optax.GradientTransformation):
+                found = factories.build(found, self.static, hyper)
+            return optax.with_extra_args_support(found)
         learning_rate, momentum = hyper
-        return optimizers.named(self.optimizer, self.schedule or learning_rate, momentum)
+        schedule = self.schedule.value if self.schedule else None
+        return optimizers.named(self.optimizer, schedule or learning_rate, momentum)
 
 
 class Limits(NamedTuple):

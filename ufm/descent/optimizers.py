@@ -27,7 +27,7 @@ two iterates does too: at x + s(x⁺ − x), 0 ≤ s ≤ 1, the same lemma gives
 the first exit cannot happen.) `auto_step` returns half of the limit, η = (1−β)/L(F).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,7 @@ import optax
 
 from ufm import check
 from ufm.check import Refused
+from ufm.descent import factories
 from ufm.descent.lbfgs import lbfgs
 from ufm.model.problem import Problem, require
 
@@ -50,10 +51,13 @@ LEARNING_RATE = {"sgd": 0.05, "adam": 1e-3}
 def rate(optimizer: str, learning_rate: Any) -> Any:
     """The learning rate that a named method runs with: the given one, or its default for None.
 
-    "auto" is the default of the full-batch methods; None stands for the line search of "lbfgs".
+    "auto" is the default of the full-batch methods; None stands for the line search of "lbfgs" and
+    for what is left to a factory of optax.
     """
     if optimizer == "lbfgs":
         return None
+    if optimizer not in NAMES:
+        return learning_rate
     return LEARNING_RATE.get(optimizer, "auto") if learning_rate is None else learning_rate
 
 
@@ -119,41 +123,77 @@ def named(name: str, learning_rate, momentum) -> optax.GradientTransformationExt
 class Settings(NamedTuple):
     """A method and its hyperparameters, converted and checked; None stands for a default.
 
-    optimizer: a name of `NAMES` or an optax transformation. learning_rate: a float, "auto" or an
-    optax schedule. momentum: a float. batch_size: an int.
+    optimizer: a name of `NAMES`, an optax transformation or a factory of such. learning_rate: a
+    float, "auto" or an optax schedule. momentum: a float. batch_size: an int. hyperparameters: all
+    those of a factory, as `factories.checked` gives them.
     """
 
     optimizer: Any
     learning_rate: Any
     momentum: float | None
     batch_size: int | None
+    hyperparameters: Any = ()
 
 
 def settings(
-    optimizer: Any, learning_rate: Any = None, momentum: Any = None, batch_size: Any = None
+    optimizer: Any,
+    learning_rate: Any = None,
+    momentum: Any = None,
+    batch_size: Any = None,
+    hyperparameters: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The method that `descend` runs and a cell of a sweep names, or a refusal.
 
     The one place that converts and checks hyperparameters: numbers of any library are taken.
 
+    Args:
+        optimizer, learning_rate, momentum, batch_size: as for `descend`.
+        hyperparameters: further ones, of a factory of optax; with "adam" they make it optax's.
+
     Raises:
         Refused: an unknown method, a hyperparameter out of range or one that the method lacks.
     """
-    if isinstance(optimizer, str):
-        name = check.choice("optimizer", optimizer, NAMES)
-    elif isinstance(optimizer, optax.GradientTransformation):
-        if learning_rate is not None or momentum is not None:
+    given = {"learning_rate": learning_rate, "momentum": momentum}
+    given = {name: x for name, x in given.items() if x is not None} | dict(hyperparameters or {})
+    if isinstance(optimizer, optax.GradientTransformation):
+        if given:
             raise Refused(
-                "got learning_rate or momentum beside an optax transformation; set them inside "
-                "it, for example optax.sgd(0.1, momentum=0.9)"
+                f"got {', '.join(given)} beside an optax transformation; set them inside it, for "
+                "example optax.sgd(0.1, momentum=0.9), or give its factory, optax.sgd"
             )
         return Settings(optimizer, None, None, _batch_size(batch_size))
+    if not isinstance(optimizer, str) or optimizer not in NAMES:
+        factory = _factory(optimizer)
+    elif optimizer == "adam" and hyperparameters:
+        factory, given = optax.adam, {"learning_rate": LEARNING_RATE["adam"]} | given
     else:
-        way = getattr(optimizer, "gradient_transformation", None)
-        hint = ". Give its .gradient_transformation()" if callable(way) else ""
+        return _own(optimizer, learning_rate, momentum, batch_size, hyperparameters or {})
+    checked = factories.checked(factory, given)
+    return Settings(factory, None, None, _batch_size(batch_size), checked)
+
+
+def _factory(optimizer: Any) -> Callable[..., Any]:
+    """A factory of optax, by name or as it is."""
+    if isinstance(optimizer, str):
+        return factories.named(optimizer, NAMES)
+    way = getattr(optimizer, "gradient_transformation", None)
+    if callable(optimizer) and not callable(way):
+        return optimizer
+    hint = ". Give its .gradient_transformation()" if callable(way) else ""
+    raise Refused(
+        f"got optimizer={check.shown(optimizer)}; allowed: {', '.join(NAMES)}, an optax "
+        f"transformation such as optax.adamw(1e-3), or its factory optax.adamw{hint}"
+    )
+
+
+def _own(
+    name: str, learning_rate: Any, momentum: Any, batch_size: Any, further: Mapping[str, Any]
+) -> Settings:
+    """The settings of a name of `NAMES`."""
+    if further:
         raise Refused(
-            f"got optimizer={check.shown(optimizer)}; allowed: {', '.join(NAMES)}, or an optax "
-            f"transformation such as optax.adamw(1e-3){hint}"
+            f"got {', '.join(further)} for {name!r}; allowed: learning_rate, momentum, batch_size. "
+            "Factories of optax take more, such as 'adamw' or optax.sgd"
         )
     batch_size = _batch_size(batch_size)
     if name in FULL_BATCH_ONLY and batch_size is not None:

@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm import certificate, theory
 from ufm.check import Refused
-from ufm.descent import loop, optimizers
+from ufm.descent import factories, loop, optimizers
+from ufm.descent.content import by_content
 from ufm.descent.loop import Limits, Method, State, Status
 from ufm.losses import names as losses
 from ufm.model.objective import objective
@@ -43,17 +44,30 @@ class Shape(NamedTuple):
     leaves: tuple[tuple[int, ...], ...]  # the shapes of its decays and weights
     optimizer: str
     batch_size: int | None
+    static: factories.Static = ()  # of a factory: what is compiled in, and the names of the numbers
+    traced: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, cell: SweepCell) -> "Shape":
         """The shape of a cell."""
         leaves, problem = jax.tree.flatten(cell.problem)
-        return cls(problem, tuple(map(np.shape, leaves)), cell.optimizer, cell.batch_size)
+        static, traced = factories.split(dict(cell.settings().hyperparameters))
+        sizes = tuple(map(np.shape, leaves))
+        return cls(problem, sizes, cell.optimizer, cell.batch_size, static, tuple(traced))
 
     def example(self) -> SweepCell:
         """A cell of this shape."""
         problem = jax.tree.unflatten(self.problem, [np.ones(shape)[()] for shape in self.leaves])
-        return SweepCell(problem, self.optimizer, None, None, self.batch_size, 0)
+        options = {name: x.value for name, x in self.static} | dict.fromkeys(self.traced, 0.5)
+        named = tuple(options.items())
+        return SweepCell(problem, self.optimizer, None, None, self.batch_size, 0, named)
+
+    def method(self) -> Method:
+        """The compiled part of the method."""
+        if self.optimizer in optimizers.NAMES and not self.traced:
+            return Method(self.optimizer, None, self.batch_size)
+        factory = by_content(self.example().settings().optimizer)
+        return Method(factory, None, self.batch_size, self.static)
 
 
 class _Lanes(NamedTuple):
@@ -64,6 +78,7 @@ class _Lanes(NamedTuple):
     rate: Any
     momentum: Any
     seed: Any
+    given: dict[str, Any]  # all hyperparameters of a factory
 
 
 def fitted(plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int) -> tuple[int, int]:
@@ -112,7 +127,7 @@ def rows(
         lanes = _lanes([cells[i % len(cells)] for i in range(size)])
         measured = _run(plan, Shape.of(cells[0]), jax.device_put(lanes, _spread()), share)
         found = {name: x[: len(cells)] for name, x in measured.items()}
-        return _described(cells) | found | _predicted(lanes.problem, len(cells))
+        return _described(plan, cells) | found | _predicted(lanes.problem, len(cells))
 
 
 def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
@@ -120,6 +135,7 @@ def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
     # Cells hold numbers, None or "auto": `ufm.sweeps.grid` has converted everything else.
     rates = [optimizers.rate(cell.optimizer, cell.learning_rate) for cell in cells]
     momentum = optimizers.MOMENTUM.get(first.optimizer, 0.0)
+    given = [factories.split(dict(cell.settings().hyperparameters))[1] for cell in cells]
     momenta = [momentum if cell.momentum is None else cell.momentum for cell in cells]
     return _Lanes(
         jax.tree.map(lambda *x: np.array(x, float), *(cell.problem for cell in cells)),
@@ -127,6 +143,7 @@ def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
         np.array([0.0 if rate in ("auto", None) else rate for rate in rates], float),
         np.array(momenta, float),
         np.array([cell.seed for cell in cells], np.uint32),
+        jax.tree.map(lambda *x: np.array(x, float), *given),
     )
 
 
@@ -138,9 +155,8 @@ def _begin(lanes: _Lanes, scale, *, method: Method, dtype: str) -> tuple[State, 
         params = init_params(params_key, lane.problem, scale, jnp.dtype(dtype))
         step = optimizers.auto_step(lane.problem, objective(lane.problem, params), lane.momentum)
         # In the precision of the run: otherwise velocities become float64.
-        hyper = tuple(
-            x.astype(dtype) for x in (jnp.where(lane.auto, step, lane.rate), lane.momentum)
-        )
+        own = (jnp.where(lane.auto, step, lane.rate), lane.momentum)
+        hyper = jax.tree.map(lambda x: x.astype(dtype), lane.given or own)
         key = None if method.batch_size is None else batch_key
         return loop.start(lane.problem, params, method, hyper, key), hyper
 
@@ -190,7 +206,7 @@ def _limits(plan: Plan) -> Limits:
 
 def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]) -> Columns:
     """Descend on all lanes until each has a status; their columns."""
-    method = _method(shape)
+    method = shape.method()
     program = _program(shape, len(lanes.seed), plan.precision)
     state, hyper = _begin(lanes, plan.scale, method=method, dtype=plan.precision)
     status = jnp.full(len(lanes.seed), Status.running, jnp.int32)
@@ -211,19 +227,30 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
         left = -(-(plan.steps - taken) // plan.record_every)
         chunks = max(1, min(left, int(chunks / seconds), 2 * chunks, _RECORDS - 1))
     row = {name: np.asarray(x) for name, x in _measured(lanes.problem, state.params).items()}
-    rate, momentum = (np.asarray(x, float) for x in hyper)
-    uses_momentum = method.optimizer in optimizers.MOMENTUM
     return {
         # What ran, read back: decays and weights of the problem that was descended on.
         **_read_back(lanes.problem),
         "seed": np.asarray(lanes.seed, np.int64),
-        "learning_rate": np.where(method.optimizer == "lbfgs", np.nan, rate),
+        **_hyperparameters(shape, hyper, len(lanes.seed)),
         "auto": np.asarray(lanes.auto),
-        "momentum": momentum if uses_momentum else np.full_like(momentum, np.nan),
         "status": np.array([Status(int(code)).name for code in codes]).astype("U12"),
         "steps": np.asarray(state.step, np.int64),
         **row,
     }
+
+
+def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
+    """Step size and momentum of every cell; NaN where the method has none, or has its default."""
+    if isinstance(hyper, tuple):
+        used = (shape.optimizer != "lbfgs", shape.optimizer in optimizers.MOMENTUM)
+        hyper = {
+            name: x
+            for name, x, uses in zip(("learning_rate", "momentum"), hyper, used, strict=True)
+            if uses
+        }
+    missing = np.full(cells, np.nan)
+    names = ("learning_rate", "momentum")
+    return {name: np.asarray(hyper.get(name, missing), float) for name in names}
 
 
 def _read_back(problem: Problem) -> Columns:
@@ -245,7 +272,7 @@ def _column(x: Any) -> np.ndarray:
     return x if x.ndim == 1 else np.array([" ".join(f"{c:.17g}" for c in row) for row in x])
 
 
-def _described(cells: Sequence[SweepCell]) -> Columns:
+def _described(plan: Plan, cells: Sequence[SweepCell]) -> Columns:
     """The fields of the cells that are not among the results; no weights are empty text."""
     problems = [cell.problem.describe(whole=True) for cell in cells]
     columns = {
@@ -255,12 +282,15 @@ def _described(cells: Sequence[SweepCell]) -> Columns:
     }
     digests = (values.digest(x["targets"])[:12] if x["targets"] else "" for x in problems)
     columns["targets"] = np.array(list(digests))  # which matrix; the plan holds it
+    if any(grid.options for grid in plan.grids):
+        told = (", ".join(f"{name}={x}" for name, x in cell.options) for cell in cells)
+        columns["options"] = np.array(list(told))
     return columns | {
         "n": np.array([x["n"] if isinstance(x["n"], int) else 0 for x in problems]),  # 0: unequal
         # As --n takes them: one number, or one a class.
         "counts": np.array([" ".join(map(str, np.atleast_1d(x["n"]))) for x in problems]),
         "N": np.array([cell.problem.N for cell in cells]),
-        "optimizer": np.array([cell.optimizer for cell in cells]).astype("U12"),
+        "optimizer": np.array([cell.optimizer for cell in cells]).astype("U32"),
         "batch_size": np.array([cell.batch_size or 0 for cell in cells]),  # 0: full batches
     }
 
@@ -288,7 +318,7 @@ def _program(shape: Shape, size: int, precision: str):
     """`_advance` compiled for `size` cells of a shape, spread over the devices."""
     make_room()
     with jax.enable_x64(True):
-        method, one = _method(shape), jax.ShapeDtypeStruct((), jnp.int32)
+        method, one = shape.method(), jax.ShapeDtypeStruct((), jnp.int32)
         lanes = jax.eval_shape(lambda: _lanes([shape.example()] * size))
         state, hyper = jax.eval_shape(partial(_begin, method=method, dtype=precision), lanes, 1.0)
         status = jax.ShapeDtypeStruct((size,), jnp.int32)
@@ -298,10 +328,6 @@ def _program(shape: Shape, size: int, precision: str):
         )
         limits = _limits(Plan())
         return _advance.lower(*mapped, one, limits, one, method=method).compile()
-
-
-def _method(shape: Shape) -> Method:
-    return Method(shape.optimizer, None, shape.batch_size)
 
 
 def _mesh() -> Mesh:

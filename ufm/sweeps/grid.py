@@ -16,21 +16,17 @@ In a file the keys at the top hold for all; each table [[grid]] adds a grid of i
     learning_rate = ["auto", 0.1]
 """
 
-import difflib
 import itertools
 import math
-import re
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from ufm import check
 from ufm.check import MOST, Refused
-from ufm.descent import optimizers
+from ufm.descent import factories, optimizers
 from ufm.descent import run as descent
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
@@ -53,6 +49,15 @@ class SweepCell(NamedTuple):
     momentum: float | None
     batch_size: int | None
     seed: int
+    options: tuple[tuple[str, Any], ...] = ()  # further hyperparameters, of a factory of optax
+
+    def settings(self) -> optimizers.Settings:
+        """The method, checked.
+
+        Raises:
+            Refused: as `ufm.descent.optimizers.settings`.
+        """
+        return optimizers.settings(*self[1:5], dict(self.options))
 
 
 PROBLEM = tuple(f.name for f in fields(Problem))  # the first axes of a grid, then the method's
@@ -103,6 +108,36 @@ def _weights(name: str) -> Callable[[Any], Any]:
     return convert
 
 
+def _optimizer(x: Any) -> str:
+    """The name of a method: of this package, or of a factory of optax."""
+    if isinstance(x, str) and x in optimizers.NAMES:
+        return x
+    return factories.name_of(x, optimizers.NAMES)
+
+
+def _options(given: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """Every further hyperparameter and its values, by name."""
+    if isinstance(given, tuple) and all(isinstance(pair, tuple) for pair in given):
+        given = dict(given)  # of a grid that was made already
+    if not isinstance(given, Mapping):
+        raise Refused(
+            f"got options={check.shown(given)}; allowed: hyperparameters by name, each with one "
+            "value or several, such as {'b2': [0.9, 0.99]}"
+        )
+    found = []
+    for name, x in sorted(given.items()):
+        several = check.several(x)
+        values = tuple(map(check.host, [x] if several is None else several))
+        odd = [x for x in values if not isinstance(x, bool | int | float | str | None)]
+        if odd or not values or not isinstance(name, str):
+            raise Refused(
+                f"got options with {name}={check.shown(x)}; allowed: one value or more, each a "
+                "number, True, False, text or None. Run a schedule with ufm.descend"
+            )
+        found.append((name, values))
+    return tuple(found)
+
+
 # How a value of each axis is converted, once, when a grid is made.
 AXES: dict[str, Callable[[Any], Any]] = {
     "K": _size("K"),
@@ -116,7 +151,7 @@ AXES: dict[str, Callable[[Any], Any]] = {
     "weights": _weights("weights"),
     "decay_weights": _weights("decay_weights"),
     "targets": lambda x: x,  # checked where K is known
-    "optimizer": lambda x: check.choice("optimizer", x, optimizers.NAMES),
+    "optimizer": _optimizer,
     "learning_rate": _rate,
     "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),
     "batch_size": lambda x: None if x is None else check.integer("batch_size", x, 1, MOST),
@@ -137,7 +172,9 @@ class Grid:
         n = [[50], [10], [5]] three balanced ones.
         [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
         balanced ones.
-    optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name.
+    optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name; optax's factories
+        also as functions.
+    options: further hyperparameters of factories of optax, {"b2": [0.9, 0.99], "nesterov": True}.
     seed: of the start and of the minibatches; equal seeds give equal starts.
 
     Raises:
@@ -160,8 +197,10 @@ class Grid:
     momentum: Any = None
     batch_size: Any = None
     seed: Any = 0
+    options: Any = field(default=(), metadata=_LATER)
 
     def __post_init__(self):
+        object.__setattr__(self, "options", _options(self.options))
         if self.targets is not None:
             matrix = target_matrix(self.targets)
             object.__setattr__(self, "targets", tuple(map(tuple, matrix.tolist())))
@@ -185,9 +224,11 @@ class Grid:
 
     def axes(self) -> list[tuple[Any, ...]]:
         """The values of every field of `Problem`, then of the others of `SweepCell`."""
-        names = (*PROBLEM, *SweepCell._fields[1:])
+        names = (*PROBLEM, *SweepCell._fields[1:-1])
         values = ((name, getattr(self, name)) for name in names)
-        return [x if isinstance(x, tuple) and name != "targets" else (x,) for name, x in values]
+        found = [x if isinstance(x, tuple) and name != "targets" else (x,) for name, x in values]
+        options = [[(name, x) for x in values] for name, values in self.options]
+        return [*found, tuple(itertools.product(*options))]
 
     def cells(self) -> list[SweepCell]:
         """Every combination, the last axis fastest.
@@ -211,6 +252,8 @@ class Grid:
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         late = {f.name: f.default for f in fields(self) if "later" in f.metadata}
         found = {x: y for x, y in found.items() if x not in late or y != late[x]}
+        if "options" in found:
+            found["options"] = dict(self.options)
         if "loss" in found:
             several = isinstance(self.loss, tuple)
             found["loss"] = [losses.text_of(x) for x in (self.loss if several else (self.loss,))]
@@ -301,9 +344,7 @@ class Plan:
 
 def _check_cell(cell: SweepCell, precision: str) -> None:
     problem = cell.problem
-    settings = optimizers.settings(
-        cell.optimizer, cell.learning_rate, cell.momentum, cell.batch_size
-    )
+    settings = cell.settings()
     if settings.batch_size is not None:
         descent.check_batch(problem, settings.batch_size)
     rate = optimizers.rate(cell.optimizer, cell.learning_rate)
@@ -318,55 +359,10 @@ def _check_cell(cell: SweepCell, precision: str) -> None:
 def describe(cell: SweepCell) -> str:
     """A cell in one line, defaults left out."""
     named = {name: getattr(cell.problem, name) for name in PROBLEM}
-    return _line(named | {name: x for name, x in cell._asdict().items() if name != "problem"})
+    method = {name: x for name, x in cell._asdict().items() if name not in ("problem", "options")}
+    return _line(named | method | dict(cell.options))
 
 
 def _line(named: dict[str, Any]) -> str:
     shown = {name: check.shown(x) if name == "targets" else x for name, x in named.items()}
     return ", ".join(f"{name}={x}" for name, x in shown.items() if x is not None)
-
-
-def read(path: Path) -> Plan:
-    """The plan in a TOML file, in the form of the module's head.
-
-    Raises:
-        Refused: no such file, no TOML, or a key that means nothing, with its line and the
-            allowed ones.
-    """
-    check.regular_file(path, "a TOML file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
-    except OSError as error:
-        raise Refused(f"got {path}, which cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(f"got {path}, which is no TOML: {error}") from None
-    shared = [f.name for f in fields(Plan) if f.name != "grids"]
-    grids = table.pop("grid", [{}])
-    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
-        raise Refused(f"got {path} with a key `grid`; allowed: tables [[grid]], each a grid")
-    axes = list(AXES)
-    for place, keys in enumerate((table, *grids)):
-        allowed = [*axes, *shared] if place == 0 else axes
-        for key in keys:
-            if key not in allowed:
-                raise Refused(_unknown(path, text, place, key, allowed))
-    common = {name: x for name, x in table.items() if name in axes}
-    rest = {name: x for name, x in table.items() if name in shared}
-    try:
-        return Plan(tuple(Grid(**common | grid) for grid in grids), **rest)
-    except Refused as error:
-        raise Refused(f"{error} (in {path})") from None
-
-
-def _unknown(path: Path, text: str, place: int, key: str, allowed: list[str]) -> str:
-    """What is wrong with a key of the `place`-th table [[grid]], of the top for 0."""
-    found, tables = "?", 0
-    for i, line in enumerate(text.splitlines(), start=1):
-        tables += re.match(r"\s*\[\[\s*grid\s*\]\]", line) is not None
-        if tables == place and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
-            found = str(i)
-            break
-    near = [ALIASES[key]] if key in ALIASES else difflib.get_close_matches(key, allowed, n=1)
-    hint = f". Did you mean {near[0]!r}?" if near else ""
-    return f"got the key {key!r} in {path}, line {found}; allowed: {', '.join(allowed)}{hint}"
