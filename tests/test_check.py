@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import ufm
-from ufm import check
+from ufm import check, cli
 from ufm.descent import optimizers
 from ufm.descent import run as descent
 from ufm.sweeps import run as sweeps
@@ -305,6 +305,23 @@ def test_a_plan_takes_no_file_that_would_block_or_is_none(tmp_path):
     for name in ("pipe.toml", "", "absent.toml", "a\0b"):
         with pytest.raises(ufm.Refused, match="allowed"):
             toml.read(tmp_path / name)
+
+
+def test_a_file_and_a_command_refuse_it_too(tmp_path, capsys):
+    (tmp_path / "grid.toml").write_text("K = 3\nd = 4\nn = 2\nlam_W = 1e-400\nsteps = 1\n")
+    with pytest.raises(ufm.Refused, match="float64 takes for 0"):
+        toml.read(tmp_path / "grid.toml")
+    for words in (["--lam-W", "1e-400"], ["--lam-W=-1E-999"]):
+        assert cli.main(["theory", "--K", "3", "--d", "4", "--n", "2", *words]) == 2
+        assert "float64 takes for 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "values", [iter([1e-3]), {1e-3, 2e-3}, map(float, "12")], ids=["iterator", "set", "map"]
+)
+def test_an_axis_without_an_order_is_refused_with_the_way_out(values):
+    with pytest.raises(ufm.Refused, match=r"give a list of them: list\(…\)"):
+        Grid(K=3, d=4, n=5, lam_W=values)
 
 
 @pytest.mark.parametrize(

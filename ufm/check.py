@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Refused(ValueError, TypeError):
 
 def traced(*trees: Any) -> bool:
     """Whether a tree holds values of a jit or vmap under way."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
+    leaves = jax.tree.leaves(trees, is_leaf=lambda x: isinstance(x, Iterator))
+    return any(isinstance(x, jax.core.Tracer) for x in leaves)
 
 
 def host(value: Any) -> Any:
@@ -81,6 +82,17 @@ def real(
     if result == 0 and number != 0:
         raise Refused(f"got {name}={shown(value)}, which float64 takes for 0; allowed: {allowed}")
     return result
+
+
+def number_text(text: str) -> float | decimal.Decimal:
+    """A number in decimal notation as float64, or as it stands where float64 would take it for 0.
+
+    `real` refuses the latter by its value.
+    """
+    number = float(text)
+    if number == 0 and (exact := decimal.Decimal(text)) != 0:
+        return exact
+    return number
 
 
 def integer(
@@ -205,6 +217,8 @@ def _hint(value: Any) -> str:
         return ". It is masked: fill or drop the entry"
     if several(value) is not None:
         return ". It holds several values: give one"
+    if isinstance(value, Iterator | Set):
+        return ". As several values, where these are allowed, give a list of them: list(…)"
     return ""
 
 

@@ -121,6 +121,12 @@ def test_truth_values_are_the_labels_of_two_classes():
     assert flipped == plain
 
 
+def test_a_switch_is_no_label_to_leave_out():
+    W, H, b, labels = features()
+    with pytest.raises(ufm.Refused, match="got ignore=True; allowed: the label"):
+        metrics.collapse(W, H, b, labels, ignore=True)
+
+
 def test_ignored_samples_are_left_out_whatever_they_hold():
     W, H, b, labels = features()
     left = labels.copy()

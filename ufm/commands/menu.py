@@ -1,6 +1,7 @@
 """The commands, by the names that they are called by, and the parsing of a command line."""
 
 import contextlib
+import decimal
 import shutil
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ufm import check
 from ufm.commands.census import Census
 from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
@@ -39,9 +41,12 @@ def parsed(arguments: Sequence[str] | None) -> Any:
     """The command that a command line asks for, ready to act; None takes that of the process.
 
     Raises:
+        Refused: a number that float64 takes for 0.
         SystemExit: help was asked for, or tyro could not make sense of a word.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    for word in words:
+        _check_number(word.rpartition("=")[2])
     asks = not {"-h", "--help"}.isdisjoint(words)
     wrapped: Any = _Wrapped(sys.stdout)
     with contextlib.redirect_stdout(wrapped) if asks else contextlib.nullcontext():
@@ -51,6 +56,18 @@ def parsed(arguments: Sequence[str] | None) -> Any:
             description="Simulator for the landscape of the unconstrained feature model of neural "
             "collapse. Start with: ufm theory, ufm descend, ufm verify.",
             args=arguments,
+        )
+
+
+def _check_number(word: str) -> None:
+    """Refuse a number that float64 takes for 0, as which it would be parsed."""
+    try:
+        exact = isinstance(check.number_text(word), decimal.Decimal)
+    except ValueError:
+        return
+    if exact:
+        raise check.Refused(
+            f"got {word}, which float64 takes for 0; allowed: 0, or a larger number"
         )
 
 

@@ -54,7 +54,7 @@ def samples(
     given = _plain(labels, K, N)
     text = given.dtype.kind == "U"
     rows_of = _rows_of(classes, K, text, given, way)
-    left_out = set(_labels("ignore", ignore, text)) if ignore is not None else set()
+    left_out = set(_labels("ignore", ignore, text, K)) if ignore is not None else set()
     values, inverse = np.unique(given, return_inverse=True)
     names = values.tolist()
     strange = [x for x in names if x not in rows_of and x not in left_out]
@@ -175,7 +175,7 @@ def _whole(array: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _labels(name: str, given: Any, text: bool) -> list[Any]:
+def _labels(name: str, given: Any, text: bool, K: int) -> list[Any]:
     """The labels that `classes` or `ignore` list, as Python's integers or strings."""
     entries = several(given)
     if entries is None:
@@ -192,6 +192,11 @@ def _labels(name: str, given: Any, text: bool) -> list[Any]:
                 raise Refused(f"got {name} with {shown(value)}; allowed: text, as the labels are")
             found.append(str(value))
         elif isinstance(value, bool | np.bool_):
+            if name == "ignore" and K != 2:
+                raise Refused(
+                    f"got ignore={value}; allowed: the label, or labels, of the samples to leave "
+                    "out, such as ignore=-100"
+                )
             found.append(int(value))
         else:
             whole = isinstance(value, float) and value.is_integer()
@@ -210,7 +215,7 @@ def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray, way: str) -> d
             allowed = f"0 … {K - 1}. {way}" if way else order
             raise Refused(f"got labels that are text ({names}); allowed: {allowed}")
         return {k: k for k in range(K)}
-    entries = _labels("classes", classes, text)
+    entries = _labels("classes", classes, text, K)
     if len(set(entries)) != len(entries) or len(entries) != K:
         raise Refused(
             f"got {len(entries)} classes, {len(set(entries))} of them distinct: "

@@ -21,7 +21,7 @@ def read(path: Path) -> Plan:
     check.regular_file(path, "a TOML file")
     try:
         text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        table = tomllib.loads(text, parse_float=check.number_text)
     except OSError as error:
         raise Refused(f"got {path}, which cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
