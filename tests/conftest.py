@@ -13,7 +13,7 @@ jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0"
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as users run them.
 optimised = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
 jax.config.update("jax_disable_most_optimizations", not optimised)
-# Not the rooms that refuse bad input themselves: their own messages are what is tested.
+# Not the modules that refuse bad input themselves: their own messages are what is tested.
 CHECKED = (
     "critical.newton",
     "descent.loop",

@@ -166,10 +166,10 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(home):
 
 
 @pytest.mark.slow
-def test_a_module_that_no_page_names_is_put_among_the_rooms(home):
+def test_a_module_that_no_page_names_is_put_among_the_inner_modules(home):
     (home / "ufm" / "fresh.py").write_text('''"""New."""\n\n\ndef thing():\n    """It."""\n''')
     assert build(home).returncode == 0
-    assert 'id="ufm.fresh.thing"' in (home / "build/docs/api/rooms.html").read_text()
+    assert 'id="ufm.fresh.thing"' in (home / "build/docs/api/modules.html").read_text()
 
 
 @pytest.mark.slow

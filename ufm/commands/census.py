@@ -13,7 +13,7 @@ from rich.table import Table
 from ufm import check
 from ufm.commands.shared import LOOK, ModelFlags
 from ufm.critical import atlas
-from ufm.critical import search as room
+from ufm.critical import search
 from ufm.runs import values
 
 
@@ -46,7 +46,7 @@ class Census:
     def act(self) -> int:
         """Take the census with progress on standard error; print one row an orbit."""
         problem = self.model.problem()
-        room.check(problem, self.starts, self.rounds)
+        search.check(problem, self.starts, self.rounds)
         options = {"starts": self.starts, "rounds": self.rounds, "seed": self.seed}
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with (
@@ -55,7 +55,7 @@ class Census:
         ):
             task = progress.add_task("compiling")
 
-            def on_batch(batch: room.Batch) -> None:
+            def on_batch(batch: search.Batch) -> None:
                 tried, orbits = sum(batch.census.tried.values()), len(batch.census.orbits)
                 progress.update(
                     task, description=f"{batch.source}: {tried} starts, {orbits} orbits"
@@ -64,7 +64,7 @@ class Census:
                     kept.save(batch.census)
 
             earlier = 0 if kept is None else len(kept.sessions) - 1
-            found = room.census(
+            found = search.census(
                 problem,
                 check.key(earlier if self.seed is None else self.seed),
                 starts=self.starts,
@@ -83,7 +83,7 @@ def _kept(out: Path | None, problem, options):
     return contextlib.nullcontext() if out is None else atlas.opened(out, problem, options)
 
 
-def _plain(found: room.Census) -> dict:
+def _plain(found: search.Census) -> dict:
     rows = [atlas.table_row(orbit) for orbit in found.orbits]
     return {
         "problem": found.problem.describe(),
@@ -99,7 +99,7 @@ def _groups(sizes: tuple[int, ...]) -> str:
     return "+".join(f"{size}" if m == 1 else f"{m}×{size}" for size, m in counted.items())
 
 
-def _print(found: room.Census) -> None:
+def _print(found: search.Census) -> None:
     table = Table(title="Critical points, up to symmetry", **LOOK)
     for name in ("f (nats)", "rank", "groups", "index", "nullity", "λ_min", "gap", "hits", ""):
         justify: Literal["left", "right"] = "left" if name in ("groups", "") else "right"
@@ -111,7 +111,7 @@ def _print(found: room.Census) -> None:
         table.add_row(
             f"{orbit.value:.9f}", f"{orbit.rank}", _groups(orbit.groups),
             f"{orbit.morse_index}", nullity, f"{orbit.smallest:.1e}", f"{max(orbit.gap, 0):.0e}",
-            f"{room.hits(orbit)}", orbit.kind,
+            f"{search.hits(orbit)}", orbit.kind,
         )  # fmt: skip
     console = Console()
     console.print(table)

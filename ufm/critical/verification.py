@@ -20,7 +20,7 @@ from jaxtyping import Array
 from ufm import certificate, check, hessian, theory
 from ufm.check import Refused
 from ufm.critical import orbits, sources
-from ufm.critical import search as room
+from ufm.critical import search
 from ufm.critical.orbits import Orbit
 from ufm.critical.solver import solve
 from ufm.critical.unstable import escape
@@ -95,7 +95,7 @@ def verify(
     """
     check_assumptions(problem)
     key, escapes = check.key(key), check.integer("escapes", escapes, 0)
-    room.check(problem, starts, rounds)
+    search.check(problem, starts, rounds)
     make_room()
     say = report or (lambda _: None)
     key_minimum, key_census, key_escape = jax.random.split(key, 3)
@@ -104,7 +104,7 @@ def verify(
         least = (_closed_form if problem.uniform else _solved)(problem, key_minimum)
         wrong = list(least.violations)
         say("census")
-        found = room.census(
+        found = search.census(
             problem, key_census, starts=starts, rounds=rounds,
             on_batch=lambda at: say(f"census: {len(at.census.orbits)} orbits, {at.source}"),
         )  # fmt: skip
@@ -121,7 +121,7 @@ def verify(
             wrong.append(f"descent from {len(tried) - escaped} perturbed saddles found no minimum")
     return Cell(
         problem, least.collapsed, least.value, least.gap, least.spectrum_error,
-        sum(room.hits(orbit) for orbit in found.orbits), sum(found.refused.values()),
+        sum(search.hits(orbit) for orbit in found.orbits), sum(found.refused.values()),
         names.count("minimiser"), len(saddles), names.count("local"), names.count("undecided"),
         min((abs(orbit.smallest) for orbit in saddles), default=float("nan")),
         escaped, len(tried), tuple(wrong),
@@ -217,7 +217,7 @@ def _class_of(problem: Problem, orbit: Orbit, least: _Least) -> tuple[str, str]:
 
 
 def _collapse(problem: Problem, orbit: Orbit) -> tuple[float, float]:
-    means = room.quotient_of(problem)
+    means = search.quotient_of(problem)
     W, H, b = orbit.params
     measured = metrics.collapse(np.asarray(W), np.asarray(H), np.asarray(b), means.labels)
     return float(measured.nc2), float(measured.nc3)
