@@ -12,8 +12,7 @@ from rich.table import Table
 
 from ufm import check
 from ufm.commands.shared import LOOK, ModelFlags
-from ufm.critical import atlas
-from ufm.critical import search
+from ufm.critical import atlas, search
 from ufm.runs import values
 
 

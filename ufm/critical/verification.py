@@ -19,8 +19,7 @@ from jaxtyping import Array
 
 from ufm import certificate, check, hessian, theory
 from ufm.check import Refused
-from ufm.critical import orbits, sources
-from ufm.critical import search
+from ufm.critical import orbits, search, sources
 from ufm.critical.orbits import Orbit
 from ufm.critical.solver import solve
 from ufm.critical.unstable import escape
