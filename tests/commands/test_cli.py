@@ -326,6 +326,8 @@ def test_probe_tells_a_minimum_from_a_saddle(capsys, tmp_path):
         assert (status, got["verdict"], got["index"]) == (0, kind, index)
         assert (got["nullity"], got["orbit_dimension"]) == (orbit, orbit)
         assert got["index"] + got["nullity"] + got["positive"] == problem.size
+        least = spectrum.eigenvalues[int(name == "minimum")]  # the first one there is the orbit's 0
+        assert got["smallest_off_orbit"] == pytest.approx(least, abs=1e-12)
         ends = zip(("smallest", "largest"), spectrum.eigenvalues[[0, -1]], strict=True)
         for end, value in ends:
             (pair,) = got[end]
