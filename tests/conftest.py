@@ -2,6 +2,9 @@
 
 import os
 
+# Commands that tests run as processes leave the user's cache alone.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
+
 import jax
 from jaxtyping import install_import_hook
 

@@ -11,14 +11,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ufm import check
-from ufm.commands.shared import LOOK, ModelFlags
+from ufm.commands.shared import LOOK, Compiling, ModelFlags
 from ufm.critical import atlas
 from ufm.critical import search as room
 from ufm.runs import values
 
 
 @dataclass(frozen=True)
-class Census:
+class Census(Compiling):
     """Find critical points, tell their orbits apart, and say what each of them is.
 
     Thousands of starts from many sources are polished by Newton's method; each orbit gets its

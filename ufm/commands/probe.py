@@ -13,7 +13,7 @@ import ufm
 from ufm import hessian
 from ufm.check import Refused
 from ufm.commands.files import FORMATS
-from ufm.commands.shared import show, stored_point
+from ufm.commands.shared import Compiling, show, stored_point
 from ufm.hessian import ends
 from ufm.hessian.decision import judged
 from ufm.hessian.reduction import Core, reduced
@@ -47,7 +47,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Compiling):
     """Say what a point is: verdict, gap, index, nullity, extreme eigenpairs of the Hessian.
 
     The smallest eigenvalue off the symmetry orbit is shown up to 2,000 variables of class means.

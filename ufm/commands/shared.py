@@ -30,6 +30,14 @@ OTHERS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compiling:
+    """What commands share that compile."""
+
+    cache: bool = True
+    """keep compiled programs between processes, in the user's cache folder"""
+
+
 @dataclass(frozen=True)
 class ModelFlags:
     """The unconstrained feature model: sizes and decays."""

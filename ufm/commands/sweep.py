@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ufm.check import real
+from ufm.commands.shared import Compiling
 from ufm.commands.table import print_json, print_table
 from ufm.sweeps import grid
 from ufm.sweeps import run as sweeps
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Compiling):
     """Descend on every combination of a grid, cells of one shape side by side, on every core.
 
     The grid is a TOML file: K, d, n, lam_W, lam_H, lam_b, bias, optimizer, learning_rate,
