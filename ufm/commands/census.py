@@ -30,7 +30,7 @@ class Census(Compiling):
     """
 
     model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: ModelFlags(K=4, d=5, n=(10,), lam_W=5e-3, lam_H=5e-3, lam_b=5e-3)
+        default_factory=lambda: ModelFlags(K=4, d=5, n=(10,), lam=5e-3)
     )
     starts: int = 256
     """starts per source and round"""

@@ -11,7 +11,7 @@ then the G groups of samples that share a target.
 
 import functools
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, InitVar, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -37,11 +37,14 @@ class Params(NamedTuple):
     b: Any
 
 
+DECAYS = ("lam_W", "lam_H", "lam_b")
+
 # How a field of a problem is described in JSON: its types there, and whether JAX traces it. A field
 # without one of these cannot be described, so that no file drops it unnoticed.
 _COUNT: dict[str, Any] = {"json": int, "traced": False}
 _COUNTS: dict[str, Any] = {"json": (int, list), "traced": False}
 _DECAY: dict[str, Any] = {"json": (int, float), "traced": True}
+_NEEDED: dict[str, Any] = _DECAY | {"needed": True}  # in a description, though lam may stand for it
 _FLAG: dict[str, Any] = {"json": bool, "traced": False}
 # A field that came after the first version is not described where it has its default, so that files
 # of before and of now agree.
@@ -65,7 +68,7 @@ class Problem:
             targets: samples of each of their columns.
         lam_W: λ_W ≥ 0.
         lam_H: λ_H ≥ 0.
-        lam_b: λ_b ≥ 0; not used when `bias` is False.
+        lam_b: λ_b ≥ 0, 0 by default; not used when `bias` is False.
         bias: False removes b from the model.
         loss: ℓ, a loss of `ufm.losses` or its text, such as "CrossEntropy".
         weights: c_k > 0, the weight of each class in the loss (cost-sensitive learning), K numbers;
@@ -76,24 +79,26 @@ class Problem:
         targets: T (K, G), a column for each group of samples, in place of labels: soft labels, sets
             of labels, mixtures or regression targets, as the loss allows. weights, decay_weights
             and n are then of the G groups.
+        lam: λ for each of λ_W, λ_H and λ_b that is not given; not kept as a field.
 
     Raises:
-        Refused: for sizes, decays or weights outside these ranges.
+        Refused: for sizes, decays or weights outside these ranges; no λ_W or λ_H.
     """
 
     K: int = field(metadata=_COUNT)
     d: int = field(metadata=_COUNT)
     n: Any = field(metadata=_COUNTS)  # int, or a tuple of K counts once stored
-    lam_W: Any = field(metadata=_DECAY)
-    lam_H: Any = field(metadata=_DECAY)
-    lam_b: Any = field(default=0.0, metadata=_DECAY)
+    lam_W: Any = field(default=None, metadata=_NEEDED)
+    lam_H: Any = field(default=None, metadata=_NEEDED)
+    lam_b: Any = field(default=None, metadata=_DECAY)
     bias: bool = field(default=True, metadata=_FLAG)
     loss: Any = field(default=CrossEntropy(), metadata=_LOSS)
     weights: Any = field(default=None, metadata=_WEIGHTS)
     decay_weights: Any = field(default=None, metadata=_WEIGHTS)
     targets: Any = field(default=None, metadata=_TARGETS)
+    lam: InitVar[Any] = None
 
-    def __post_init__(self):
+    def __post_init__(self, lam):
         K = check.integer("K", self.K, 2, MOST, "a classifier needs two classes")
         d = check.integer("d", self.d, 1, MOST, "features need one dimension")
         object.__setattr__(self, "K", K)
@@ -101,8 +106,9 @@ class Problem:
         object.__setattr__(self, "targets", check.target_matrix(self.targets, K))
         object.__setattr__(self, "n", check.class_counts(self.n, self.groups))
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
-        for name in ("lam_W", "lam_H", "lam_b"):
-            object.__setattr__(self, name, check.decay(name, getattr(self, name)))
+        given = {name: getattr(self, name) for name in DECAYS}
+        for name, value in decays(given, lam, {"lam_b": 0.0}).items():
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "loss", losses.named(self.loss))
         for name in ("weights", "decay_weights"):
             value = check.class_weights(name, getattr(self, name), self.groups)
@@ -255,7 +261,7 @@ class Problem:
                 f"{where} has the field {unknown[0]!r}, which a {cls.__name__} of this version of "
                 "ufm lacks: read it with the version that wrote it"
             )
-        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        needed = {f.name for f in fields(cls) if f.default is MISSING or "needed" in f.metadata}
         wanted = {name: form for name, form in forms.items() if name in needed | set(description)}
         values.expect(description, wanted, where)
         n = description["n"]
@@ -295,6 +301,29 @@ class Problem:
             for name, value in zip(names, found, strict=True):
                 object.__setattr__(problem, name, value)
         return problem
+
+
+def decays(given: Mapping[str, Any], lam: Any, defaults: Mapping[str, float]) -> dict[str, Any]:
+    """Decays by name, those that are None from λ, or else from their defaults.
+
+    Raises:
+        Refused: as `decay`; λ beside all of them; none for one without a default.
+    """
+    missing = [name for name, x in given.items() if x is None]
+    if lam is not None and not missing:
+        raise Refused(
+            f"got lam={check.shown(lam)} beside {', '.join(given)}; allowed: lam for those that "
+            "are not given, or each by itself"
+        )
+    lam = None if lam is None else check.decay("lam", lam)
+    found = {}
+    for name, x in given.items():
+        if x is None and lam is None and name not in defaults:
+            raise Refused(f"got no {name}; allowed: a number >= 0, or lam=… for all decays")
+        found[name] = (
+            check.decay(name, x) if x is not None else defaults[name] if lam is None else lam
+        )
+    return found
 
 
 def _same(x: Any, y: Any) -> bool:
