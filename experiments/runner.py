@@ -29,6 +29,7 @@ from experiments import gallery
 from experiments.verdicts import Verdict, conclude
 from ufm import plots
 from ufm.runs import record
+from ufm.runtime import cache
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +61,7 @@ class AllOptions(Options):
     """Hold every claim against its measurement; exit 1 if one is refuted, 3 if not converged."""
 
     only: tuple[str, ...] = ()  # scripts to run, by number or name: --only c01 c02
+    no_cache: bool = False  # do not keep compiled programs in the user's cache folder
 
 
 def names(letter: str = "c") -> list[str]:
@@ -172,6 +174,8 @@ def main_all(
     chosen = [name for name in known if not options.only or name.startswith(options.only)]
     if not chosen:
         _refuse(f"got --only {' '.join(options.only)}; allowed: {', '.join(known)}")
+    if not options.no_cache:
+        cache.keep()
     console, verdicts = Console(highlight=False), {}
     for name in chosen:
         defaults = module(name).Config

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Commands that tests run as processes leave the user's cache alone.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
+
 import jax
 import pytest
 from jaxtyping import install_import_hook

@@ -83,19 +83,19 @@ def test_what_is_no_finite_number_is_refused_at_every_door(value):
     doors = [
         lambda: check.real("x", value),
         lambda: ufm.Problem(3, 4, 2, value, 1e-2),
-        lambda: ufm.Problem(3, 4, 2, 1e-2, 1e-2, value),
         lambda: Plan(scale=value),
         lambda: ufm.init_params(0, PROBLEM, scale=value),
     ]
     if value is not None:
         doors += [
+            lambda: ufm.Problem(3, 4, 2, 1e-2, 1e-2, value),
             lambda: optimizers.settings("gd", value),
             lambda: optimizers.settings("heavy_ball", 0.1, value),
             lambda: Plan(gap_tol=value),
             lambda: descent.tolerance("grad_tol", value),
         ]
-    if check.several(value) is None:
-        doors += [lambda: Grid(lam_W=value)]
+    if check.several(value) is None and value is not None:
+        doors += [lambda: Grid(lam_W=value), lambda: Grid(lam=value)]
     else:
         doors += [lambda: Grid(lam_W=[value])]
     for door in doors:

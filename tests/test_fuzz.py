@@ -23,6 +23,7 @@ import ufm
 from ufm import check, cli
 from ufm.descent import optimizers
 from ufm.descent import run as descent
+from ufm.model.problem import DECAYS
 from ufm.sweeps.grid import PROBLEM, Grid, Plan
 
 
@@ -58,12 +59,13 @@ def test_a_number_is_taken_at_its_value_or_refused(value):
     expected = odd.value_of(value)
     doors = [
         (lambda x: ufm.Problem(3, 4, 2, x, 1.0).lam_W, 0.0, math.inf),
-        (lambda x: ufm.Problem(3, 4, 2, 1.0, 1.0, x).lam_b, 0.0, math.inf),
         (lambda x: check.real("x", x, above=0, below=1), 5e-324, np.nextafter(1, 0)),
         (lambda x: Plan(scale=x).scale, 5e-324, math.inf),
     ]
     if value is not None:
         doors += [
+            (lambda x: ufm.Problem(3, 4, 2, 1.0, 1.0, x).lam_b, 0.0, math.inf),
+            (lambda x: ufm.Problem(3, 4, 2, lam=x).lam_H, 0.0, math.inf),
             (lambda x: descent.tolerance("grad_tol", x), 5e-324, math.inf),
             (lambda x: optimizers.settings("heavy_ball", 1, x).momentum, 0.0, np.nextafter(1, 0)),
         ]
@@ -110,9 +112,12 @@ def test_a_grid_is_cells_that_say_what_was_asked_or_a_refusal(axes):
     if refused is not None:
         return
     for name, value in axes.items():
+        if value is None and name in ("lam", *DECAYS):
+            continue  # not given
         values = [value] if check.several(value) is None else list(value)
-        shown = {getattr(cell.problem if name in PROBLEM else cell, name) for cell in found}
-        if name in ("lam_W", "lam_H", "lam_b"):
+        free = next((x for x in DECAYS if axes.get(x) is None), "") if name == "lam" else name
+        shown = {getattr(cell.problem if free in PROBLEM else cell, free) for cell in found}
+        if name in ("lam", *DECAYS):
             assert shown == {float(x) for x in values}
         elif name in ("K", "d", "seed", "batch_size"):
             assert shown == {None if x is None else int(x) for x in values}

@@ -21,7 +21,7 @@ def run() -> NoReturn:
     _mend_streams()
     interrupts.guard()
     try:
-        status = main()
+        status = main(caching=True)
     except BaseException:
         interrupts.settle()
         raise
@@ -29,10 +29,16 @@ def run() -> NoReturn:
     sys.exit(status)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def main(arguments: Sequence[str] | None = None, caching: bool = False) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        arguments: those of the process by default.
+        caching: let commands keep compiled programs, unless --no-cache is given: for a process
+            that is the command's own.
+    """
     try:
-        status = _answered(arguments)
+        status = _answered(arguments, caching)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interrupts.INTERRUPTED
 
 
-def _answered(arguments: Sequence[str] | None) -> int:
+def _answered(arguments: Sequence[str] | None, caching: bool) -> int:
     """What the command answers; a refusal is printed."""
     settings = [f"{name}={x}" for name, x in os.environ.items() if name.startswith("JAX_")]
     try:
@@ -65,18 +71,19 @@ def _answered(arguments: Sequence[str] | None) -> int:
         )
         return REFUSED
     try:
-        return _act(arguments)
+        return _act(arguments, caching)
     except Refused as error:
         print(f"ufm: {error}", file=sys.stderr)
         return REFUSED
 
 
-def _act(arguments: Sequence[str] | None) -> int:
+def _act(arguments: Sequence[str] | None, caching: bool) -> int:
     """Parse and act; what is wrong with the place and the settings is refused."""
     import jax
 
     from ufm.check import Refused
     from ufm.commands import menu
+    from ufm.runtime import cache
 
     try:
         os.getcwd()
@@ -97,6 +104,8 @@ def _act(arguments: Sequence[str] | None) -> int:
             f"got JAX_PLATFORMS={settings['jax_platforms']}, where JAX finds no device{told}; "
             "allowed: cpu, or another platform of this machine; unset, JAX chooses"
         ) from None
+    if caching and getattr(command, "cache", False):
+        cache.keep()
     try:
         return command.act()
     except FloatingPointError as error:

@@ -97,8 +97,44 @@ def test_lanes_and_shapes_of_a_sweep_carry_every_field():
 
 def test_grids_and_flags_have_an_axis_for_every_field():
     names = {f.name for f in fields(Problem)}
-    assert set(PROBLEM) == names == {f.name for f in fields(ModelFlags)}
+    assert set(PROBLEM) == names == {f.name for f in fields(ModelFlags)} - {"lam"}
     assert names <= {f.name for f in fields(ufm.Grid)}
+
+
+def test_lam_stands_for_every_decay_that_is_not_given():
+    problem = Problem(3, 4, 5, lam=2e-3)
+    assert problem == Problem(3, 4, 5, 2e-3, 2e-3, 2e-3)
+    assert Problem(3, 4, 5, lam_W=1e-3, lam=2e-3) == Problem(3, 4, 5, 1e-3, 2e-3, 2e-3)
+    assert Problem(3, 4, 5, lam=2e-3, lam_b=0) == Problem(3, 4, 5, 2e-3, 2e-3)
+    assert "lam" not in problem.describe()
+    assert Problem.from_description(problem.describe()) == problem
+    assert replace(problem, lam_H=1e-3) == Problem(3, 4, 5, 2e-3, 1e-3, 2e-3)
+    np.testing.assert_array_equal(Problem(3, 4, 5, lam=np.array([1.0, 2.0])).lam_b, [1.0, 2.0])
+    for given, message in (
+        ({}, "got no lam_W"),
+        ({"lam_W": 1e-3}, "got no lam_H"),
+        ({"lam": -1.0}, "lam=-1"),
+        ({"lam": 1, "lam_W": 1, "lam_H": 1, "lam_b": 1}, "beside"),
+    ):
+        with pytest.raises(ufm.Refused, match=message):
+            Problem(3, 4, 5, **given)
+
+
+def test_lam_of_grids_and_flags_is_that_of_the_problem():
+    grid = ufm.Grid(K=3, d=4, n=5, lam=[1e-3, 2e-3], lam_b=[0.0, 1e-2])
+    found = [cell.problem for cell in grid.cells()]
+    pairs = [(1e-3, 0.0), (1e-3, 1e-2), (2e-3, 0.0), (2e-3, 1e-2)]
+    assert found == [Problem(3, 4, 5, lam=lam, lam_b=b) for lam, b in pairs]
+    assert ufm.Grid(**grid.plain()) == grid
+    assert ufm.Grid().cells()[0].problem == Problem(10, 20, 100, lam=5e-4)
+    assert "lam" not in ufm.Grid().plain()  # as in folders of before
+    with pytest.raises(ufm.Refused, match="beside"):
+        ufm.Grid(lam=1e-3, lam_W=1e-3, lam_H=1e-3, lam_b=1e-3)
+    flags = ModelFlags(3, 4, (5,), lam=1e-3, lam_H=2e-3)
+    assert flags.problem() == Problem(3, 4, 5, 1e-3, 2e-3, 1e-3)
+    told = flags.config()
+    assert (told["lam_W"], told["lam_H"], told["lam_b"]) == (1e-3, 2e-3, 1e-3)
+    assert "lam" not in told
 
 
 def test_a_field_that_a_reader_does_not_know_is_refused_not_dropped():

@@ -11,13 +11,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ufm import check
-from ufm.commands.shared import LOOK, ModelFlags
+from ufm.commands.shared import LOOK, Compiling, ModelFlags
 from ufm.critical import atlas, search
 from ufm.runs import values
 
 
 @dataclass(frozen=True)
-class Census:
+class Census(Compiling):
     """Find critical points, tell their orbits apart, and say what each of them is.
 
     Thousands of starts from many sources are polished by Newton's method; each orbit gets its
@@ -29,7 +29,7 @@ class Census:
     """
 
     model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: ModelFlags(K=4, d=5, n=(10,), lam_W=5e-3, lam_H=5e-3, lam_b=5e-3)
+        default_factory=lambda: ModelFlags(K=4, d=5, n=(10,), lam=5e-3)
     )
     starts: int = 256
     """starts per source and round"""

@@ -6,11 +6,11 @@ from pathlib import Path
 import tyro
 
 from ufm.certificate import certify
-from ufm.commands.shared import show, stored_point
+from ufm.commands.shared import Compiling, show, stored_point
 
 
 @dataclass(frozen=True)
-class Certify:
+class Certify(Compiling):
     """Bound how far the value at a point lies above the global minimum.
 
     The bound is by duality and in float64: it holds up to rounding, of which `resolution` is an

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ufm import check
 from ufm.certificate import certify
 from ufm.check import real
-from ufm.commands.shared import FAILED, ModelFlags, show
+from ufm.commands.shared import FAILED, Compiling, ModelFlags, show
 from ufm.descent import run as descent
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
@@ -28,7 +28,7 @@ from ufm.runs import record
 
 
 @dataclass(frozen=True)
-class Descend:
+class Descend(Compiling):
     """Minimise the model from a random start, recording loss, gap and NC1-NC4.
 
     With --out the run is kept on disk; killed or interrupted, the same command goes on where it
@@ -105,7 +105,7 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
         yield None
         return
     config = asdict(command) | {"model": command.model.config()}
-    for name in ("out", "json", "checkpoint_seconds", "seed", "precision"):
+    for name in ("out", "json", "checkpoint_seconds", "seed", "precision", "cache"):
         del config[name]
     with record.open_run(
         command.out, "descend", config, seed=command.seed, precision=command.precision

@@ -13,10 +13,11 @@ import ufm
 from ufm import hessian
 from ufm.check import Refused
 from ufm.commands.files import FORMATS
-from ufm.commands.shared import show, stored_point
+from ufm.commands.shared import Compiling, show, stored_point
+from ufm.hessian import ends
 from ufm.hessian.decision import judged
 from ufm.hessian.reduction import Core, reduced
-from ufm.hessian.signs import counted
+from ufm.hessian.signs import counted, width_of
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 from ufm.runs import storage, values
@@ -24,6 +25,7 @@ from ufm.theory.spectra import orbit_dimension
 
 End = Literal["smallest", "largest"]
 ENDS: tuple[End, ...] = ("smallest", "largest")
+ROWS = 2000  # of a core, up to which its smallest eigenvalue off the orbit is shown: seconds
 MARK = "drawn by ufm probe"  # in the metadata of a figure, by which it is known
 LABELS = {
     "polish": "polish",
@@ -39,13 +41,16 @@ LABELS = {
     "rank": "rank of [Wᵀ, H]",
     "positive": "eigenvalues above τ",
     "tolerance": "τ",
+    "smallest_off_orbit": "smallest eigenvalue off the orbit",
     "note": "note",
 }
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Compiling):
     """Say what a point is: verdict, gap, index, nullity, extreme eigenpairs of the Hessian.
+
+    The smallest eigenvalue off the symmetry orbit is shown up to 2,000 variables of class means.
 
     The point is the end of a run, or an .npz or .safetensors file with W (K, d), features (N, d) or
     H (d, N), b (K,) if there is a bias, lam_W, lam_H, lam_b, and labels (N,), which are rows of W
@@ -147,7 +152,14 @@ def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
         "rank": rank,
         "positive": counts.positive,
         "tolerance": counts.tolerance,
-    } | ({"note": counts.note} if counts.note else {})
+    } | (_off_the_orbit(problem, core) | ({"note": counts.note} if counts.note else {}))
+
+
+def _off_the_orbit(problem: Problem, core: Core) -> dict[str, float]:
+    """The smallest eigenvalue off the symmetry orbit, where it takes seconds at most."""
+    if core.H.size + width_of(core) > ROWS:
+        return {}
+    return {"smallest_off_orbit": ends.of_core(problem, core, orbit=True)}
 
 
 def _along_the_orbit(core: Core, residual: float) -> float:

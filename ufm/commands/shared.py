@@ -15,7 +15,7 @@ from ufm.check import Refused, flag, shown
 from ufm.commands.files import arrays_of, is_file, matrix_of
 from ufm.metrics.features import columns, numbers
 from ufm.model.points import check_params
-from ufm.model.problem import Params, Problem
+from ufm.model.problem import DECAYS, Params, Problem
 from ufm.report import stored
 from ufm.runs import record, values
 
@@ -30,6 +30,14 @@ OTHERS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compiling:
+    """What commands share that compile."""
+
+    cache: bool = True
+    """keep compiled programs between processes, in the user's cache folder"""
+
+
 @dataclass(frozen=True)
 class ModelFlags:
     """The unconstrained feature model: sizes and decays."""
@@ -40,12 +48,14 @@ class ModelFlags:
     """width of the features"""
     n: tuple[int, ...] = (100,)
     """samples per class: one number for all, or K numbers, one a class"""
-    lam_W: float = 5e-4
-    """λ_W, decay of the classifier"""
-    lam_H: float = 5e-4
-    """λ_H, decay of the features"""
-    lam_b: float = 5e-4
-    """λ_b, decay of the bias"""
+    lam: float = 5e-4
+    """λ, of every decay that is not given"""
+    lam_W: float | None = None
+    """λ_W, decay of the classifier; by default λ"""
+    lam_H: float | None = None
+    """λ_H, decay of the features; by default λ"""
+    lam_b: float | None = None
+    """λ_b, decay of the bias; by default λ"""
     bias: bool = True
     """whether the model has a bias"""
     loss: str = "CrossEntropy"
@@ -61,17 +71,23 @@ class ModelFlags:
     def config(self) -> dict[str, Any]:
         """As a run folder holds it: loss and weights only where they were given."""
         later = {"loss": "CrossEntropy", "weights": (), "decay_weights": (), "targets": None}
-        found = {name: x for name, x in asdict(self).items() if x != later.get(name, self)}
+        found = {name: x for name, x in self._fields().items() if x != later.get(name, self)}
         if self.targets is not None:
             found["targets"] = self.problem().targets.tolist()
         return found
+
+    def _fields(self) -> dict[str, Any]:
+        """The fields of a problem, each decay by itself."""
+        found = asdict(self)
+        lam = found.pop("lam")
+        return found | {name: lam if found[name] is None else found[name] for name in DECAYS}
 
     def problem(self) -> Problem:
         """Build the `Problem`, which refuses what makes no sense."""
         n = self.n[0] if len(self.n) == 1 else self.n
         weights = {name: getattr(self, name) or None for name in ("weights", "decay_weights")}
         targets = None if self.targets is None else matrix_of(self.targets)
-        return Problem(**asdict(self) | {"n": n, "targets": targets} | weights)
+        return Problem(**self._fields() | {"n": n, "targets": targets} | weights)
 
 
 def stored_point(

@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ufm.check import real
+from ufm.commands.shared import Compiling
 from ufm.commands.table import print_json, print_table
 from ufm.sweeps import run as sweeps
 from ufm.sweeps import toml
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Compiling):
     """Descend on every combination of a grid, cells of one shape side by side, on every core.
 
-    The grid is a TOML file: K, d, n, lam_W, lam_H, lam_b, bias, optimizer, learning_rate,
+    The grid is a TOML file: K, d, n, lam (or lam_W, lam_H, lam_b), bias, optimizer, learning_rate,
     momentum, batch_size and seed take one value or a list, options further hyperparameters by
-    name; steps, record_every, grad_tol, gap_tol, scale and precision hold for all; each table
-    [[grid]] adds a grid of its own. With --out the table is kept, batch by batch: killed or
-    interrupted, the same command goes on with the cells that are missing. A diverged cell is a row
-    with its status.
+    name; steps, record_every, grad_tol, gap_tol, scale and precision hold for all; a table [[grid]]
+    adds a grid of its own. With --out the table is kept, batch by batch: killed or interrupted, the
+    same command goes on with the cells that are missing. A diverged cell is a row with its status.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ufm import check
 from ufm.check import Refused, integer
-from ufm.commands.shared import FAILED, LOOK
+from ufm.commands.shared import FAILED, LOOK, Compiling
 from ufm.critical import search as census
 from ufm.critical import verification
 from ufm.critical.verification import Cell
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Verify:
+class Verify(Compiling):
     """Hold the theory against every problem of a grid; exit 1 if one of them violates it.
 
     For each cell: the closed-form minimiser and its certificate, its spectrum by two routes, a
@@ -105,7 +105,7 @@ class Verify:
 
     def _opened(self) -> record.RunHandle:
         config = asdict(self)
-        for name in ("out", "json", "seed", *(() if self.counts else ("counts",))):
+        for name in ("out", "json", "seed", "cache", *(() if self.counts else ("counts",))):
             del config[name]
         return record.open_run(str(self.out), "verify", config, seed=self.seed)
 

@@ -2,7 +2,8 @@
 
 Which to use: `product` inside jit and for anything matrix-free; `dense` up to 16,384 variables;
 `inertia` for the index at any point and any N; `spectrum` for all eigenvalues at a critical point,
-any d and n; `extreme` for a few eigenpairs of any point with their residuals; `density` for the
+any d and n; `smallest` (on or off the symmetry orbit) and `largest` for one eigenvalue of any
+point; `extreme` for a few eigenpairs of any point with their residuals; `density` for the
 shape of the whole spectrum. `verdict` says what a critical point is and why. Everything but the
 products works in float64 whatever the precision of params.
 """
@@ -20,6 +21,7 @@ from ufm.hessian.curvature import (
 from ufm.hessian.decision import Verdict, Witness, verdict, witness
 from ufm.hessian.density import Density, density
 from ufm.hessian.eigenpairs import Extreme, extreme
+from ufm.hessian.ends import largest, smallest
 from ufm.hessian.reduction import spectrum
 from ufm.hessian.signs import Inertia, inertia, inertia_of
 from ufm.theory.spectra import Spectrum
@@ -40,8 +42,10 @@ __all__ = [
     "gauss_newton_product",
     "inertia",
     "inertia_of",
+    "largest",
     "linearize",
     "product",
+    "smallest",
     "spectrum",
     "unflatten",
     "verdict",

@@ -24,7 +24,7 @@ import scipy.linalg
 
 from ufm import certificate
 from ufm.check import Refused
-from ufm.hessian import reduction
+from ufm.hessian import ends, reduction
 from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
 from ufm.hessian.reduction import Core
 from ufm.hessian.signs import Inertia
@@ -271,7 +271,7 @@ def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
     """Signs of the eigenvalues of a core without idle dimensions, those of the orbit left out.
 
     In the coordinates of μ. The tangents (W Aᵀ, A H), A antisymmetric, and 1 in b if λ_b = 0 are
-    known: c QQᵀ, Q an orthonormal basis of them, moves their zeros out of the way.
+    known: c QᵀQ, Q an orthonormal basis of them, moves their zeros out of the way.
     """
     (K, s), M = core.W.shape, core.H.shape[1]
     lam_W, lam_H, lam_b = core.decays
@@ -280,26 +280,12 @@ def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
         W=core.W * turn, H=core.H / turn, decays=(mu, mu, lam_b), decay=core.decay * (mu / lam_H)
     )
     reduction.check_memory(K * (s + core.bias) + s * M, "core Hessian", core)
-    matrix, tangents = reduction.core_matrix(core), []
-    for a in range(s):
-        for b in range(a):
-            outer, inner = np.zeros((K, s + core.bias)), np.zeros((M, s))
-            outer[:, a], outer[:, b] = -core.W[:, b], core.W[:, a]
-            inner[:, a], inner[:, b] = -core.H[b], core.H[a]
-            inner *= np.sqrt(core.merged)[:, None]
-            tangents.append(np.concatenate([outer.ravel(), inner.ravel()]))
-    null = problem.loss.null(K) if core.bias and lam_b == 0 else None
-    if null is not None:
-        outer = np.zeros((K, s + 1))
-        outer[:, s] = null
-        tangents.append(np.concatenate([outer.ravel(), np.zeros(M * s)]))
+    matrix, rows = reduction.core_matrix(core), ends.tangents(problem, core)
     size = float(np.max(np.sum(np.abs(matrix), axis=1)))
-    if tangents:
-        Q, _ = np.linalg.qr(np.stack(tangents, axis=1))
-        matrix = matrix + size * (Q @ Q.T)
+    matrix = matrix + size * (rows.T @ rows)
     values, error = np.linalg.eigvalsh(matrix), doubt.of(size, mu)
     negative = int(np.sum(values < -error))
-    zero = len(tangents) + int(np.sum(np.abs(values) <= error))
+    zero = len(rows) + int(np.sum(np.abs(values) <= error))
     return Inertia(negative, zero, problem.size - negative - zero, error, 0.0)
 
 

@@ -196,7 +196,7 @@ def free(core: Core) -> tuple[np.ndarray, list[int]]:
     """Eigenvalues of one idle dimension, [[λ_W I, Ĝ], [Ĝᵀ, diag λ_j]], with multiplicities."""
     lam_W, (K, M) = core.decays[0], core.G.shape
     if not same_decay(core):
-        values = np.linalg.eigvalsh(_free_matrix(core))
+        values = np.linalg.eigvalsh(free_matrix(core))
         return values, [1] * len(values)
     g = np.linalg.svd(core.pairing, compute_uv=False)
     lower, upper = pair.eigenvalues(np, lam_W, float(core.decay[0]), g)
@@ -209,7 +209,8 @@ def same_decay(core: Core) -> bool:
     return bool(np.all(core.decay == core.decay[0]))
 
 
-def _free_matrix(core: Core) -> np.ndarray:
+def free_matrix(core: Core) -> np.ndarray:
+    """∇²f on one idle dimension, the part in W first, that in H in the coordinate √m_j h_j."""
     K = len(core.G)
     matrix = np.diag(np.concatenate([np.full(K, core.decays[0]), core.decay]))
     matrix[:K, K:] = core.pairing
@@ -224,7 +225,7 @@ def free_direction(core: Core) -> tuple[np.ndarray, np.ndarray, float]:
     """
     lam_W, lam_H = core.decays[0], float(core.decay[0])
     if not same_decay(core):
-        values, vectors = scipy.linalg.eigh(_free_matrix(core), subset_by_index=[0, 0])
+        values, vectors = scipy.linalg.eigh(free_matrix(core), subset_by_index=[0, 0])
         x, y = np.split(vectors[:, 0], [len(core.G)])
         return x, y, float(values[0])
     U, g, Vt = np.linalg.svd(core.pairing, full_matrices=False)

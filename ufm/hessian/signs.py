@@ -57,6 +57,11 @@ class Inertia(NamedTuple):
     note: str = ""
 
 
+def width_of(core: Core) -> int:
+    """Rows of C(σ): the variables W and b of the core."""
+    return core.W.shape[0] * (core.W.shape[1] + core.bias)
+
+
 def _packed_products(X: np.ndarray) -> np.ndarray:
     """x_a x_b for a ≤ b, one row a sample."""
     rows, columns = np.triu_indices(X.shape[1])
@@ -116,7 +121,7 @@ def complement(core: Core, sigma: float) -> np.ndarray:
     return C
 
 
-def _negatives(C: np.ndarray) -> int:
+def negatives(C: np.ndarray) -> int:
     """Negative eigenvalues of a symmetric matrix, from its pivots (Bunch and Kaufman 1977).
 
     LDLᵀ with 1×1 and 2×2 pivots has the inertia of C (Sylvester); each 2×2 pivot is chosen with a
@@ -138,7 +143,7 @@ def _negatives(C: np.ndarray) -> int:
     return int(np.sum(np.diagonal(factor)[singles] < 0)) + int(np.sum(~singles)) // 2
 
 
-class _Rounding(NamedTuple):
+class Rounding(NamedTuple):
     """Size of the rounding errors of a count at σ: ε (‖∇²f‖ + |σ| + ‖Ĝ‖²/gap).
 
     gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides.
@@ -165,13 +170,14 @@ class _Rounding(NamedTuple):
         return float(EPS * (self.size + abs(sigma) + coupled))
 
 
-def _rounding(core: Core) -> _Rounding:
+def rounding(core: Core) -> Rounding:
+    """The size of the rounding errors at a point."""
     features = lifted(core) * np.sqrt(core.merged * core.weight)[:, None]
     moment = np.linalg.norm(features.T @ features, 2)
     data = np.linalg.norm(core.W, 2) ** 2 * np.max(core.weight) + moment
     size = max(*core.decays, float(np.max(core.decay))) + core.smoothness * data
     pairing = np.linalg.norm(core.pairing, 2)
-    return _Rounding(float(size), float(pairing), (core.decays[0], float(np.min(core.decay))))
+    return Rounding(float(size), float(pairing), (core.decays[0], float(np.min(core.decay))))
 
 
 def inertia(
@@ -210,7 +216,7 @@ def counted(
     problem: Problem, core: Core, shift: float = 0.0, tolerance: float | None = None
 ) -> Inertia:
     """`inertia` at a point that has been reduced to its core."""
-    check_memory(core.W.shape[0] * (core.W.shape[1] + core.bias), "Schur complement", core)
+    check_memory(width_of(core), "Schur complement", core)
     lam_H = float(np.min(core.decay))
     margin, poles, needed = _margin(core, shift, tolerance)
     edges = (shift - margin, shift + margin)
@@ -227,7 +233,7 @@ def counted(
         count = int(np.sum(multiplicities[values < outer]))
         if edge > lam_H or not core.convex:
             count += int(np.sum(poles < edge))
-        below.append(count + _negatives(complement(core, edge)))
+        below.append(count + negatives(complement(core, edge)))
     lower, upper = below
     note = _note(core, shift, margin)
     return Inertia(lower, upper - lower, problem.size - upper, margin, shift, note)
@@ -235,7 +241,7 @@ def counted(
 
 def _margin(core: Core, shift: float, tolerance: float | None) -> tuple[float, np.ndarray, float]:
     """(τ, the eigenvalues of the H-block to keep away from, the least τ that rounding allows)."""
-    lam_H, error = float(np.min(core.decay)), _rounding(core)
+    lam_H, error = float(np.min(core.decay)), rounding(core)
     poles = np.array([lam_H])
     margin = 1024 * error.at(shift, poles) if tolerance is None else tolerance
     if tolerance is None and shift < lam_H:

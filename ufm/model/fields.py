@@ -1,5 +1,6 @@
 """What the fields of a problem may hold: counts, targets, weights and decays, as they are kept."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -100,3 +101,24 @@ def decay(name: str, value: Any) -> Any:
             raise Refused(f"got {name} with the entry {bad[0]}; allowed: finite and >= 0")
         return value
     return real(name, value, least=0, also=BOUNDED)
+
+
+def decays(given: Mapping[str, Any], lam: Any, defaults: Mapping[str, float]) -> dict[str, Any]:
+    """Decays by name, those that are None from λ, or else from their defaults.
+
+    Raises:
+        Refused: as `decay`; λ beside all of them; none for one without a default.
+    """
+    missing = [name for name, x in given.items() if x is None]
+    if lam is not None and not missing:
+        raise Refused(
+            f"got lam={shown(lam)} beside {', '.join(given)}; allowed: lam for those that "
+            "are not given, or each by itself"
+        )
+    lam = None if lam is None else decay("lam", lam)
+    found = {}
+    for name, x in given.items():
+        if x is None and lam is None and name not in defaults:
+            raise Refused(f"got no {name}; allowed: a number >= 0, or lam=… for all decays")
+        found[name] = decay(name, x) if x is not None else defaults[name] if lam is None else lam
+    return found

@@ -11,7 +11,7 @@ then the G groups of samples that share a target.
 
 import functools
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, InitVar, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from ufm.check import MOST, Refused
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.metrics.features import balanced, grouped
-from ufm.model.fields import class_counts, class_weights, decay, target_matrix
+from ufm.model.fields import class_counts, class_weights, target_matrix
 from ufm.runs import values
 
 
@@ -38,11 +38,14 @@ class Params(NamedTuple):
     b: Any
 
 
+DECAYS = ("lam_W", "lam_H", "lam_b")
+
 # How a field of a problem is described in JSON: its types there, and whether JAX traces it. A field
 # without one of these cannot be described, so that no file drops it unnoticed.
 _COUNT: dict[str, Any] = {"json": int, "traced": False}
 _COUNTS: dict[str, Any] = {"json": (int, list), "traced": False}
 _DECAY: dict[str, Any] = {"json": (int, float), "traced": True}
+_NEEDED: dict[str, Any] = _DECAY | {"needed": True}  # in a description, though lam may stand for it
 _FLAG: dict[str, Any] = {"json": bool, "traced": False}
 # A field that came after the first version is not described where it has its default, so that files
 # of before and of now agree.
@@ -66,7 +69,7 @@ class Problem:
             targets: samples of each of their columns.
         lam_W: λ_W ≥ 0.
         lam_H: λ_H ≥ 0.
-        lam_b: λ_b ≥ 0; not used when `bias` is False.
+        lam_b: λ_b ≥ 0, 0 by default; not used when `bias` is False.
         bias: False removes b from the model.
         loss: ℓ, a loss of `ufm.losses` or its text, such as "CrossEntropy".
         weights: c_k > 0, the weight of each class in the loss (cost-sensitive learning), K numbers;
@@ -77,24 +80,26 @@ class Problem:
         targets: T (K, G), a column for each group of samples, in place of labels: soft labels, sets
             of labels, mixtures or regression targets, as the loss allows. weights, decay_weights
             and n are then of the G groups.
+        lam: λ for each of λ_W, λ_H and λ_b that is not given; not kept as a field.
 
     Raises:
-        Refused: for sizes, decays or weights outside these ranges.
+        Refused: for sizes, decays or weights outside these ranges; no λ_W or λ_H.
     """
 
     K: int = field(metadata=_COUNT)
     d: int = field(metadata=_COUNT)
     n: Any = field(metadata=_COUNTS)  # int, or a tuple of K counts once stored
-    lam_W: Any = field(metadata=_DECAY)
-    lam_H: Any = field(metadata=_DECAY)
-    lam_b: Any = field(default=0.0, metadata=_DECAY)
+    lam_W: Any = field(default=None, metadata=_NEEDED)
+    lam_H: Any = field(default=None, metadata=_NEEDED)
+    lam_b: Any = field(default=None, metadata=_DECAY)
     bias: bool = field(default=True, metadata=_FLAG)
     loss: Any = field(default=CrossEntropy(), metadata=_LOSS)
     weights: Any = field(default=None, metadata=_WEIGHTS)
     decay_weights: Any = field(default=None, metadata=_WEIGHTS)
     targets: Any = field(default=None, metadata=_TARGETS)
+    lam: InitVar[Any] = None
 
-    def __post_init__(self):
+    def __post_init__(self, lam):
         K = check.integer("K", self.K, 2, MOST, "a classifier needs two classes")
         d = check.integer("d", self.d, 1, MOST, "features need one dimension")
         object.__setattr__(self, "K", K)
@@ -102,8 +107,9 @@ class Problem:
         object.__setattr__(self, "targets", target_matrix(self.targets, K))
         object.__setattr__(self, "n", class_counts(self.n, self.groups))
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
-        for name in ("lam_W", "lam_H", "lam_b"):
-            object.__setattr__(self, name, decay(name, getattr(self, name)))
+        given = {name: getattr(self, name) for name in DECAYS}
+        for name, value in decays(given, lam, {"lam_b": 0.0}).items():
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "loss", losses.named(self.loss))
         for name in ("weights", "decay_weights"):
             value = class_weights(name, getattr(self, name), self.groups)
@@ -256,7 +262,7 @@ class Problem:
                 f"{where} has the field {unknown[0]!r}, which a {cls.__name__} of this version of "
                 "ufm lacks: read it with the version that wrote it"
             )
-        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        needed = {f.name for f in fields(cls) if f.default is MISSING or "needed" in f.metadata}
         wanted = {name: form for name, form in forms.items() if name in needed | set(description)}
         values.expect(description, wanted, where)
         n = description["n"]

@@ -127,7 +127,12 @@ def rows(
         lanes = _lanes([cells[i % len(cells)] for i in range(size)])
         measured = _run(plan, Shape.of(cells[0]), jax.device_put(lanes, _spread()), share)
         found = {name: x[: len(cells)] for name, x in measured.items()}
-        return _described(plan, cells) | found | _predicted(lanes.problem, len(cells))
+        return (
+            _described(cells)
+            | _options(plan, cells)
+            | found
+            | _predicted(lanes.problem, len(cells))
+        )
 
 
 def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
@@ -272,7 +277,7 @@ def _column(x: Any) -> np.ndarray:
     return x if x.ndim == 1 else np.array([" ".join(f"{c:.17g}" for c in row) for row in x])
 
 
-def _described(plan: Plan, cells: Sequence[SweepCell]) -> Columns:
+def _described(cells: Sequence[SweepCell]) -> Columns:
     """The fields of the cells that are not among the results; no weights are empty text."""
     problems = [cell.problem.describe(whole=True) for cell in cells]
     columns = {
@@ -282,9 +287,6 @@ def _described(plan: Plan, cells: Sequence[SweepCell]) -> Columns:
     }
     digests = (values.digest(x["targets"])[:12] if x["targets"] else "" for x in problems)
     columns["targets"] = np.array(list(digests))  # which matrix; the plan holds it
-    if any(grid.options for grid in plan.grids):
-        told = (", ".join(f"{name}={x}" for name, x in cell.options) for cell in cells)
-        columns["options"] = np.array(list(told))
     return columns | {
         "n": np.array([x["n"] if isinstance(x["n"], int) else 0 for x in problems]),  # 0: unequal
         # As --n takes them: one number, or one a class.
@@ -293,6 +295,14 @@ def _described(plan: Plan, cells: Sequence[SweepCell]) -> Columns:
         "optimizer": np.array([cell.optimizer for cell in cells]).astype("U32"),
         "batch_size": np.array([cell.batch_size or 0 for cell in cells]),  # 0: full batches
     }
+
+
+def _options(plan: Plan, cells: Sequence[SweepCell]) -> Columns:
+    """The further hyperparameters of every cell, if the plan has any."""
+    if not any(grid.options for grid in plan.grids):
+        return {}
+    told = (", ".join(f"{name}={x}" for name, x in cell.options) for cell in cells)
+    return {"options": np.array(list(told))}
 
 
 def _predicted(problem: Problem, count: int) -> Columns:

@@ -18,25 +18,26 @@ In a file the keys at the top hold for all; each table [[grid]] adds a grid of i
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from ufm import check
-from ufm.check import MOST, Refused
-from ufm.descent import factories, optimizers
+from ufm.check import Refused
+from ufm.descent import optimizers
 from ufm.descent import run as descent
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
-from ufm.model.fields import target_matrix
+from ufm.model.fields import decays, target_matrix
 from ufm.model.points import check_memory
-from ufm.model.problem import Problem
+from ufm.model.problem import DECAYS, Problem
+from ufm.sweeps.axes import AXES, options
 
 # What other libraries call a key.
 ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
 _LATER = {"later": True}  # not stored where it has its default: older folders know nothing of it
+DECAY = 5e-4  # of a grid that says nothing of it
 MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
 
@@ -63,102 +64,6 @@ class SweepCell(NamedTuple):
 PROBLEM = tuple(f.name for f in fields(Problem))  # the first axes of a grid, then the method's
 
 
-def _size(name: str) -> Callable[[Any], int]:
-    return lambda x: check.integer(name, x, 1, MOST)
-
-
-def _decay(name: str) -> Callable[[Any], float]:
-    return lambda x: check.real(name, x, least=0)
-
-
-def _counts(x: Any) -> int | tuple[int, ...]:
-    """One value of the axis n: a number of samples a class, or [50, 10, 5], one count a class."""
-    each = check.several(x)
-    if each is None:
-        return check.integer("n", x, 1, MOST)
-    counts = tuple(check.integer(f"n[{k}]", m, 1, MOST) for k, m in enumerate(each))
-    return counts[0] if len(counts) == 1 else counts
-
-
-def _rate(x: Any) -> float | str | None:
-    if callable(x):
-        raise Refused(
-            f"got learning_rate={check.shown(x)}; allowed in a grid: a number > 0, 'auto' or None. "
-            "A row could not name a schedule; run it with ufm.descend"
-        )
-    if x is None or (isinstance(x, str) and x == "auto"):
-        return x
-    return check.real("learning_rate", x, above=0, also="'auto' or None")
-
-
-def _weights(name: str) -> Callable[[Any], Any]:
-    """One value of an axis of weights: None, or one number a class."""
-
-    def convert(x: Any) -> tuple[float, ...] | None:
-        if x is None:
-            return None
-        each = check.several(x)
-        if each is None:
-            raise Refused(
-                f"got {name}={check.shown(x)}; allowed: {name} = [[1, 1, 5]], one number a class, "
-                "a problem for each list"
-            )
-        return tuple(check.real(f"{name}[{k}]", c, above=0) for k, c in enumerate(each))
-
-    return convert
-
-
-def _optimizer(x: Any) -> str:
-    """The name of a method: of this package, or of a factory of optax."""
-    if isinstance(x, str) and x in optimizers.NAMES:
-        return x
-    return factories.name_of(x, optimizers.NAMES)
-
-
-def _options(given: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """Every further hyperparameter and its values, by name."""
-    if isinstance(given, tuple) and all(isinstance(pair, tuple) for pair in given):
-        given = dict(given)  # of a grid that was made already
-    if not isinstance(given, Mapping):
-        raise Refused(
-            f"got options={check.shown(given)}; allowed: hyperparameters by name, each with one "
-            "value or several, such as {'b2': [0.9, 0.99]}"
-        )
-    found = []
-    for name, x in sorted(given.items()):
-        several = check.several(x)
-        values = tuple(map(check.host, [x] if several is None else several))
-        odd = [x for x in values if not isinstance(x, bool | int | float | str | None)]
-        if odd or not values or not isinstance(name, str):
-            raise Refused(
-                f"got options with {name}={check.shown(x)}; allowed: one value or more, each a "
-                "number, True, False, text or None. Run a schedule with ufm.descend"
-            )
-        found.append((name, values))
-    return tuple(found)
-
-
-# How a value of each axis is converted, once, when a grid is made.
-AXES: dict[str, Callable[[Any], Any]] = {
-    "K": _size("K"),
-    "d": _size("d"),
-    "n": _counts,
-    "lam_W": _decay("lam_W"),
-    "lam_H": _decay("lam_H"),
-    "lam_b": _decay("lam_b"),
-    "bias": lambda x: check.flag("bias", x),
-    "loss": losses.named,
-    "weights": _weights("weights"),
-    "decay_weights": _weights("decay_weights"),
-    "targets": lambda x: x,  # checked where K is known
-    "optimizer": _optimizer,
-    "learning_rate": _rate,
-    "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),
-    "batch_size": lambda x: None if x is None else check.integer("batch_size", x, 1, MOST),
-    "seed": lambda x: check.integer("seed", x, 0, 2**32 - 1),
-}
-
-
 @dataclass(frozen=True)
 class Grid:
     """All combinations of its axes; each field is one value, or a sequence or array of them.
@@ -167,6 +72,7 @@ class Grid:
     `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
 
     K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights, targets: of the problem.
+        Decays are 5e-4 by default, or lam, each of whose values is that of all that are not given.
         weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights too), targets is one
         matrix. n = 50 is 50 samples a class, n = [[50, 10, 5]] one problem of these counts,
         n = [[50], [10], [5]] three balanced ones.
@@ -184,9 +90,9 @@ class Grid:
     K: Any = 10
     d: Any = 20
     n: Any = 100
-    lam_W: Any = 5e-4
-    lam_H: Any = 5e-4
-    lam_b: Any = 5e-4
+    lam_W: Any = None
+    lam_H: Any = None
+    lam_b: Any = None
     bias: Any = True
     loss: Any = field(default=CrossEntropy(), metadata=_LATER)
     weights: Any = field(default=None, metadata=_LATER)
@@ -198,15 +104,22 @@ class Grid:
     batch_size: Any = None
     seed: Any = 0
     options: Any = field(default=(), metadata=_LATER)
+    lam: Any = field(default=None, metadata=_LATER)
 
     def __post_init__(self):
-        object.__setattr__(self, "options", _options(self.options))
+        object.__setattr__(self, "options", options(self.options))
+        missing = [name for name in DECAYS if getattr(self, name) is None]
+        if self.lam is None:
+            for name in missing:
+                object.__setattr__(self, name, DECAY)
+        elif not missing:
+            decays(dict.fromkeys(DECAYS, 0.0), self.lam, {})  # refuses
         if self.targets is not None:
             matrix = target_matrix(self.targets)
             object.__setattr__(self, "targets", tuple(map(tuple, matrix.tolist())))
         for name, convert in AXES.items():
             value = getattr(self, name)
-            if name == "targets":
+            if name == "targets" or (value is None and name in ("lam", *DECAYS)):
                 continue
             values = (
                 list(value)
@@ -223,8 +136,8 @@ class Grid:
             object.__setattr__(self, name, tuple(map(convert, values)))
 
     def axes(self) -> list[tuple[Any, ...]]:
-        """The values of every field of `Problem`, then of the others of `SweepCell`."""
-        names = (*PROBLEM, *SweepCell._fields[1:-1])
+        """The values of λ, of every field of `Problem`, then of the others of `SweepCell`."""
+        names = ("lam", *PROBLEM, *SweepCell._fields[1:-1])
         values = ((name, getattr(self, name)) for name in names)
         found = [x if isinstance(x, tuple) and name != "targets" else (x,) for name, x in values]
         options = [[(name, x) for x in values] for name, values in self.options]
@@ -236,15 +149,15 @@ class Grid:
         Raises:
             Refused: sizes and decays that make no problem.
         """
-        axes = self.axes()
+        axes, names = self.axes(), ("lam", *PROBLEM)
         found = []
-        for of_problem in itertools.product(*axes[: len(PROBLEM)]):
-            named = dict(zip(PROBLEM, of_problem, strict=True))
+        for of_problem in itertools.product(*axes[: len(names)]):
+            named = dict(zip(names, of_problem, strict=True))
             try:
                 problem = Problem(**named)
             except Refused as error:
                 raise Refused(f"{error} (in the cell {_line(named)})") from None
-            found += [SweepCell(problem, *x) for x in itertools.product(*axes[len(PROBLEM) :])]
+            found += [SweepCell(problem, *x) for x in itertools.product(*axes[len(names) :])]
         return found
 
     def plain(self) -> dict[str, Any]:
