@@ -148,7 +148,7 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
                 "squared landscape",
                 "Critical points are the sets of at most d singular values above Nμ; one is no "
                 "strict saddle, the minimum (distinct singular values).",
-                fails,
+                squared.landscape_fails(problem),
                 "ours, ufm.theory.squared",
                 "candidate",
             ),

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ufm.check import Refused
 from ufm.losses import SquaredError
 from ufm.model.problem import Params, Problem, require
 from ufm.theory import minimum, squared, symmetric
@@ -60,15 +59,7 @@ def margin(problem: Problem) -> Any:
             margin.
     """
     if _is_squared(problem):
-        if not problem.uniform or problem.d < problem.K - 1:
-            raise Refused(
-                "got the squared error with unequal classes, targets or d < K-1; allowed: equal "
-                "classes and d >= K-1, where all samples have one margin"
-            )
-        share = squared.norms(problem)
-        modes = problem.K - 1 if problem.bias else problem.K
-        # WH = Σ s u vᵀ: the margin of a class is s/√n for equal modes.
-        return share[0] * share[1] / modes / float(problem.n) ** 0.5
+        return squared.margin(problem)
     return minimum.margin(problem) if minimum.plain(problem) else symmetric.least(problem).t
 
 
