@@ -18,6 +18,7 @@ smoothing; arXiv 2505.05813 for the binary loss. The formulas are held against d
 certificates by the tests. Scalars are computed in float64.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -185,6 +186,12 @@ def _binary(K: int, c: float) -> tuple[float, float]:
 
 def _focal(loss: Focal, K: int, c: float) -> float:
     """The largest t with φ′(t) ≤ −(K−1)c, unless the origin is lower."""
+    with jax.enable_x64(True):
+        return float(_halved(loss, K, c))
+
+
+@partial(jax.jit, static_argnums=1)
+def _halved(loss: Focal, K: int, c):
     label = jnp.zeros(1, int)
 
     def at(t):
@@ -199,15 +206,11 @@ def _focal(loss: Focal, K: int, c: float) -> float:
         down = steep(middle)
         return jnp.where(down, middle, low), jnp.where(down, high, middle)
 
-    def found():
-        ends = jnp.zeros(()), jnp.full((), 1600.0)
-        low, high = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
-        t = (low + high) / 2
-        f = [loss.value(at(x), label)[0] + (K - 1) * c * x for x in (jnp.zeros(()), t)]
-        return jnp.where(steep(0.0) | (f[1] < f[0]), t, 0.0)
-
-    with jax.enable_x64(True):
-        return float(jax.jit(found)())
+    ends = jnp.zeros(()), jnp.full((), 1600.0)
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
+    t = (low + high) / 2
+    f = [loss.value(at(x), label)[0] + (K - 1) * c * x for x in (jnp.zeros(()), t)]
+    return jnp.where(steep(0.0) | (f[1] < f[0]), t, 0.0)
 
 
 _MARGINS: dict[Any, Any] = {CrossEntropy: _smoothed, Focal: _focal, LogitAdjusted: _adjusted}
