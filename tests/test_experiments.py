@@ -670,6 +670,17 @@ def test_an_unknown_script_is_refused_with_the_known_ones(capsys):
     assert "allowed: c99_fake" in capsys.readouterr().err
 
 
+def test_a_paper_chooses_the_scripts_that_name_it(fake, monkeypatch, capsys):
+    monkeypatch.setattr(fake, "__doc__", "A title.\n\nSource. Somebody 2022 (arXiv 2203.01238).")
+    assert runner.main_all(["--paper", "2203.01238"]) == 0
+    assert fake.calls == [5]
+    capsys.readouterr()
+    assert "allowed: 2203.01238" in refused(capsys, ["--paper", "2203.01239"])
+    assert runner.main_all(["--list"]) == 0
+    assert capsys.readouterr().out.split() == ["c99", "A", "title", "arXiv", "2203.01238"]
+    assert fake.calls == [5]
+
+
 def test_help_shows_the_comments_of_the_fields(capsys):
     with pytest.raises(SystemExit):
         runner.main("c01_certified_minimum", ["--help"])
