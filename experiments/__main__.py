@@ -1,4 +1,4 @@
-"""`python -m experiments [--quick] [--only c01 c02] [--force] [--redraw]`."""
+"""`python -m experiments [--quick] [--only c01 c02] [--paper 2203.01238] [--list] [--redraw]`."""
 
 import sys
 

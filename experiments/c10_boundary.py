@@ -82,7 +82,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
                 progress(len(cells) / total, f"K={K}, d={d}, λ={lam:g}")
                 problem = Problem(K, d, config.n, lam, lam, config.lam_b)
                 key = jax.random.fold_in(jax.random.key(config.seed), 1000 * K + d)
-                found, counts = _minima(config, problem, width, key)
+                found, counts = minima(config, problem, width, key)
                 cells.append((K, lam, d, *counts))
                 rows += [{"K": K, "lam": lam, "d": d} | row for row in found]
     stacked = {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -91,7 +91,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     return stacked | {name: np.array(x) for name, x in zip(names, columns, strict=True)}
 
 
-def _minima(config: Config, problem: Problem, width: int, key) -> tuple[list[dict], tuple]:
+def minima(config: Config, problem: Problem, width: int, key) -> tuple[list[dict], tuple]:
     """(orbits of index 0, (share of starts lost, share in flat valleys, starts on saddles)).
 
     The starts of all d are solved in `width` dimensions, those beyond d at zero, where descent and

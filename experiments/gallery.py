@@ -45,6 +45,11 @@ def about(script: Any) -> dict[str, str]:
     return {"title": title.strip().rstrip("."), **parts}
 
 
+def papers(script: Any) -> tuple[str, ...]:
+    """arXiv ids of the papers that a script's docstring names."""
+    return tuple(sorted(set(re.findall(r"\b\d{4}\.\d{4,5}\b", script.__doc__ or ""))))
+
+
 def told(script: Any, manifest: Mapping[str, Any], verdicts: Iterable) -> dict[str, Any]:
     """What is written beside the figures of a run."""
     git = manifest["git"]

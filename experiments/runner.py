@@ -62,6 +62,8 @@ class AllOptions(Options):
 
     only: tuple[str, ...] = ()  # scripts to run, by number or name: --only c01 c02
     no_cache: bool = False  # do not keep compiled programs in the user's cache folder
+    paper: str = ""  # run what names a paper, by its arXiv id: --paper 2203.01238
+    list: bool = False  # show the title and the papers of every script; run nothing
 
 
 def names(letter: str = "c") -> list[str]:
@@ -174,9 +176,21 @@ def main_all(
     chosen = [name for name in known if not options.only or name.startswith(options.only)]
     if not chosen:
         _refuse(f"got --only {' '.join(options.only)}; allowed: {', '.join(known)}")
+    if options.paper:
+        ids = {name: gallery.papers(module(name)) for name in chosen}
+        chosen = [name for name in chosen if options.paper in ids[name]]
+        if not chosen:
+            allowed = sorted(set().union(*ids.values()))
+            _refuse(f"got --paper {options.paper}; allowed: {', '.join(allowed)}")
+    console, verdicts = Console(highlight=False), {}
+    if options.list:
+        for name in chosen:
+            script = module(name)
+            title, named = gallery.about(script)["title"], ", ".join(gallery.papers(script))
+            console.print(f"{name[:3]}  {title}\n     arXiv {named}")
+        return 0
     if not options.no_cache:
         cache.keep()
-    console, verdicts = Console(highlight=False), {}
     for name in chosen:
         defaults = module(name).Config
         config = defaults.quick() if options.quick else defaults()

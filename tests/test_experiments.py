@@ -27,7 +27,7 @@ from experiments.verdicts import (
 from ufm.descent.loop import Status
 from ufm.runs import record
 
-SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10")
+SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12")
 TINY = {
     "c01_certified_minimum": {
         "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
@@ -54,6 +54,8 @@ TINY = {
     },
     "c09_escape": {"starts": 8, "lengths": 3, "slope_tol": 0.1},
     "c10_boundary": {"starts": 24},
+    "c11_squared_loss": {"counts": ((3, 1),), "starts": 16, "points": 3},
+    "c12_every_loss": {"points": 3, "pushes": 8, "smoothings": (0.0, 0.2)},
 }  # fmt: skip
 
 
@@ -407,6 +409,49 @@ def test_escapes_of_another_time_or_to_another_end_are_refuted(changes, claim, o
     assert outcome in after
 
 
+def moved(column: int, by: float):
+    """A change of one column of a table."""
+    return lambda x: x + by * (np.arange(x.shape[-1]) == column)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "change", "claim"),
+    [
+        ("c11_squared_loss", "cells", moved(5, 1), "on the list and not found"),
+        ("c11_squared_loss", "cells", moved(3, 1), "found and not on the list"),
+        ("c11_squared_loss", "orbits", moved(10, 1e-9), "worst distance of f"),
+        ("c11_squared_loss", "orbits", moved(4, 1), "with another rank"),
+        ("c11_squared_loss", "orbits", moved(5, 1), "with another index"),
+        ("c11_squared_loss", "orbits", moved(6, 1), "with another nullity"),
+        ("c11_squared_loss", "minima", lambda x: np.r_[x, [[0, 2, 9, 0]]], "d < K−1: spurious"),
+        ("c11_squared_loss", "minima", lambda x: x[(x[:, 0] == 0) | (x[:, 1] == 5)], "share of d"),
+        ("c11_squared_loss", "minima", moved(2, 1e-9), "of the minimum found"),
+        ("c11_squared_loss", "most_cosine", lambda x: x + 1e-6, "the most cosine"),
+        ("c11_squared_loss", "least_cosine", lambda x: x - 1e-6, "the least cosine"),
+        ("c11_squared_loss", "gap", lambda x: x + 1e-6, "certified gap"),
+        ("c12_every_loss", "value", lambda x: x + 1e-6, "focal 2: worst error of f"),
+        ("c12_every_loss", "margin", lambda x: x + 1e-6, "binary: worst error of margin"),
+        ("c12_every_loss", "W", lambda x: 1.01 * x, "squared: worst error of ‖W‖"),
+        ("c12_every_loss", "H", lambda x: 1.01 * x, "smoothing 0.1: worst error of ‖H‖"),
+        ("c12_every_loss", "condition", lambda x: 1.01 * x, "worst error of condition number"),
+        ("c12_every_loss", "spread", lambda x: x + 1e-6, "spread of the margins"),
+        ("c12_every_loss", "rate", lambda x: 1.05 * x, "log ρ of gradient descent"),
+        ("c12_every_loss", "full", lambda x: x[::-1], "condition number of ∇²f rises"),
+        ("c12_every_loss", "feature", lambda x: x[::-1], "condition number of WᵀSW falls"),
+    ],
+)
+def test_stored_results_off_the_theory_are_refuted(name, array, change, claim):
+    script = script_of(name)
+    folder = runner.Path(runner.__file__).parent.parent / "figures" / "data" / name
+    arrays = record.load_run(folder).arrays
+    before, after = (
+        [x.outcome for x in script.check(script.Config(), found) if claim in x.claim]
+        for found in (arrays, arrays | {array: change(arrays[array])})
+    )
+    assert set(before) == {HOLDS}
+    assert REFUTED in after
+
+
 @pytest.mark.parametrize(
     ("measured", "converged", "outcome"),
     [
@@ -623,6 +668,17 @@ def test_an_unknown_script_is_refused_with_the_known_ones(capsys):
         runner.main_all(["--only", "c01"])
     assert stop.value.code == 2
     assert "allowed: c99_fake" in capsys.readouterr().err
+
+
+def test_a_paper_chooses_the_scripts_that_name_it(fake, monkeypatch, capsys):
+    monkeypatch.setattr(fake, "__doc__", "A title.\n\nSource. Somebody 2022 (arXiv 2203.01238).")
+    assert runner.main_all(["--paper", "2203.01238"]) == 0
+    assert fake.calls == [5]
+    capsys.readouterr()
+    assert "allowed: 2203.01238" in refused(capsys, ["--paper", "2203.01239"])
+    assert runner.main_all(["--list"]) == 0
+    assert capsys.readouterr().out.split() == ["c99", "A", "title", "arXiv", "2203.01238"]
+    assert fake.calls == [5]
 
 
 def test_help_shows_the_comments_of_the_fields(capsys):

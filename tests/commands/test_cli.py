@@ -44,7 +44,7 @@ def test_theory_prints_the_closed_form(capsys):
     [
         (("--d", 3), "d >= K-1 (got d=3, K-1=9)"),
         (("--lam-H", 0), "lam_W, lam_H > 0 (got lam_W=0.0005, lam_H=0.0)"),
-        (("--K", 3, "--n", 5, 2, 1), "equal class counts (got n=(5, 2, 1))"),
+        (("--K", 3, "--d", 1, "--n", 3), "d >= K-1 (got d=1, K-1=2)"),
     ],
 )
 def test_theory_names_the_assumption_that_fails_and_leaves_out_the_closed_form(

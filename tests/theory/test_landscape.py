@@ -213,18 +213,21 @@ def test_the_theorem_of_the_simplex_asks_for_what_the_closed_form_asks_for():
         assert (simplex.fails is not None) == refused
 
 
+GROUPED = ("groups", "within a group", "SELI")
+
+
 @pytest.mark.parametrize(
     ("problem", "fails"),
     [
         (Problem(4, 3, (4, 3, 2, 1), 1e-2, 1e-2), {"simplex"}),
         (
             Problem(4, 2, 3, 1e-2, 1e-2),
-            {"simplex", "full rank", "benign landscape", "least eigenvalue, equality"},
+            {"simplex", "full rank", "benign landscape", "least eigenvalue, equality", *GROUPED},
         ),
         (
             Problem(4, 6, 3, 1e-2, 0.0),
             {"simplex", "samples", "certificate", "full rank", "benign landscape",
-             "least eigenvalue, equality"},
+             "least eigenvalue, equality", *GROUPED},
         ),
         (Problem(4, 3, 3, 1e-2, 1e-2, bias=False), set()),
     ],

@@ -41,6 +41,12 @@ SQUARED = {
     "balanced": ufm.Problem(4, 5, 3, 2e-3, 3e-3, 0.0, loss=SquaredError()),
     "regression": ufm.Problem(3, 5, 2, 5e-3, 7e-3, 0.0, loss=SquaredError(), targets=REAL),
     "collapsed": ufm.Problem(3, 4, 2, 0.5, 0.7, bias=False, loss=SquaredError()),
+    "ETF, decayed bias": ufm.Problem(4, 3, 3, 2e-3, 3e-3, 0.01, loss=SquaredError()),
+    "on the way": ufm.Problem(4, 4, 3, 2e-2, 3e-2, 0.4, loss=SquaredError()),
+    "decayed bias, collapsed": ufm.Problem(4, 4, 3, 0.5, 0.6, 0.4, loss=SquaredError()),
+    "centred regression": ufm.Problem(
+        3, 5, 2, 5e-3, 7e-3, 0.3, loss=SquaredError(), targets=REAL - REAL.mean(1, keepdims=True)
+    ),
 }
 EVERY = {**SYMMETRIC, **SQUARED}
 EACH = pytest.mark.parametrize("problem", EVERY.values(), ids=EVERY)
@@ -58,7 +64,14 @@ def test_the_minimiser_is_critical_certified_and_has_the_value_of_the_closed_for
     assert bool(theory.is_collapsed(problem)) == (not np.any(point.W))
 
 
-@pytest.mark.parametrize("problem", SYMMETRIC.values(), ids=SYMMETRIC)
+ETF = SYMMETRIC | {
+    "squared": SQUARED["balanced"],
+    "squared, K = 2": ufm.Problem(2, 3, 4, 2e-2, 3e-3, 0.0, loss=SquaredError()),
+    "squared, collapsed": ufm.Problem(3, 4, 2, 0.5, 0.7, 0.0, loss=SquaredError()),
+}
+
+
+@pytest.mark.parametrize("problem", ETF.values(), ids=ETF)
 def test_margins_and_spectra_are_those_of_the_minimiser(problem):
     point = theory.global_minimizer(problem, jax.random.key(1), jnp.float64)
     Z = np.asarray(point.W @ point.H)
@@ -67,10 +80,6 @@ def test_margins_and_spectra_are_those_of_the_minimiser(problem):
     t = np.repeat(own, problem.K - 1) - wrong
     np.testing.assert_allclose(t, theory.margin(problem), rtol=1e-11, atol=1e-13)
     values = np.linalg.eigvalsh(hessian.dense(problem, point))
-    if isinstance(problem.loss, BinaryCrossEntropy):
-        with pytest.raises(ufm.Refused, match="invariant under shifts"):
-            theory.hessian_spectrum(problem)
-        return
     spectrum = theory.hessian_spectrum(problem)
     found = np.repeat(spectrum.eigenvalues, spectrum.multiplicities)
     np.testing.assert_allclose(found, values, rtol=0, atol=1e-12 * values[-1])
@@ -154,7 +163,12 @@ REFUSED = {
     "one scale a class": replace(BASE, loss=LogitAdjusted([1, 2, 3, 4])),
     "one shift a logit": replace(BASE, loss=LogitAdjusted(1, [1, 2, 3, 4])),
     "rescaled squared error": replace(BASE, loss=SquaredError(2, 3), lam_b=0.0),
-    "squared error with decayed bias": replace(BASE, loss=SquaredError()),
+    "squared error, unequal counts with decayed bias": replace(
+        BASE, n=(3, 2, 1, 1), loss=SquaredError()
+    ),
+    "squared error, a mode more than dimensions": replace(
+        BASE, d=3, lam_b=9.0, loss=SquaredError()
+    ),
     "targets": replace(BASE, targets=np.eye(4)),
     "own loss": replace(BASE, loss=FromValue(lambda *x: jnp.sum(x[0] ** 2))),
 }
@@ -169,6 +183,40 @@ def test_closed_forms_outside_their_assumptions_are_refused_with_the_reason(case
         theory.global_minimizer(REFUSED[case], jax.random.key(0))
     with pytest.raises(ufm.Refused):
         theory.critical_points(REFUSED[case])
+
+
+@pytest.mark.parametrize("name", ["ETF, decayed bias", "centred regression"])
+def test_critical_points_with_a_decayed_bias_are_refused(name):
+    with pytest.raises(ufm.Refused, match="one without decay"):
+        theory.critical_points(SQUARED[name])
+
+
+@pytest.mark.parametrize("name", ["balanced", "ETF, decayed bias", "on the way"])
+def test_the_logits_of_the_squared_error_have_the_margin_told(name):
+    point = theory.global_minimizer(SQUARED[name], jax.random.key(1), jnp.float64)
+    Z = np.asarray(point.W @ point.H)[:, ::3]
+    told = np.diagonal(Z)[None] - Z
+    np.testing.assert_allclose(
+        told[~np.eye(4, dtype=bool)], theory.margin(SQUARED[name]), rtol=1e-12
+    )
+
+
+def test_the_cosine_of_class_means_passes_from_the_simplex_to_the_orthogonal_frame():
+    """-1/(K-1) up to λ_b = κ/(1-κ), then (s₁-s)/(s₁+(K-1)s)."""
+    K, n, mu = 4, 3, 0.03
+    kappa = K * n**0.5 * mu
+    turn = kappa / (1 - kappa)
+    for lam_b in (0.5 * turn, turn, 1.5 * turn, 10.0, 1e6):
+        problem = ufm.Problem(K, K, n, mu, mu, lam_b, loss=SquaredError())
+        H = np.asarray(theory.global_minimizer(problem, jax.random.key(0), jnp.float64).H)[:, ::n]
+        s, s1 = 1 - kappa, max(1 - kappa - kappa / lam_b, 0)
+        cosine = H[:, 0] @ H[:, 1] / np.linalg.norm(H[:, 0]) / np.linalg.norm(H[:, 1])
+        assert abs(cosine - (s1 - s) / (s1 + (K - 1) * s)) <= 1e-12
+
+
+def test_no_margin_where_the_modes_taken_are_a_choice():
+    with pytest.raises(ufm.Refused, match="one margin"):
+        theory.margin(replace(SQUARED["balanced"], d=3, bias=False))
 
 
 def test_equal_singular_values_have_no_list_of_critical_points():

@@ -300,7 +300,6 @@ def test_scalars_stay_in_double_precision_for_single_precision_params():
     ("change", "got", "assumption"),
     [
         ({"d": 2}, "d=2", "d >= K-1"),
-        ({"n": (1, 2, 3, 4)}, r"\(1, 2, 3, 4\)", "balanced"),
         ({"lam_W": 0.0}, "lam_W=0.0", "lam_W > 0"),
         ({"lam_H": 0.0}, "lam_H=0.0", "lam_H > 0"),
     ],
@@ -310,3 +309,10 @@ def test_outside_the_theorem_the_failing_assumption_is_named(function, change, g
     with pytest.raises(ValueError, match=got) as caught:
         function(problem)
     assert assumption in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [theory.margin, theory.wrong_probability])
+def test_one_margin_for_all_classes_assumes_equal_ones(function):
+    problem = dataclasses.replace(make(4, 2, 1e-3, 1e-3, d=3), n=(1, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"\(1, 2, 3, 4\).*balanced"):
+        function(problem)

@@ -16,6 +16,9 @@ from ufm.model.problem import Problem
 from ufm.runs import values
 from ufm.theory import minimum
 
+# The claims that come with a minimum in closed form, or one solved and certified.
+MINIMA = ("simplex", "groups", "squared minimum")
+
 
 @dataclass(frozen=True)
 class Theory:
@@ -36,7 +39,8 @@ class Theory:
         """Print it; the closed form where its theorem holds."""
         problem = self.model.problem()
         found = theory.claims(problem)
-        rows = _closed_form(problem) if found[0].fails is None else []
+        known = any(one.fails is None for one in found if one.name in MINIMA)
+        rows = _closed_form(problem) if known else []
         if self.json:
             numbers = {name: x for name, _, x in rows}
             print(values.text(numbers | {"claims": [one._asdict() for one in found]}))
@@ -50,14 +54,14 @@ class Theory:
 
 def _closed_form(problem: Problem) -> list[tuple[str, str, Any]]:
     """(short name, label, number) of the global minimum and its curvature."""
-    norms = theory.norms(problem)
     rows: list[tuple[str, str, Any]] = [
         ("is_collapsed", "collapsed to the origin", bool(theory.is_collapsed(problem))),
         ("value", "global value f*", theory.global_value(problem)),
-        ("W", "‖W‖", norms.W),
-        ("H", "‖H‖", norms.H),
     ]
-    if minimum.plain(problem):
+    if problem.decay_weights is None:
+        norms = theory.norms(problem)
+        rows += [("W", "‖W‖", norms.W), ("H", "‖H‖", norms.H)]
+    if minimum.plain(problem) and problem.balanced and problem.uniform:
         # Exact, since neither factor alone need be within the range of float64.
         threshold = 1 - minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
         told = float(threshold) if threshold < 2**1023 else math.inf

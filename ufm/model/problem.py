@@ -22,7 +22,7 @@ from ufm.check import MOST, Refused
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.metrics.features import balanced, grouped
-from ufm.model.fields import class_counts, class_weights, target_matrix
+from ufm.model.fields import class_counts, class_weights, decays, target_matrix
 from ufm.runs import values
 
 

@@ -1,11 +1,14 @@
 """Closed forms and theorems: the global minimum, spectra there and at the origin, the landscape.
 
-One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `symmetric`
-(other losses that treat all classes alike), `squared`, with `lookup` to choose among them;
-`spectra` and `landscape` (which claims hold for a problem, and the least eigenvalue by them). None
-of them imports an optimiser or a probe, so that agreement with a simulation is evidence.
+One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `groups`
+(cross-entropy of unequal classes), `symmetric` (other losses that treat all classes alike),
+`squared`, with `lookup` to choose among them; `spectra` and `landscape` (which claims hold for a
+problem, and the least eigenvalue by them). None of them imports an optimiser or a probe, so that
+agreement with a simulation is evidence.
 """
 
+from ufm.theory.groups import least as certified_minimum
+from ufm.theory.groups import merged, seli, seli_is_optimal, separation
 from ufm.theory.landscape import Claim, claims, least_eigenvalue_bound, least_free_eigenvalue
 from ufm.theory.lookup import global_minimizer, global_value, is_collapsed, margin, norms
 from ufm.theory.minimum import Norms, check_assumptions, wrong_probability
@@ -25,6 +28,7 @@ __all__ = [
     "CriticalPoint",
     "Norms",
     "Spectrum",
+    "certified_minimum",
     "check_assumptions",
     "claims",
     "condition_number",
@@ -37,9 +41,13 @@ __all__ = [
     "least_eigenvalue_bound",
     "least_free_eigenvalue",
     "margin",
+    "merged",
     "norms",
     "optimal_step",
     "orbit_dimension",
     "origin_spectrum",
+    "seli",
+    "seli_is_optimal",
+    "separation",
     "wrong_probability",
 ]

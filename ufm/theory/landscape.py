@@ -37,7 +37,7 @@ from ufm.check import Refused, real
 from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import squared, symmetric
+from ufm.theory import groups, squared, symmetric
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
@@ -148,7 +148,7 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
                 "squared landscape",
                 "Critical points are the sets of at most d singular values above Nμ; one is no "
                 "strict saddle, the minimum (distinct singular values).",
-                fails,
+                squared.landscape_fails(problem),
                 "ours, ufm.theory.squared",
                 "candidate",
             ),
@@ -157,10 +157,39 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
         text = "The global minimisers are simplex ETFs, or zero iff K² n λ_W λ_H ≥ 1."
         labels = None if problem.targets is None else "labels (got targets)"
         source = f"{ZHU}, theorem 3.1"
-        return (Claim("simplex", text, _joined(labels, equal, wide, decays), source),)
+        simplex = Claim("simplex", text, _joined(labels, equal, wide, decays), source)
+        return (simplex, *_unequal(groups.fails(problem)))
     source = "arXiv 2210.02192, 2402.03979, 2505.05813"
     text = "The global minimisers are simplex ETFs of the margin of ufm.theory.margin, or zero."
     return (Claim("simplex", text, symmetric.fails(problem), source),)
+
+
+def _unequal(fails: str | None) -> tuple[Claim, ...]:
+    """What is known of cross-entropy for any counts."""
+    return (
+        Claim(
+            "groups",
+            "The minimum is invariant under permutations of classes of equal count and weights: "
+            "solved in a few numbers, and certified, by ufm.theory.certified_minimum.",
+            fails,
+            OURS.replace("docs/derivations.md", "ufm.theory.groups"),
+        ),
+        Claim(
+            "within a group",
+            "p_own − p_other = (1 − Nμ/√n)₊ among classes of one count n, so they merge iff "
+            "√n ≤ Nμ (n ≤ Nμ with decay_weights 1/n).",
+            fails,
+            "arXiv 2309.09725, 2101.12699; derived in ufm.theory.groups",
+        ),
+        Claim(
+            "SELI",
+            "As the decays fall to 0 the direction of the logits tends to that of I − 11ᵀ/K, "
+            "whatever the counts.",
+            fails,
+            "arXiv 2208.05512",
+            "candidate",
+        ),
+    )
 
 
 def _landscape(problem: Problem) -> tuple[Claim, ...]:

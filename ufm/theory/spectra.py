@@ -1,8 +1,9 @@
 """Spectra of the Hessian in closed form, at the global minimum and at the origin, for any size.
 
 Permuting classes and turning features leave the simplex ETF in place, so its Hessian splits into
-blocks of at most 4×4 and has at most 16 distinct eigenvalues whatever K, d and n are. There a loss
-is three numbers: the margin t, and with its Hessian S in the logits z = t(e_y − 1/K)
+blocks of at most 5×5 and has at most 17 distinct eigenvalues whatever K, d and n are. There a loss
+that is invariant under shifts is three numbers: the margin t, and with its Hessian S in the logits
+z = t(e_y − 1/K)
 
     s_own = uᵀSu,  u ∝ e_y − 1/K,      s_wrong = vᵀSv,  v ∝ e_j − e_k  (unit vectors; j, k ≠ y),
 
@@ -21,12 +22,15 @@ mean h_k and a row w_k of W the eigenvalues are, with how often each occurs,
     0 and λ_W + λ_H                                                     (K−1)(d−K+1) each
     λ_W and λ_H                                                         d−K+1 each
 
-The lower eigenvalue of the block with + is 0. Derivation: in the basis of the ETF the two factors
-of a tangent are K×K matrices A (rows centred) and B (columns centred); the data term sees only
-X = pA + qB + δb 1ᵀ, through (s_wrong/K)‖X‖² + (s_own − s_wrong)/(K−1) ‖diag X‖² for columns X
-centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly centred parts. Both forms are equivariant under
-S_K. (The minimum itself: Zhu et al. 2021, arXiv 2105.02375, theorem 3.1.) Nothing here imports a
-probe: agreement with `ufm.hessian` is evidence.
+The lower eigenvalue of the block with + is 0. A loss that changes under shifts (squared, binary)
+has two more numbers, s_mean = 1ᵀS1/K and s_mixed = uᵀS1/√K. Then 1ᵀδW, of λ_W + p² s_mean/K, joins
+the standard block, and δb ∝ 1, of λ_b + s_mean, the first of the blocks.
+
+Derivation: in the basis of the ETF the two factors of a tangent are K×K matrices A (rows centred)
+and B (columns centred); the data term sees only X = pA + qB + δb 1ᵀ, through (s_wrong/K)‖X‖² +
+(s_own − s_wrong)/(K−1) ‖diag X‖² for columns X centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly
+centred parts. Both forms are equivariant under S_K. (The minimum itself: Zhu et al. 2021, arXiv
+2105.02375, theorem 3.1.) Nothing here imports a probe: agreement with `ufm.hessian` is evidence.
 
 Decays and hence eigenvalues may span hundreds of orders of magnitude, where float64 would lose the
 small ones beside the large. Everything is computed in decimals of `DIGITS` digits and rounded
@@ -42,9 +46,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ufm.check import Refused, integer, normal_decays, real
-from ufm.linalg import pair
+from ufm.linalg import jacobi, pair
+from ufm.losses import SquaredError
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import minimum, symmetric
+from ufm.theory import minimum, squared, symmetric
 
 # Of the quotient of any two float64 numbers, 1e±616, and 80 more.
 DIGITS = 700
@@ -116,70 +121,72 @@ def _exact(compute):
     return exact
 
 
-def _eigenvalues(A: list[list[Decimal]]) -> list[Decimal]:
-    """Eigenvalues of a small symmetric matrix by Jacobi's rotations, to the last digits."""
-    size, A = len(A), [list(row) for row in A]
-    negligible = max(abs(x) for row in A for x in row) * Decimal(10) ** (10 - DIGITS)
-    pairs = [(i, j) for i in range(size) for j in range(i)]
-    while any(abs(A[i][j]) > negligible for i, j in pairs):
-        for i, j in pairs:
-            if not A[i][j]:
-                continue
-            theta = (A[j][j] - A[i][i]) / (2 * A[i][j])
-            t = (1 if theta >= 0 else -1) / (abs(theta) + (theta * theta + 1).sqrt())
-            c = 1 / (t * t + 1).sqrt()
-            for row in A:
-                row[i], row[j] = c * (row[i] - t * row[j]), c * (t * row[i] + row[j])
-            A[i], A[j] = (
-                [c * (x - t * y) for x, y in zip(A[i], A[j], strict=True)],
-                [c * (t * x + y) for x, y in zip(A[i], A[j], strict=True)],
-            )
-    return [A[i][i] for i in range(size)]
-
-
-class ThreeNumbers(NamedTuple):
-    """What a loss is at the balanced ETF: t, s_own and s_wrong of the module's head."""
+class Numbers(NamedTuple):
+    """What a loss is at the balanced ETF: t, s_own, s_wrong, … of the module's head."""
 
     t: Decimal
     own: Decimal
     wrong: Decimal
+    mean: Decimal = Decimal(0)
+    mixed: Decimal = Decimal(0)
 
 
-def _three_numbers(problem: Problem) -> ThreeNumbers:
+def _numbers(problem: Problem) -> Numbers:
     """Of the loss at the minimum, below the threshold."""
+    if isinstance(problem.loss, SquaredError):
+        one = Decimal(1)
+        return Numbers(Decimal(squared.margin(problem)), one, one, one)
     if not minimum.plain(problem):
-        found = symmetric.least(problem)
-        return ThreeNumbers(Decimal(found.t), Decimal(found.own), Decimal(found.wrong))
+        t, _, _, *curvature = symmetric.least(problem)
+        return Numbers(Decimal(t), *map(Decimal, curvature))
     K = problem.K
     lam_W, lam_H, _ = map(Decimal, _scalar_decays(problem))
     exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
     c = (Decimal(int(problem.counts[0])) * lam_W * lam_H).sqrt()
     beta = Decimal(exact.numerator) / Decimal(exact.denominator) / (1 + K * c)
-    return ThreeNumbers((1 + beta / c).ln(), c * (1 + (K - 1) * beta), c)
+    return Numbers((1 + beta / c).ln(), c * (1 + (K - 1) * beta), c)
 
 
-def _standard_block(problem: Problem, at: ThreeNumbers, p2: Decimal, q2: Decimal):
-    """Eigenvalues of the standard representation, without its λ_W.
+def _standard_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal):
+    """Eigenvalues of the standard representation, with a λ_W of its own.
 
     Coordinates: the doubly centred parts of W and H, whose X is x(diag u − …) with u ⊥ 1; the
-    mean of H over samples, ψ; the bias, φ. Then X = x U + y 1ᵀ with x = pα + qγ and
-    y = qψ/√K + φ, and the data term is (s_wrong/K)(x² + K y²) +
-    (s_own − s_wrong)/(K−1) (√(1−2/K) x + y)².
+    mean of H over samples, ψ; the bias, φ; 1ᵀδW, ω. Then X = x U + y u1ᵀ + w 1uᵀ with x = pα + qγ,
+    y = qψ/√K + φ and w = pω/√K, and the data term is (s_wrong/K)(x² + K y²) +
+    (s_own − s_wrong)/(K−1) D² + 2 s_mixed D w/√(K−1) + s_mean w², D = √(1−2/K) x + y.
     """
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
     K, zero, p, q = Decimal(problem.K), Decimal(0), p2.sqrt(), q2.sqrt()
-    x, y = [p, q, zero, zero], [zero, zero, q / K.sqrt(), Decimal(1)]
+    x, y = [p, q, zero, zero, zero], [zero, zero, q / K.sqrt(), Decimal(1), zero]
+    w = [zero, zero, zero, zero, p / K.sqrt()]
     diagonal = [(1 - 2 / K).sqrt() * a + b for a, b in zip(x, y, strict=True)]
     # λ_W α² − 2μαγ + λ_H γ² as a square too.
-    decay = [lam_W.sqrt(), -lam_H.sqrt(), zero, zero]
-    own = (at.own - at.wrong) / (K - 1)
-    terms = (at.wrong / K, x), (at.wrong, y), (own, diagonal), (Decimal(1), decay)
-    block = [[sum((w * v[i] * v[j] for w, v in terms), zero) for j in range(4)] for i in range(4)]
-    block[2][2] += lam_H
-    block[3][3] += lam_b
+    decay = [lam_W.sqrt(), -lam_H.sqrt(), zero, zero, zero]
+    own, mixed = (at.own - at.wrong) / (K - 1), at.mixed / (K - 1).sqrt()
+    terms = (
+        *((at.wrong / K, x, x), (at.wrong, y, y), (own, diagonal, diagonal), (at.mean, w, w)),
+        *((mixed, diagonal, w), (mixed, w, diagonal), (Decimal(1), decay, decay)),
+    )
+    block = [
+        [sum((c * u[i] * v[j] for c, u, v in terms), zero) for j in range(5)] for i in range(5)
+    ]
+    for i, lam in ((2, lam_H), (3, lam_b), (4, lam_W)):
+        block[i][i] += lam
     # K = 2 has no doubly centred part of this kind.
-    kept = [i for i in range(4) if (i > 1 or problem.K > 2) and (i < 3 or problem.bias)]
-    return _eigenvalues([[block[i][j] for j in kept] for i in kept])
+    kept = [i for i in range(5) if (i > 1 or problem.K > 2) and (i != 3 or problem.bias)]
+    return jacobi.eigenvalues([[block[i][j] for j in kept] for i in kept])
+
+
+def _trivial_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal) -> list[Decimal]:
+    """Eigenvalues of the first block with δb ∝ 1, which s_mixed joins to it."""
+    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
+    K, mu, pq = Decimal(problem.K), (lam_W * lam_H).sqrt(), (p2 * q2).sqrt()
+    own, mixed = at.own / K, at.mixed / K.sqrt()
+    return jacobi.eigenvalues([
+        [lam_W + own * p2, own * pq - mu, mixed * p2.sqrt()],
+        [own * pq - mu, lam_H + own * q2, mixed * q2.sqrt()],
+        [mixed * p2.sqrt(), mixed * q2.sqrt(), lam_b + at.mean],
+    ])  # fmt: skip
 
 
 def hessian_spectrum(problem: Problem) -> Spectrum:
@@ -190,7 +197,8 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
     result that of `origin_spectrum`.
 
     Args:
-        problem: balanced, d ≥ K−1, λ_W, λ_H > 0, λ_b ≥ 0 or no bias, with scalar decays.
+        problem: balanced, d ≥ K−1, λ_W, λ_H > 0, λ_b ≥ 0 or no bias, with scalar decays; a free
+            bias for the squared and the binary loss.
 
     Returns:
         A `Spectrum`, equal eigenvalues merged; multiplicities add up to `problem.size`.
@@ -205,21 +213,25 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
 
 
 def _check_assumptions(problem: Problem) -> None:
-    """Refuse what has no table: it needs a loss that is invariant under shifts, and its minimum."""
+    """Refuse what has no table: the minimum must be a simplex ETF, or zero."""
     check_problem(problem)
-    if problem.loss.null(problem.K) is None:
-        raise Refused(
-            f"got the loss {type(problem.loss).__name__}: the spectrum in closed form is that of "
-            "losses that are invariant under shifts of the logits; take ufm.hessian.spectrum at "
-            "ufm.theory.global_minimizer"
-        )
-    if minimum.plain(problem):
+    if isinstance(problem.loss, SquaredError):
+        squared.margin(problem)
+        if not problem.bias or float(problem.lam_b) != 0:
+            raise Refused(
+                f"got the squared error with bias={problem.bias}, lam_b={problem.lam_b}: the "
+                "spectrum in closed form is that of a simplex ETF, which a free bias gives; take "
+                "ufm.hessian.spectrum at ufm.theory.global_minimizer"
+            )
+    elif minimum.plain(problem):
         minimum.check_assumptions(problem)
     else:
         symmetric.least(problem)
 
 
 def _collapsed(problem: Problem) -> bool:
+    if isinstance(problem.loss, SquaredError):
+        return squared.is_collapsed(problem)
     if minimum.plain(problem):
         return bool(minimum.is_collapsed(problem))
     return symmetric.least(problem).t == 0
@@ -231,7 +243,7 @@ def _minimum_table(problem: Problem) -> _Table:
         return _origin_table(problem)
     K, d, n = problem.K, problem.d, int(problem.counts[0])
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
-    at, root, mu = _three_numbers(problem), Decimal(n).sqrt(), (lam_W * lam_H).sqrt()
+    at, root, mu = _numbers(problem), Decimal(n).sqrt(), (lam_W * lam_H).sqrt()
     p2, q2 = at.t * mu / (lam_H * root), at.t * mu / (lam_W * root)
     own, wrong = at.own / K, at.wrong / K
 
@@ -240,14 +252,13 @@ def _minimum_table(problem: Problem) -> _Table:
         return pair.of_determinant(trace, 4 * kappa * at.t / root * mu)
 
     antisymmetric, orthogonal = (K - 1) * (K - 2) // 2, d - K + 1
+    first = [*block(own), *[lam_b + at.mean] * problem.bias]
     return [
-        *((value, 1) for value in block(own)),
+        *((value, 1) for value in (_trivial_block(problem, at, p2, q2) if at.mixed else first)),
         *((value, max(K * (K - 3) // 2, 0)) for value in block(wrong)),
         (Decimal(0), antisymmetric),
         (lam_W + lam_H + wrong * (p2 + q2), antisymmetric),
         *((value, K - 1) for value in _standard_block(problem, at, p2, q2)),
-        (lam_W, K - 1),
-        (lam_b, int(problem.bias)),
         (lam_H + q2 * wrong, K * (K - 2) * (n - 1)),
         (lam_H + q2 * own, K * (n - 1)),
         (lam_H, K * orthogonal * (n - 1)),
@@ -274,7 +285,9 @@ def origin_spectrum(problem: Problem) -> Spectrum:
     """
     _scalar_decays(problem)
     normal_decays(problem)
-    if not minimum.plain(problem):
+    if isinstance(problem.loss, SquaredError):
+        _check_assumptions(problem)
+    elif not minimum.plain(problem):
         symmetric.check_origin(problem)
     minimum.check_uniform(problem)
     if not problem.balanced:
@@ -293,9 +306,9 @@ def _origin_table(problem: Problem) -> _Table:
         exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
         # λ_W λ_H − 1/(K² n): exactly 0 at the threshold.
         determinant = -Decimal(exact.numerator) / Decimal(exact.denominator) / (K * N)
-        curvature = 1 / Decimal(K)
+        curvature, mean = 1 / Decimal(K), Decimal(0)
     else:
-        pull, curvature = map(Decimal, symmetric.at_origin(problem))
+        pull, curvature, mean = _origin_numbers(problem)
         determinant = lam_W * lam_H - pull * pull
     lower, upper = pair.of_determinant(lam_W + lam_H, determinant)
     bias = int(problem.bias)
@@ -304,9 +317,17 @@ def _origin_table(problem: Problem) -> _Table:
         (upper, d * (K - 1)),
         (lam_W, d),
         (lam_H, d * (N - K + 1)),
-        (lam_b, bias),
+        (lam_b + mean, bias),
         (lam_b + curvature, bias * (K - 1)),
     ]
+
+
+def _origin_numbers(problem: Problem) -> tuple[Decimal, Decimal, Decimal]:
+    """‖G‖₂, and the curvatures of the loss in and across 1^⊥, at the origin."""
+    if isinstance(problem.loss, SquaredError):
+        return 1 / (problem.K * Decimal(int(problem.counts[0])).sqrt()), Decimal(1), Decimal(1)
+    pull, curvature, mean = symmetric.at_origin(problem)
+    return Decimal(pull), Decimal(curvature), Decimal(mean)
 
 
 def _double(value: Decimal) -> float:

@@ -2,8 +2,8 @@
 
     f = (1/2N)‖WH + b1ᵀ − Y‖² + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
 
-Without a bias, or with one that has no decay (then Y stands for Y − ȳ1ᵀ), let σ_i be the singular
-values of Y, √n_k for classes. The decays amount to μ‖WH‖_*, μ = √(λ_W λ_H), and every mode is a
+Without a bias, or with a free one (then Y stands for Y − ȳ1ᵀ), let σ_i be the singular values of Y,
+√n_k for classes. The decays amount to μ‖WH‖_*, μ = √(λ_W λ_H), and every mode is a
 problem of its own: a critical point takes a set S of modes with σ_i > Nμ, |S| ≤ d, each shrunk to
 s_i = σ_i − Nμ, and
 
@@ -14,9 +14,19 @@ Where all σ_i > Nμ differ, each S is one orbit, of Morse index
 
     (d−|S|)·#{i ∉ S: σ_i > Nμ} + #{(i ∉ S, a ∈ S): σ_i > σ_a}
 
-and nullity |S|(|S|−1)/2 + |S|(d−|S|): there is no spurious minimum, whatever d is. Sources: Zhou et
-al. 2022 (arXiv 2203.01238), Tirer and Bruna 2022 (arXiv 2202.08087); regression: arXiv 2409.04180.
-The list of critical points is held against censuses by the tests.
+and nullity |S|(|S|−1)/2 + |S|(d−|S|): there is no spurious minimum, whatever d is.
+
+**A decayed bias.** Let ȳ be orthogonal to the columns of Y − ȳ1ᵀ, as for equal classes. Then ȳ1ᵀ is
+a mode of its own, σ = √N‖ȳ‖, whose square counts ρ = λ_b/(1+λ_b) once instead of 1: it is shrunk to
+(σ − Nμ/ρ)₊, with b = (ȳ − z̄)/(1+λ_b), z̄ the mean of WH. With κ = K√n μ equal classes have a
+simplex ETF for λ_b ≤ κ/(1−κ), where the mode is off, and class means of equal cosines
+
+    (s₁−s)/(s₁+(K−1)s),    s = √n(1−κ)₊,  s₁ = √n(1 − κ − κ/λ_b)₊,
+
+beyond, up to an orthogonal frame as λ_b → ∞ (arXiv 2606.00344 announces the passage).
+
+Sources: Zhou et al. 2022 (arXiv 2203.01238), Tirer and Bruna 2022 (arXiv 2202.08087); regression:
+arXiv 2409.04180. The list of critical points is held against censuses by the tests.
 """
 
 import itertools
@@ -50,11 +60,15 @@ class CriticalPoint(NamedTuple):
 
 
 class _Modes(NamedTuple):
-    """Y = U diag(σ) Vᵀ, centred where b is free: U (K, m), sigma (m,), Vt (m, G) of unit weight."""
+    """Y = U diag(σ) Vᵀ, centred where there is a bias, with the mean as last mode where b decays.
+
+    U (K, m), sigma (m,), Vt (m, G) of unit weight; stiffness ρ (m,); mean ȳ (K,).
+    """
 
     U: np.ndarray
     sigma: np.ndarray
     Vt: np.ndarray
+    stiffness: np.ndarray
     mean: np.ndarray
 
 
@@ -67,11 +81,44 @@ def fails(problem: Problem) -> str | None:
         return f"the plain squared error (got own={loss.own}, shift={loss.shift})"
     if problem.weights is not None or problem.decay_weights is not None:
         return "samples of one weight (got weights or decay_weights)"
-    if problem.bias and float(problem.lam_b) != 0:
-        return f"no bias, or one without decay (got lam_b={problem.lam_b})"
     if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
         return f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})"
+    if not (problem.bias and float(problem.lam_b) > 0):
+        return None
+    modes = _split(problem)
+    if np.max(np.abs(modes.mean @ modes.U[:, :-1]) * modes.sigma[:-1]) > 1e-12 * modes.sigma.max():
+        return (
+            "no bias, one without decay, or targets whose mean is orthogonal to their contrasts, "
+            f"as for equal classes (got lam_b={problem.lam_b})"
+        )
+    on = int(np.sum(_shrunk(problem, modes) > 0))
+    if on > problem.d:
+        return f"d >= {on}, the modes of the minimum with a decayed bias (got d={problem.d})"
     return None
+
+
+def landscape_fails(problem: Problem) -> str | None:
+    """The first assumption of `critical_points` that a problem does not meet, or None."""
+    reason = fails(problem)
+    if reason is None and problem.bias and float(problem.lam_b) > 0:
+        return f"no bias, or one without decay (got lam_b={problem.lam_b})"
+    return reason
+
+
+def _split(problem: Problem) -> _Modes:
+    """The modes of the targets."""
+    T = np.eye(problem.K) if problem.targets is None else np.asarray(problem.targets)
+    root = np.sqrt(problem.counts.astype(float))
+    mean = T @ problem.counts / problem.N if problem.bias else np.zeros(problem.K)
+    U, sigma, Vt = np.linalg.svd((T - mean[:, None]) * root, full_matrices=False)
+    lam_b, size = float(problem.lam_b), float(np.linalg.norm(mean))
+    stiffness = np.ones(len(sigma))
+    if problem.bias and lam_b > 0:
+        u = mean / size if size else mean
+        U, Vt = np.column_stack([U, u]), np.vstack([Vt, root / problem.N**0.5])
+        sigma = np.append(sigma, problem.N**0.5 * size)
+        stiffness = np.append(stiffness, lam_b / (1 + lam_b))
+    return _Modes(U, sigma, Vt, stiffness, mean)
 
 
 def _modes(problem: Problem) -> _Modes:
@@ -83,27 +130,24 @@ def _modes(problem: Problem) -> _Modes:
             f"got a problem outside the closed form of the squared error, which needs {reason}; "
             "find its minimum with ufm.solve, and bound it with ufm.certify"
         )
-    T = np.eye(problem.K) if problem.targets is None else np.asarray(problem.targets)
-    root = np.sqrt(problem.counts.astype(float))
-    mean = T @ problem.counts / problem.N if problem.bias else np.zeros(problem.K)
-    U, sigma, Vt = np.linalg.svd((T - mean[:, None]) * root, full_matrices=False)
-    return _Modes(U, sigma, Vt, mean)
+    return _split(problem)
 
 
-def _shrunk(problem: Problem, sigma: np.ndarray) -> np.ndarray:
-    """s_i = (σ_i − Nμ)₊."""
-    return np.maximum(sigma - problem.N * float(problem.mu), 0)
+def _shrunk(problem: Problem, modes: _Modes) -> np.ndarray:
+    """s_i = (σ_i − Nμ/ρ_i)₊."""
+    return np.maximum(modes.sigma - problem.N * float(problem.mu) / modes.stiffness, 0)
 
 
-def _value(problem: Problem, sigma: np.ndarray, on: np.ndarray) -> float:
+def _value(problem: Problem, modes: _Modes, on: np.ndarray) -> float:
     """f of a critical point that takes these modes."""
-    s, mu, N = _shrunk(problem, sigma), float(problem.mu), problem.N
-    return float(np.sum(np.where(on, (s - sigma) ** 2 / (2 * N) + mu * s, sigma**2 / (2 * N))))
+    s, mu, N = np.where(on, _shrunk(problem, modes), 0), float(problem.mu), problem.N
+    return float(np.sum(modes.stiffness * (s - modes.sigma) ** 2 / (2 * N) + mu * s))
 
 
-def _largest(problem: Problem, sigma: np.ndarray) -> np.ndarray:
+def _largest(problem: Problem, modes: _Modes) -> np.ndarray:
     """The modes of the global minimum: the d largest of those that are on."""
-    return (np.arange(len(sigma)) < problem.d) & (_shrunk(problem, sigma) > 0)
+    on = _shrunk(problem, modes) > 0
+    return on & (np.cumsum(on) <= problem.d)
 
 
 def global_value(problem: Problem) -> float:
@@ -112,17 +156,17 @@ def global_value(problem: Problem) -> float:
     Raises:
         Refused: naming the assumption that fails; array-valued or traced decays.
     """
-    sigma = _modes(problem).sigma
-    return _value(problem, sigma, _largest(problem, sigma))
+    modes = _modes(problem)
+    return _value(problem, modes, _largest(problem, modes))
 
 
 def is_collapsed(problem: Problem) -> bool:
-    """max σ_i ≤ Nμ: the minimum has W = H = 0.
+    """No mode is on: the minimum has W = H = 0.
 
     Raises:
         Refused: as `global_value`.
     """
-    return not bool(np.any(_shrunk(problem, _modes(problem).sigma)))
+    return not bool(np.any(_shrunk(problem, _modes(problem))))
 
 
 def norms(problem: Problem) -> tuple[float, float]:
@@ -131,10 +175,27 @@ def norms(problem: Problem) -> tuple[float, float]:
     Raises:
         Refused: as `global_value`.
     """
-    sigma = _modes(problem).sigma
-    total = float(np.sum(_shrunk(problem, sigma)[_largest(problem, sigma)]))
+    modes = _modes(problem)
+    total = float(np.sum(_shrunk(problem, modes)[_largest(problem, modes)]))
     tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
     return total**0.5 * tilt, total**0.5 / tilt
+
+
+def margin(problem: Problem) -> float:
+    """t = z_y − z_j = (1 − Nμ/√n)₊ at the minimum of equal classes, for every wrong class j.
+
+    Raises:
+        Refused: as `global_value`; classes that differ, or too few dimensions for one margin.
+    """
+    _modes(problem)
+    least = problem.K - 1 if problem.bias else problem.K
+    if not problem.uniform or problem.d < least:
+        raise Refused(
+            "got the squared error with unequal classes, targets or too few dimensions "
+            f"(d={problem.d}); allowed: equal classes and d >= K-1 with a bias, d >= K without, "
+            "where all samples have one margin"
+        )
+    return max(1 - problem.N * float(problem.mu) / float(problem.n) ** 0.5, 0.0)
 
 
 def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
@@ -149,15 +210,16 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
         Refused: as `global_value`.
     """
     modes = _modes(problem)
-    on = _largest(problem, modes.sigma)
-    s = _shrunk(problem, modes.sigma)[on]
+    on = _largest(problem, modes)
+    s = _shrunk(problem, modes)[on]
     tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
     with jax.enable_x64(True):
         Q = np.asarray(jax.random.orthogonal(key, problem.d, dtype=jnp.float64))[:, : len(s)]
     W = tilt * (modes.U[:, on] * np.sqrt(s)) @ Q.T
     means = Q @ (np.sqrt(s)[:, None] * modes.Vt[on]) / np.sqrt(problem.counts) / tilt
     share = problem.counts / problem.N
-    b = modes.mean - W @ (means @ share) if problem.bias else np.zeros(problem.K)
+    b = (modes.mean - W @ (means @ share)) / (1 + float(problem.lam_b))
+    b = b if problem.bias else np.zeros(problem.K)
     dtype = jnp.zeros((), dtype or float).dtype
     return Params(*(jnp.asarray(x, dtype) for x in (W, means[:, problem.labels], b)))
 
@@ -176,7 +238,14 @@ def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
         Refused: as `global_value`; equal singular values, whose modes turn into one another; more
             than 65,536 sets.
     """
-    sigma = _modes(problem).sigma
+    reason = landscape_fails(problem)
+    if fails(problem) is None and reason is not None:
+        raise Refused(
+            "got a problem whose critical points have no closed form here, which needs "
+            f"{reason}; find them with ufm.critical.search.census"
+        )
+    modes = _modes(problem)
+    sigma = modes.sigma
     level = problem.N * float(problem.mu)
     on = [i for i, x in enumerate(sigma) if x > level]
     if any(sigma[i] - sigma[i + 1] <= 1e-10 * sigma[0] for i in on if i + 1 < len(sigma)):
@@ -196,5 +265,5 @@ def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
             pairs = sum(sigma[i] > sigma[a] for i in left for a in S)
             index = (problem.d - r) * len(left) + int(pairs)
             nullity = r * (r - 1) // 2 + r * (problem.d - r)
-            found.append(CriticalPoint(S, r, _value(problem, sigma, taken), index, nullity))
+            found.append(CriticalPoint(S, r, _value(problem, modes, taken), index, nullity))
     return tuple(sorted(found, key=lambda x: x.value))

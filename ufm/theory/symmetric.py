@@ -18,6 +18,7 @@ smoothing; arXiv 2505.05813 for the binary loss. The formulas are held against d
 certificates by the tests. Scalars are computed in float64.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ class Symmetric(NamedTuple):
 
     t: margin, 0 at the origin.  beta: b = β1.  value: f*, in nats.
     own, wrong: uᵀSu and vᵀSv, u ∝ e_y − 1/K and v ∝ e_j − e_k, of the loss's Hessian S there.
+    mean, mixed: 1ᵀS1/K and uᵀS1/√K; 0 for a loss that is invariant under shifts.
     """
 
     t: float
@@ -43,6 +45,8 @@ class Symmetric(NamedTuple):
     value: float
     own: float
     wrong: float
+    mean: float
+    mixed: float
 
 
 def fails(problem: Problem) -> str | None:
@@ -88,40 +92,48 @@ def least(problem: Problem) -> Symmetric:
     else:
         t, beta = _MARGINS[type(loss)](loss, K, c), 0.0
     with jax.enable_x64(True):
-        value, own, wrong = _at(loss, K, t, beta)
-    return Symmetric(t, beta, value + (K - 1) * c * t, own, wrong)
+        value, *curvature = _at(loss, K, t, beta)
+    return Symmetric(t, beta, value + (K - 1) * c * t, *curvature)
 
 
 def check_origin(problem: Problem) -> None:
     """Refuse a problem whose origin has no spectrum in closed form here.
 
     Raises:
-        Refused: a loss that does not treat the classes alike, or changes under shifts.
+        Refused: a loss that does not treat the classes alike, or changes under shifts where b has a
+            decay.
     """
     loss = problem.loss
-    alike = isinstance(loss, CrossEntropy | Focal) or (
-        isinstance(loss, LogitAdjusted) and _shifts(loss, problem.K) is not None
+    free = problem.bias and float(problem.lam_b) == 0
+    alike = (
+        isinstance(loss, CrossEntropy | Focal)
+        or (isinstance(loss, BinaryCrossEntropy) and free)
+        or (isinstance(loss, LogitAdjusted) and _shifts(loss, problem.K) is not None)
     )
     if not alike or problem.targets is not None:
         raise Refused(
             f"got the loss {type(loss).__name__}: the closed form at the origin is that of losses "
-            "that treat all classes alike and are invariant under shifts; take "
-            "ufm.hessian.spectrum at the critical point itself"
+            "that treat all classes alike and are invariant under shifts, or have a free bias; "
+            "take ufm.hessian.spectrum at the critical point itself"
         )
 
 
-def at_origin(problem: Problem) -> tuple[float, float]:
-    """(‖G‖₂, s) at W = H = b = 0, where S is s(I − 11ᵀ/K) in the mean over the classes."""
-    K = problem.K
+def at_origin(problem: Problem) -> tuple[float, float, float]:
+    """(‖G‖₂, s, 1ᵀS1/K) at W = H = 0, b = β1, where S is s on the complement of 1.
+
+    In the mean over the classes; β is 0 but for the binary loss.
+    """
+    K, loss = problem.K, problem.loss
+    beta = -float(np.log(K - 1)) if isinstance(loss, BinaryCrossEntropy) else 0.0
     with jax.enable_x64(True):
-        Z, label = jnp.zeros((K, 1)), jnp.zeros(1, int)
-        pull = -float(problem.loss.residual(Z, label)[0, 0])
-        _, own, wrong = _at(problem.loss, K, 0.0, 0.0)
-    return pull / ((K - 1) * float(problem.n) ** 0.5), (own + (K - 2) * wrong) / (K - 1)
+        Z, label = jnp.full((K, 1), beta), jnp.zeros(1, int)
+        pull = -float(loss.residual(Z, label)[0, 0])
+        _, own, wrong, mean, _ = _at(loss, K, 0.0, beta)
+    return pull / ((K - 1) * float(problem.n) ** 0.5), (own + (K - 2) * wrong) / (K - 1), mean
 
 
-def _at(loss, K: int, t: float, beta: float) -> tuple[float, float, float]:
-    """φ(t) and the two curvatures there."""
+def _at(loss, K: int, t: float, beta: float) -> tuple[float, float, float, float, float]:
+    """φ(t) and own, wrong, mean, mixed there."""
     Z = jnp.zeros((K, 1)).at[0].set(t) - t / K + beta
     label = jnp.zeros(1, int)
     u = np.full(K, -1.0 / K)
@@ -130,7 +142,11 @@ def _at(loss, K: int, t: float, beta: float) -> tuple[float, float, float]:
     v[1:3] = [1, -1] if K > 2 else [0]
     S = jax.tree.map(np.asarray, loss.curvature(Z, label)).matrices()[0]
     own, size = float(u @ S @ u / (u @ u)), float(v @ v)
-    return float(loss.value(Z, label)[0]), own, float(v @ S @ v / size) if size else own
+    mean, mixed = 0.0, 0.0
+    if loss.null(K) is None:
+        mean, mixed = float(np.sum(S) / K), float(u @ S.sum(axis=1) / (u @ u * K) ** 0.5)
+    wrong = float(v @ S @ v / size) if size else own
+    return float(loss.value(Z, label)[0]), own, wrong, mean, mixed
 
 
 def _smoothed(loss: CrossEntropy, K: int, c: float) -> float:
@@ -170,6 +186,12 @@ def _binary(K: int, c: float) -> tuple[float, float]:
 
 def _focal(loss: Focal, K: int, c: float) -> float:
     """The largest t with φ′(t) ≤ −(K−1)c, unless the origin is lower."""
+    with jax.enable_x64(True):
+        return float(_halved(loss, K, c))
+
+
+@partial(jax.jit, static_argnums=1)
+def _halved(loss: Focal, K: int, c):
     label = jnp.zeros(1, int)
 
     def at(t):
@@ -184,15 +206,11 @@ def _focal(loss: Focal, K: int, c: float) -> float:
         down = steep(middle)
         return jnp.where(down, middle, low), jnp.where(down, high, middle)
 
-    def found():
-        ends = jnp.zeros(()), jnp.full((), 1600.0)
-        low, high = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
-        t = (low + high) / 2
-        f = [loss.value(at(x), label)[0] + (K - 1) * c * x for x in (jnp.zeros(()), t)]
-        return jnp.where(steep(0.0) | (f[1] < f[0]), t, 0.0)
-
-    with jax.enable_x64(True):
-        return float(jax.jit(found)())
+    ends = jnp.zeros(()), jnp.full((), 1600.0)
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
+    t = (low + high) / 2
+    f = [loss.value(at(x), label)[0] + (K - 1) * c * x for x in (jnp.zeros(()), t)]
+    return jnp.where(steep(0.0) | (f[1] < f[0]), t, 0.0)
 
 
 _MARGINS: dict[Any, Any] = {CrossEntropy: _smoothed, Focal: _focal, LogitAdjusted: _adjusted}

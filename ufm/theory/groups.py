@@ -1,0 +1,343 @@
+"""Global minimum of cross-entropy for unequal classes: merging, laws within a group, SELI.
+
+Classes of equal count and weights form a group; the landscape has the symmetry of their
+permutations. With w_k = c_k n_k/N the weight of a class in the loss and ρ_k = ω_k n_k that of its
+column in the decay, f* is the minimum over logits Z (K, K) of the class means of the convex
+
+    Σ_k w_k ℓ(z_k + b; k) + μ‖Z diag(√ρ)‖_* + (λ_b/2)‖b‖²,      μ = √(λ_W λ_H),
+
+so a minimiser is invariant too: z_jk = A_hg + t_g δ_jk for classes j, k of the groups h, g. In the
+space of contrasts within a group the singular value is t_g √ρ_g, and elsewhere those of a matrix
+with a row and a column a group: K = 1000 classes in three groups are a 3×3 problem.
+
+**Within a group** of more than one class the optimality of t_g reads
+
+    p_own − p_other = (1 − μ√ρ_g/w_g)₊,
+
+1 − Nμ/√n_g for plain decay and 1 − Nμ/n_g for that of the layer-peeled model, ω_k = 1/n_k: **the
+classes of a group merge iff √n_g ≤ Nμ**, n_g ≤ Nμ (Dang et al., arXiv 2309.09725; Fang et al. 2021,
+arXiv 2101.12699, minority collapse).
+
+**SELI** (Thrampoulidis et al. 2022, arXiv 2208.05512): as λ → 0 the direction of the logits tends
+to that of Ẑ = Y − 11ᵀ/K whatever the counts. It is optimal for max ‖Z‖_*^-1 min margin iff the
+entries off the label of UVᵀ are negative, UΣVᵀ = Ẑ.
+
+The minimum is found by Newton's method in the few numbers above, and proved by the dual bound of
+that convex problem in the same form; the laws are held against certificates by the tests.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm.check import Refused, normal_decays
+from ufm.losses import CrossEntropy
+from ufm.model.problem import Params, Problem, check_problem
+
+MOST_GROUPS = 16  # the Hessian in the numbers of the module's head is dense
+_STEPS = 500
+_SHORTER = 0.5 ** np.arange(24)  # of a Newton step
+
+
+class Groups(NamedTuple):
+    """Classes by group: of each its size, weight w of a class, √ρ of a class; of (K,)."""
+
+    sizes: np.ndarray
+    weights: np.ndarray
+    roots: np.ndarray
+    of: np.ndarray
+
+
+class Least(NamedTuple):
+    """The minimum of the module's head; m groups in the order of their first classes.
+
+    value: f at the minimiser, in nats.  error: certified bound on value − f* ≥ 0.
+    t: (m,), margin over the other classes of the group.  A: (m, m).  beta: (m,), of b.
+    own, other: (m,), probability of the own and of another class of the group (NaN for one class).
+    nuclear: ‖Z diag(√ρ)‖_*.  rank: of Z.
+    """
+
+    value: float
+    error: float
+    t: np.ndarray
+    A: np.ndarray
+    beta: np.ndarray
+    own: np.ndarray
+    other: np.ndarray
+    nuclear: float
+    rank: int
+
+
+def fails(problem: Problem) -> str | None:
+    """The first assumption that a problem does not meet, or None."""
+    loss = problem.loss
+    if problem.targets is not None or not (isinstance(loss, CrossEntropy) and loss.plain):
+        return f"cross-entropy with labels (got {type(loss).__name__} or targets)"
+    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
+        return f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})"
+    count = len(groups(problem).sizes)
+    if count > MOST_GROUPS:
+        return f"at most {MOST_GROUPS} groups of classes of equal count and weights (got {count})"
+    if problem.d < problem.K - 1:
+        return f"d >= K-1 (got d={problem.d}, K-1={problem.K - 1})"
+    return None
+
+
+def groups(problem: Problem) -> Groups:
+    """The groups of a problem's classes."""
+    w = problem.class_weights * problem.counts
+    omega = 1.0 if problem.decay_weights is None else np.asarray(problem.decay_weights, float)
+    rows = np.column_stack([w, np.broadcast_to(omega * problem.counts, w.shape)])
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    index = np.argsort(order)[inverse.ravel()]
+    chosen = rows[first[order]]
+    return Groups(np.bincount(index), chosen[:, 0], np.sqrt(chosen[:, 1]), index)
+
+
+def separation(problem: Problem) -> np.ndarray:
+    """p_own − p_other = (1 − μ√ρ/w)₊ within the group of each class, at the minimum, (K,).
+
+    1 − Nμ/√n_k, or 1 − Nμ/n_k with decay_weights 1/n_k, where positive; d ≥ K−1. A class that is
+    alone in its group has no other: NaN.
+
+    Raises:
+        Refused: another loss than plain cross-entropy, targets, decays that are not positive.
+    """
+    check_problem(problem)
+    found = _checked(problem)
+    law = np.maximum(1 - float(problem.mu) * found.roots / found.weights, 0)
+    return np.where(found.sizes > 1, law, np.nan)[found.of]
+
+
+def merged(problem: Problem) -> np.ndarray:
+    """Which classes have merged with those of their group: √n_k ≤ Nμ for plain decay, (K,).
+
+    n_k ≤ Nμ with decay_weights 1/n_k. False for a class that is alone in its group.
+
+    Raises:
+        Refused: as `separation`.
+    """
+    return separation(problem) == 0
+
+
+def _checked(problem: Problem) -> Groups:
+    normal_decays(problem)
+    reason = fails(problem)
+    if reason is not None:
+        raise Refused(
+            f"got a problem outside the block form of the minimum, which needs {reason}; find its "
+            "minimum with ufm.solve, and bound it with ufm.certify"
+        )
+    return groups(problem)
+
+
+def seli(problem: Problem) -> np.ndarray:
+    """Ẑ = I − 11ᵀ/K, the limit of the logits of the class means as λ → 0 up to a factor, (K, K)."""
+    return np.eye(problem.K) - 1 / problem.K
+
+
+def seli_is_optimal(problem: Problem) -> bool:
+    """Whether `seli` has the largest margin for its nuclear norm: UVᵀ < 0 off the labels.
+
+    Raises:
+        Refused: as `separation`.
+    """
+    check_problem(problem)
+    found = _checked(problem)
+    roots = found.roots[found.of]
+    U, s, Vt = np.linalg.svd(seli(problem) * roots)
+    signs = (U[:, s > 1e-10 * s[0]] @ Vt[s > 1e-10 * s[0]]) * roots
+    return bool(np.all(signs[~np.eye(problem.K, dtype=bool)] < 0))
+
+
+def least(problem: Problem) -> Least:
+    """The global minimum of a problem with scalar decays, with a certified bound on its error.
+
+    Args:
+        problem: plain cross-entropy with labels, any counts and weights that form at most 16
+            groups, d ≥ K−1, λ_W, λ_H > 0.
+
+    Raises:
+        Refused: naming the assumption that fails; array-valued or traced decays.
+    """
+    check_problem(problem)
+    found = _checked(problem)
+    m, mu = len(found.sizes), float(problem.mu)
+    # t = 0 where a group has merged, by the law; where it has one class A holds all.
+    on = (found.sizes > 1) & (mu * found.roots < found.weights)
+    draw = np.random.default_rng(0).standard_normal(2 * m * m) * 0.3
+    x = np.concatenate([draw, np.where(on, 1.0, 0.0), np.zeros(m)])
+    given = (found.sizes.astype(float), found.weights, found.roots, mu, float(problem.lam_b))
+    free = np.concatenate([np.ones(2 * m * m), on, np.full(m, float(problem.bias))])
+    with jax.enable_x64(True):
+        x = np.asarray(_minimised(jnp.asarray(x), jnp.asarray(free), given))
+        value = float(_objective(jnp.asarray(x), given))
+    return _told(problem, found, x, value)
+
+
+def _split(x, m: int):
+    square = m * m
+    U, V = x[:square].reshape(m, m), x[square : 2 * square].reshape(m, m)
+    return U, V, x[2 * square : 2 * square + m], x[2 * square + m :]
+
+
+def _logits(x, given):
+    """(A (m, m), t, β, M) of the module's head, M the matrix of the groups in units of √ρ."""
+    sizes, _, roots, *_ = given
+    m, xp = len(sizes), jnp if isinstance(x, jax.Array) else np
+    U, V, t, beta = _split(x, m)
+    M = U @ V
+    A = (M - xp.diag(t * roots)) / (xp.sqrt(sizes)[:, None] * xp.sqrt(sizes) * roots)
+    return A, t, beta, M
+
+
+def _objective(x: Array, given) -> Array:
+    """f of the module's head, the nuclear norm as (‖U‖² + ‖V‖²)/2."""
+    sizes, weights, roots, mu, lam_b = given
+    A, t, beta, _ = _logits(x, given)
+    Z = A + beta[:, None]
+    own = jnp.diagonal(Z) + t
+    # log Σ_j exp(z_j − z_own) over the wrong classes, and ℓ of it.
+    counts = jnp.asarray(sizes)[:, None] - jnp.eye(len(sizes))
+    wrong = jnp.sum(counts * jnp.exp(Z - own), axis=0)
+    m = len(sizes)
+    norm = jnp.sum((sizes - 1) * roots * t) + jnp.sum(x[: 2 * m * m] ** 2) / 2
+    data = jnp.sum(sizes * weights * jnp.log1p(wrong))
+    return data + mu * norm + lam_b / 2 * jnp.sum(sizes * beta**2)
+
+
+@jax.jit
+def _minimised(x: Array, free: Array, given) -> Array:
+    """Newton's method with |∇²f|, the shortest step, and its best fraction; then plain steps."""
+
+    def slope_and_step(x):
+        g = free * jax.grad(_objective)(x, given)
+        H = jax.hessian(_objective)(x, given) * free[:, None] * free
+        values, vectors = jnp.linalg.eigh(H)
+        size = jnp.abs(values)
+        inverse = jnp.where(size > 1e-13 * jnp.max(size), 1 / size, 0)
+        step = -free * (vectors @ (inverse * (vectors.T @ g)))
+        return step * jnp.minimum(1, 10 / jnp.linalg.norm(step)), -g @ step
+
+    def descend(state):
+        x, _, count = state
+        step, decrement = slope_and_step(x)
+        trials = x + jnp.asarray(_SHORTER)[:, None] * step
+        values = jax.vmap(lambda y: _objective(y, given))(trials)
+        best = jnp.argmin(jnp.where(jnp.isnan(values), jnp.inf, values))
+        return trials[best], decrement, count + 1
+
+    def on(state):
+        return (state[1] > 1e-22) & (state[2] < _STEPS)
+
+    x, _, _ = jax.lax.while_loop(on, descend, (x, jnp.inf, 0))
+    return jax.lax.fori_loop(0, 4, lambda _, y: y + slope_and_step(y)[0], x)
+
+
+def _told(problem: Problem, found: Groups, x: np.ndarray, value: float) -> Least:
+    """What `Least` holds, of the numbers found."""
+    sizes, weights, roots, _ = found
+    given = (sizes.astype(float), weights, roots, float(problem.mu), float(problem.lam_b))
+    A, t, beta, M = _logits(x, given)
+    Z = A + beta[:, None]
+    own = np.diagonal(Z) + t
+    E = np.exp(Z - own)  # of one class of each group, over that of the own
+    total = 1 + np.sum((sizes[:, None] - np.eye(len(sizes))) * E, axis=0)
+    P = E / total
+    modes = np.linalg.svd(M, compute_uv=False)
+    bound = _bound(problem, found, P, 1 - 1 / total)
+    # The nuclear norm of M itself: below (‖U‖² + ‖V‖²)/2 by rounding at most.
+    nuclear = float(np.sum((sizes - 1) * roots * t) + modes.sum())
+    rank = int(np.sum((sizes - 1)[t > 0]) + np.sum(modes > 1e-9 * max(modes[0], 1e-9)))
+    other = np.where(sizes > 1, np.diagonal(P), np.nan)
+    return Least(value, max(value - bound, 0.0), t, A, beta, 1 / total, other, nuclear, rank)
+
+
+def _bound(problem: Problem, found: Groups, P: np.ndarray, miss: np.ndarray) -> float:
+    """A lower bound on f* from probabilities P (m, m) of one class a group, miss = 1 − p_own.
+
+    −Σ w ℓ*(αr) − α²‖A1‖²/(2λ_b), as in `ufm.certificate`, its matrices in block form.
+    """
+    sizes, weights, roots, _ = found
+    wrong = P.copy()  # r_j of another class j of the group h, for a class of the group g
+    own, K = -miss, sizes[:, None] - np.eye(len(sizes))
+    mean = _row_sums(found, wrong, own)
+    if problem.bias and float(problem.lam_b) == 0:
+        mass = float(np.sum(sizes * weights))
+        wrong, own, mean = wrong - mean[:, None] / mass, own - mean / mass, 0 * mean
+    root = np.sqrt(sizes.astype(float))
+    B = wrong * root[:, None] * root * weights / roots
+    np.fill_diagonal(B, weights * (own + (sizes - 1) * np.diagonal(wrong)) / roots)
+    contrast = weights * (np.diagonal(wrong) - own) / roots
+    norm = max(float(np.linalg.norm(B, 2)), float(np.max(contrast[sizes > 1], initial=0)))
+    alpha = min(1.0, float(problem.mu) / norm) if norm > 0 else 1.0
+    if np.min(wrong) < 0 or np.max(-own) > 1:
+        return 0.0
+    p = alpha * wrong
+    safe = np.where(p > 0, p, 1)
+    entropy = -np.sum(K * p * np.log(safe), axis=0) - (1 + alpha * own) * np.log1p(alpha * own)
+    penalty = 0.0
+    if problem.bias and float(problem.lam_b) > 0:
+        penalty = alpha**2 * float(np.sum(sizes * mean**2)) / (2 * float(problem.lam_b))
+    return float(np.sum(sizes * weights * entropy) - penalty)
+
+
+def _row_sums(found: Groups, wrong: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """A1, of one class a group."""
+    sizes, weights, _, _ = found
+    K = sizes[None, :] - np.eye(len(sizes))
+    return (wrong * K) @ weights + weights * own
+
+
+def norms(problem: Problem) -> tuple[float, float]:
+    """(‖W‖, ‖H‖), λ_W‖W‖² = λ_H‖H‖² = μ‖Z diag(√ρ)‖_* at the minimum (‖H‖ of ω_k‖h_k‖² summed).
+
+    Raises:
+        Refused: as `least`; weights in the decay, for which λ_H‖H‖² is another number.
+    """
+    if problem.decay_weights is not None:
+        raise Refused(
+            f"got decay_weights={problem.decay_weights}; allowed: None, where one norm of H tells "
+            "its decay. Take those of ufm.theory.global_minimizer"
+        )
+    total, tilt = (
+        least(problem).nuclear,
+        float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25,
+    )
+    return total**0.5 * tilt, total**0.5 / tilt
+
+
+def is_collapsed(problem: Problem) -> bool:
+    """Whether the minimum is W = H = 0.
+
+    Raises:
+        Refused: as `least`.
+    """
+    return least(problem).rank == 0
+
+
+def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+    """A global minimiser in a Haar-random orientation.
+
+    Raises:
+        Refused: as `least`.
+    """
+    least_of, found = least(problem), groups(problem)
+    at = found.of
+    roots = found.roots[at]
+    X = (least_of.A[np.ix_(at, at)] + np.diag(least_of.t[at])) * roots
+    U, s, Vt = np.linalg.svd(X)
+    kept = least_of.rank  # roots of singular values that are rounding would be 1e-8
+    tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
+    with jax.enable_x64(True):
+        Q = np.asarray(jax.random.orthogonal(key, problem.d, dtype=jnp.float64))[:, :kept]
+    half = np.sqrt(s[:kept])
+    W = tilt * (U[:, :kept] * half) @ Q.T
+    means = Q @ (half[:, None] * Vt[:kept]) / roots / tilt
+    dtype = jnp.zeros((), dtype or float).dtype
+    b = least_of.beta[at]
+    return Params(*(jnp.asarray(x, dtype) for x in (W, means[:, problem.labels], b)))
