@@ -43,6 +43,10 @@ CHOSEN = {
         ("c12", "squared: worst relative error of log ρ"),
         ("c12", "condition number of ∇²f rises"),
         ("c12", "condition number of WᵀSW falls"),
+        ("c13", "plain, ratios 1 … 10000: worst error of minority p_own − p_other"),
+        ("c13", "layer-peeled: ratios at which the minority merged"),
+        ("c13", "3 + 7 classes of 500 and 100: threshold"),
+        ("c13", "SELI: share"),
     ),
     "networks": (
         ("n01", "SGD: NC1 at the end"),

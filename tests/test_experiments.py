@@ -27,7 +27,7 @@ from experiments.verdicts import (
 from ufm.descent.loop import Status
 from ufm.runs import record
 
-SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12")
+SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12", "c13")
 TINY = {
     "c01_certified_minimum": {
         "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
@@ -55,6 +55,7 @@ TINY = {
     "c09_escape": {"starts": 8, "lengths": 3, "slope_tol": 0.1},
     "c10_boundary": {"starts": 24},
     "c11_squared_loss": {"counts": ((3, 1),), "starts": 16, "points": 3},
+    "c13_unequal_classes": {"ratios": (1, 1000), "starts": 1, "seli_lams": (1e-1, 1e-3)},
     "c12_every_loss": {"points": 3, "pushes": 8, "smoothings": (0.0, 0.2)},
 }  # fmt: skip
 
@@ -438,6 +439,14 @@ def moved(column: int, by: float):
         ("c12_every_loss", "rate", lambda x: 1.05 * x, "log ρ of gradient descent"),
         ("c12_every_loss", "full", lambda x: x[::-1], "condition number of ∇²f rises"),
         ("c12_every_loss", "feature", lambda x: x[::-1], "condition number of WᵀSW falls"),
+        ("c13_unequal_classes", "cosine", lambda x: x - 1e-4, "plain, ratios 1 … 10000: worst"),
+        ("c13_unequal_classes", "separation", lambda x: x + 1e-4, "minority p_own − p_other"),
+        ("c13_unequal_classes", "separation", lambda x: 0 * x, "plain: ratios at which"),
+        ("c13_unequal_classes", "value", lambda x: x + 1e-4, "layer-peeled, ratios"),
+        ("c13_unequal_classes", "threshold", moved(0, 1e-4), "threshold in λ"),
+        ("c13_unequal_classes", "threshold", moved(2, 1.0), "1% above it"),
+        ("c13_unequal_classes", "seli", lambda x: x[::-1], "SELI: decays"),
+        ("c13_unequal_classes", "optimal", lambda x: ~x.astype(bool), "SELI: share"),
     ],
 )
 def test_stored_results_off_the_theory_are_refuted(name, array, change, claim):

@@ -109,13 +109,14 @@ def test_seli_is_optimal_and_the_logits_tend_to_it():
     problem = CASES["all differ"]
     errors = []
     for lam in (1e-2, 1e-4, 1e-6, 1e-8):
-        small = replace(problem, lam_W=lam, lam_H=lam, lam_b=0.0)
+        small = replace(problem, lam_W=lam, lam_H=lam, bias=False)
         assert theory.seli_is_optimal(small)
         point = theory.global_minimizer(small, jax.random.key(0), jnp.float64)
         Z = np.asarray(point.W @ point.H)[:, np.cumsum((0, 8, 4, 2))]
         Z, limit = Z - Z.mean(axis=0), theory.seli(small)
         errors.append(np.linalg.norm(Z / np.linalg.norm(Z) - limit / np.linalg.norm(limit)))
     assert all(np.diff(errors) < 0)
+    assert errors[-1] < 0.1
     assert theory.seli_is_optimal(replace(problem, n=(1000, 10, 1, 1)))
 
 

@@ -219,7 +219,7 @@ GROUPED = ("groups", "within a group", "SELI")
 @pytest.mark.parametrize(
     ("problem", "fails"),
     [
-        (Problem(4, 3, (4, 3, 2, 1), 1e-2, 1e-2), {"simplex"}),
+        (Problem(4, 3, (4, 3, 2, 1), 1e-2, 1e-2), {"simplex", "SELI"}),
         (
             Problem(4, 2, 3, 1e-2, 1e-2),
             {"simplex", "full rank", "benign landscape", "least eigenvalue, equality", *GROUPED},

@@ -143,7 +143,8 @@ def test_claims_name_what_fails_for_each_member():
     def fails(problem):
         return {x.name for x in theory.claims(problem) if x.fails is not None}
 
-    assert fails(BASE) == set()
+    assert fails(BASE) == {"SELI"}
+    assert fails(replace(BASE, bias=False)) == set()
     assert fails(replace(BASE, loss=CrossEntropy(0.1))) == set()
     focal = fails(replace(BASE, loss=Focal(2)))
     assert "simplex" not in focal

@@ -18,9 +18,9 @@ with a row and a column a group: K = 1000 classes in three groups are a 3×3 pro
 classes of a group merge iff √n_g ≤ Nμ**, n_g ≤ Nμ (Dang et al., arXiv 2309.09725; Fang et al. 2021,
 arXiv 2101.12699, minority collapse).
 
-**SELI** (Thrampoulidis et al. 2022, arXiv 2208.05512): as λ → 0 the direction of the logits tends
-to that of Ẑ = Y − 11ᵀ/K whatever the counts. It is optimal for max ‖Z‖_*^-1 min margin iff the
-entries off the label of UVᵀ are negative, UΣVᵀ = Ẑ.
+**SELI** (Thrampoulidis et al. 2022, arXiv 2208.05512): without a bias, as λ → 0 the direction
+of the logits tends to that of Ẑ = Y − 11ᵀ/K whatever the counts. It is optimal for max ‖Z‖_*^-1 min
+margin iff the entries off the label of UVᵀ are negative, UΣVᵀ = Ẑ.
 
 The minimum is found by Newton's method in the few numbers above, and proved by the dual bound of
 that convex problem in the same form; the laws are held against certificates by the tests.

@@ -158,14 +158,16 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
         labels = None if problem.targets is None else "labels (got targets)"
         source = f"{ZHU}, theorem 3.1"
         simplex = Claim("simplex", text, _joined(labels, equal, wide, decays), source)
-        return (simplex, *_unequal(groups.fails(problem)))
+        return (simplex, *_unequal(problem))
     source = "arXiv 2210.02192, 2402.03979, 2505.05813"
     text = "The global minimisers are simplex ETFs of the margin of ufm.theory.margin, or zero."
     return (Claim("simplex", text, symmetric.fails(problem), source),)
 
 
-def _unequal(fails: str | None) -> tuple[Claim, ...]:
+def _unequal(problem: Problem) -> tuple[Claim, ...]:
     """What is known of cross-entropy for any counts."""
+    fails = groups.fails(problem)
+    bias = "no bias" if problem.bias else None
     return (
         Claim(
             "groups",
@@ -185,7 +187,7 @@ def _unequal(fails: str | None) -> tuple[Claim, ...]:
             "SELI",
             "As the decays fall to 0 the direction of the logits tends to that of I − 11ᵀ/K, "
             "whatever the counts.",
-            fails,
+            _joined(fails, bias),
             "arXiv 2208.05512",
             "candidate",
         ),
