@@ -1,5 +1,6 @@
 """float64 for every test; shapes and dtypes of ufm's signatures are checked at run time."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+from ufm.runtime.programs import make_room
 
 # JAX_ENABLE_X64=0 is for tests/test_precision.py, which holds in both settings.
 jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0")
@@ -26,6 +29,15 @@ CHECKED = (
     "model.quotient",
 )
 install_import_hook([f"ufm.{module}" for module in CHECKED], "beartype.beartype")
+
+_count = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Let go of programs now and then: a process that has compiled thousands would crash."""
+    if next(_count) % 20 == 0:
+        make_room()
+
 
 # Tests, and parameters of tests, that take more than two seconds of a core and of whose law
 # something faster is left, as far as there is such a thing.

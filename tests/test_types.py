@@ -92,6 +92,8 @@ CALLS = {
     "hessian.gauss_newton_product": (hessian.gauss_newton_product, lambda: (P, point(), point())),
     "hessian.inertia": (hessian.inertia, lambda: (P, point(), 0.0, 1e-6)),
     "hessian.inertia_of": (hessian.inertia_of, lambda: (theory.hessian_spectrum(P), 0.0, 1e-9)),
+    "hessian.largest": (hessian.largest, lambda: (P, point())),
+    "hessian.smallest": (hessian.smallest, lambda: (P, point())),
     "hessian.linearize": (hessian.linearize, lambda: (P, point())),
     "hessian.product": (hessian.product, lambda: (P, point(), point())),
     "hessian.spectrum": (hessian.spectrum, lambda: (P, critical_point(), 1e-9)),
@@ -114,7 +116,8 @@ CALLS = {
         for name in (
             "check_assumptions", "condition_number", "global_value", "hessian_spectrum",
             "is_collapsed", "margin", "norms", "optimal_step", "origin_spectrum",
-            "wrong_probability",
+            "wrong_probability", "certified_minimum", "separation", "merged", "seli",
+            "seli_is_optimal",
         )
     },
     "theory.least_free_eigenvalue": (theory.least_free_eigenvalue, lambda: (P, 0.1)),
@@ -141,8 +144,8 @@ MEANINGFUL = {
     # Arrays of decays, to be mapped over; an axis.
     ("Problem", 3): [np.zeros(3)],
     ("Problem", 4): [np.zeros(3)],
-    ("Problem", 5): [np.zeros(3)],
-    ("Grid", 3): [np.zeros(3)],
+    ("Problem", 5): [np.zeros(3), None],
+    ("Grid", 3): [np.zeros(3), None],
 }
 
 

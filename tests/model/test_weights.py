@@ -258,7 +258,7 @@ def test_weights_that_are_none_are_refused(name, value):
 def test_closed_forms_refuse_weights_by_name():
     for name in ("weights", "decay_weights"):
         problem = ufm.Problem(3, 4, 2, 1e-3, 1e-3, **{name: [1, 2, 3]})
-        for form in (theory.global_value, theory.hessian_spectrum, theory.origin_spectrum):
+        for form in (theory.hessian_spectrum, theory.origin_spectrum):
             with pytest.raises(ufm.Refused, match=name):
                 form(problem)
     told = {x.name: x.fails for x in theory.claims(problem)}

@@ -21,7 +21,7 @@ import ufm
 from ufm import cli
 from ufm.runs import record
 from ufm.runtime import processes, programs
-from ufm.sweeps import batches, grid
+from ufm.sweeps import batches, toml
 from ufm.sweeps import run as sweeps
 from ufm.sweeps.grid import Grid, Plan
 
@@ -254,8 +254,8 @@ def test_a_file_is_the_plan_it_describes(tmp_path):
         Grid(**common, optimizer="lbfgs"),
         Grid(**common, optimizer="heavy_ball", learning_rate=[0.5, 1.0]),
     )
-    assert grid.read(path) == Plan(grids, steps=400, gap_tol=1e-6)
-    assert len(grid.read(path).cells()) == 2 + 4
+    assert toml.read(path) == Plan(grids, steps=400, gap_tol=1e-6)
+    assert len(toml.read(path).cells()) == 2 + 4
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, capsys, change, message
     path = tmp_path / "grid.toml"
     path.write_text(TOML.replace(*change, 1))
     with pytest.raises((ValueError, TypeError), match=message):
-        grid.read(path).cells()
+        toml.read(path).cells()
     assert cli.main(["sweep", str(path), "--out", str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().err.startswith("ufm: got")

@@ -179,7 +179,7 @@ def test_with_two_classes_on_a_line_the_minimum_is_above_the_bound():
     assert abs(bound) < 1e-15
     assert least(problem, point)[0] > 1e-3
     names = {x.name for x in theory.claims(problem) if x.fails is not None}
-    assert names == {"least eigenvalue, equality"}
+    assert names == {"SELI", "least eigenvalue, equality"}
 
 
 def test_a_saddle_whose_rank_is_full_by_rounding_alone_is_one_by_the_theorem():

@@ -137,6 +137,7 @@ def _checked(problem: Problem) -> Groups:
 
 def seli(problem: Problem) -> np.ndarray:
     """Ẑ = I − 11ᵀ/K, the limit of the logits of the class means as λ → 0 up to a factor, (K, K)."""
+    check_problem(problem)
     return np.eye(problem.K) - 1 / problem.K
 
 

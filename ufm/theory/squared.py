@@ -238,6 +238,7 @@ def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
         Refused: as `global_value`; equal singular values, whose modes turn into one another; more
             than 65,536 sets.
     """
+    check_problem(problem)
     reason = landscape_fails(problem)
     if fails(problem) is None and reason is not None:
         raise Refused(
