@@ -36,8 +36,8 @@ def test_theory_prints_the_closed_form(capsys):
     assert got["condition_number"] == ufm.theory.condition_number(problem)
     assert got["gd_rate"] == pytest.approx(1 - 2 / (got["condition_number"] + 1))
     assert got["is_collapsed"] is False
-        failing = [one["name"] for one in got["claims"] if one["fails"] is not None]
-        assert failing == ["SELI"]  # which is of models without a bias
+    failing = [one["name"] for one in got["claims"] if one["fails"] is not None]
+    assert failing == ["SELI"]  # which is of models without a bias
 
 
 @pytest.mark.parametrize(
