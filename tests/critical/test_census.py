@@ -193,7 +193,7 @@ def test_foreign_and_damaged_atlases_are_refused(tmp_path, few):
     with atlas.opened(folder, FEW, {}) as kept:
         kept.save(few)
     with pytest.raises(ValueError, match="another problem"), atlas.opened(folder, FOUR, {}):
-        pass
+        pytest.fail("the atlas of another problem was opened")
     text = (folder / "atlas.json").read_text().replace('"rank": 1', '"rank": 2', 1)
     (folder / "atlas.json").write_text(text)
     with pytest.raises(ValueError, match="edited or damaged"):
@@ -204,7 +204,7 @@ def test_foreign_and_damaged_atlases_are_refused(tmp_path, few):
         pytest.raises(ValueError, match="no atlas"),
         atlas.opened(tmp_path / "mine", FEW, {}),
     ):
-        pass
+        pytest.fail("a folder that is no atlas was opened")
     with pytest.raises(ValueError, match=r"no atlas\.json"):
         atlas.load(tmp_path / "mine")
 

@@ -148,7 +148,7 @@ def server(folder):
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
-            pass
+            """Nothing is logged."""
 
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Quiet, directory=folder)
