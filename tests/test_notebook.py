@@ -1,6 +1,5 @@
 """The quickstart notebook runs as it is and prints what it is stored with."""
 
-import time
 from pathlib import Path
 
 import nbclient
@@ -21,12 +20,10 @@ def printed(notebook) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_notebook_prints_what_it_shows_in_under_a_minute(tmp_path):
+def test_the_notebook_prints_what_it_shows(tmp_path):
     stored = nbformat.read(NOTEBOOK, as_version=4)
     fresh = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    begun = time.monotonic()
     nbclient.NotebookClient(fresh, timeout=300, resources=resources).execute()
     assert printed(fresh) == printed(stored)
     assert len(printed(stored)) >= 5
-    assert time.monotonic() - begun < 60

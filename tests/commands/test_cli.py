@@ -1,7 +1,10 @@
 """The command line: what it prints, what it refuses, and that a killed run ends the same."""
 
+import ast
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -426,3 +429,18 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path, number):
     assert resumed.arrays.keys() == straight.arrays.keys()
     for name, x in straight.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[name], x)
+
+
+def test_no_flag_is_described_in_two_lines_of_which_shells_take_the_second_for_a_flag(capsys):
+    with contextlib.suppress(SystemExit):
+        cli.main(["--tyro-print-completion", "bash"])
+    (line,) = re.findall(r"^COMPLETION_SPEC = (.*)$", capsys.readouterr().out, re.MULTILINE)
+
+    def described(command):
+        yield from (option["description"] for option in command["options"])
+        for one in command.get("subcommands", {}).values():
+            yield from described(one)
+
+    found = list(described(ast.literal_eval(line)))
+    assert len(found) > 100
+    assert not [text for text in found if "\n" in text]

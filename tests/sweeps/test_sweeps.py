@@ -373,7 +373,7 @@ np.savez("four.npz", **sweep(PLAN))
 """
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
     }
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
     four, one = np.load(tmp_path / "four.npz"), sweeps.sweep(PLAN)

@@ -40,8 +40,7 @@ class Descend(Compiling):
 
     model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelFlags)
     optimizer: str = "lbfgs"
-    """full batch: gd, heavy_ball, nesterov, lbfgs, adam; minibatches: sgd, adam; or any optimiser
-    of optax by its name, such as adamw"""
+    """gd, heavy_ball, nesterov, lbfgs, adam, sgd (minibatches), or one of optax, such as adamw"""
     steps: int = 10_000
     """most steps to take"""
     learning_rate: float | Literal["auto"] | None = None

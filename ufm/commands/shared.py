@@ -63,8 +63,7 @@ class ModelFlags:
     weights: tuple[float, ...] = ()
     """weights of the classes in the loss, K numbers; none weighs all alike"""
     decay_weights: tuple[float, ...] = ()
-    """weights of the classes in the decay of their features, K numbers; 1/n_k in the
-    layer-peeled model"""
+    """K weights of the decay of features, class by class; layer-peeled model: 1/n_k"""
     targets: Path | None = None
     """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
 
