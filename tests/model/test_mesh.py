@@ -77,12 +77,11 @@ def test_two_processes_compute_what_one_does(one):
 
 
 @pytest.mark.slow
-def test_two_processes_keep_and_resume_runs_and_sweeps_as_one_does(tmp_path):
+def test_two_processes_keep_and_resume_runs_as_one_does_and_refuse_sweeps(tmp_path):
     first, second = two("kept", str(tmp_path / "two"))
     assert first == second
     alone = result(started("one", 1, "kept", str(tmp_path / "one")))
     assert first.keys() == alone.keys()
-    assert first["cell"] == alone["cell"] == list(range(9))
     assert_same(first, alone)
 
 

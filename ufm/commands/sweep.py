@@ -1,18 +1,25 @@
 """`ufm sweep`: every cell of a grid, in compiled batches, into one table."""
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ufm.check import real
+from ufm.check import Refused, real
 from ufm.commands.shared import Compiling
 from ufm.commands.table import print_json, print_table
 from ufm.sweeps import run as sweeps
 from ufm.sweeps import toml
+
+CONNECT = 10  # seconds in which a scheduler answers, or is none
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Sweep(Compiling):
     """folder that keeps the table: manifest.json, arrays.npz"""
     memory: float = sweeps.MEMORY / 2**20
     """MiB that the compiled calls that run at a time may use"""
+    scheduler: str | None = None
+    """address of a Dask scheduler, such as tcp://10.0.0.7:8786, whose workers compute the cells"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
@@ -54,9 +63,58 @@ class Sweep(Compiling):
                 done = share * total
                 progress.update(task, completed=done, done=int(done), description=doing)
 
-            columns = sweeps.sweep(plan, self.out, memory=memory, report=report)
+            with _workers(self.scheduler) as executor:
+                columns = sweeps.sweep(
+                    plan, self.out, memory=memory, executor=executor, report=report
+                )
         if self.json:
             print_json(columns)
         else:
             print_table(columns)
         return 0
+
+
+@contextmanager
+def _workers(address: str | None) -> Iterator[Executor | None]:
+    """The executor of a Dask cluster; None without an address."""
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise Refused(
+            "got --scheduler, for which Dask is missing; install it: pip install 'ufm[dask]'"
+        ) from None
+    try:
+        client = Client(address, timeout=CONNECT)
+    except (OSError, ValueError, TypeError) as error:
+        raise Refused(
+            f"got {address!r} as scheduler, where none answered within {CONNECT} s ({error}); "
+            "allowed: the address that `dask scheduler` printed, such as tcp://10.0.0.7:8786"
+        ) from None
+    with client, client.get_executor() as executor:
+        _compare(client)
+        if not client.scheduler_info()["workers"]:
+            print(f"{address} has no worker yet: start some by `dask worker`", file=sys.stderr)
+        yield executor
+
+
+def _compare(client: Any) -> None:
+    """Refuse a scheduler or workers on which another ufm is installed, or none."""
+    mine = _version()
+    try:
+        theirs = {"the scheduler": client.run_on_scheduler(_version)} | client.run(_version)
+    except Exception as error:  # whatever the other side could not do
+        theirs = {"the scheduler or a worker": f"{type(error).__name__}: {error}"}
+    others = {place: found for place, found in theirs.items() if found != mine}
+    if others:
+        place, found = next(iter(others.items()))
+        raise Refused(
+            f"got {found} on {place}; allowed: ufm {mine} as here, on the scheduler and on every "
+            "worker. Install it there and start them again"
+        )
+
+
+def _version() -> str:
+    return version("ufm")

@@ -36,11 +36,6 @@ def told(f: Callable[[], T]) -> T:
     return outcome
 
 
-def gathered(x: T) -> list[T]:
-    """The x of every process, in the order of the processes."""
-    return [x] if jax.process_count() == 1 else _exchanged(x)
-
-
 def whole(x: Any) -> Any:
     """An array whose pieces lie with several processes, in every process; others as they are."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:

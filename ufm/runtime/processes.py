@@ -65,7 +65,7 @@ def run(
         late = time.monotonic() - begun > PATIENCE
         if others is None and late and waiting and processes > 1:
             others = ProcessPoolExecutor(
-                processes - 1, timeout=60, initializer=_begin, initargs=(_settings(), os.getpid())
+                processes - 1, timeout=60, initializer=_begin, initargs=(settings(), os.getpid())
             )
         # A second job in hand spares a process the wait for this one; the last jobs go to whoever
         # is free.
@@ -92,16 +92,21 @@ def run(
             others.shutdown(kill_workers=True)
 
 
-def _begin(settings: dict[str, Any], parent: int) -> None:
+def _begin(chosen: dict[str, Any], parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that collects
     # A thread, since compiling takes long and returns to Python only at its end.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     jax.config.update("jax_platforms", "cpu")
-    for name, value in settings.items() - _settings().items():
+    configure(chosen)
+
+
+def configure(chosen: dict[str, Any]) -> None:
+    """Give JAX the settings of another process."""
+    for name, value in chosen.items() - settings().items():
         jax.config.update(name, value)
 
 
-def _settings() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """JAX's configuration, as far as it decides what is computed."""
     found = {name: getattr(jax.config, name) for name in SETTINGS}
     return found | {name: jax.config.read(name) for name in FLAGS}

@@ -123,6 +123,8 @@ def rows(
         size: cells side by side, from `fitted`.
         share: called about once a second with the share of the steps that is done.
     """
+    devices = _mesh().devices.size  # those of another machine, where an executor computes
+    size = -(-size // devices) * devices
     with jax.enable_x64(True), lapack_on_one_thread():
         lanes = _lanes([cells[i % len(cells)] for i in range(size)])
         measured = _run(plan, Shape.of(cells[0]), jax.device_put(lanes, _spread()), share)

@@ -1,12 +1,13 @@
 """A sweep: every cell of a grid descended on, shape by shape and batch by batch, into one table.
 
 XLA multiplies small matrices one after the other on one core, so on a CPU a sweep that takes long
-deals its batches to a process a core. Finished cells are rows of a table; on disk it grows batch by
-batch.
+deals its batches to a process a core; an executor deals them to other machines. Finished cells are
+rows of a table; on disk it grows batch by batch.
 """
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from ufm import check
 from ufm.check import Refused
 from ufm.runs import record
-from ufm.runtime import leader, processes
+from ufm.runtime import executors, leader, processes
 from ufm.sweeps import batches
 from ufm.sweeps.batches import Columns, Shape
 from ufm.sweeps.grid import Plan, SweepCell
@@ -24,6 +25,8 @@ MEMORY = 2**30  # bytes of the compiled calls that run at a time
 # A table is written whole: up to this many rows after every batch, beyond when a fiftieth is new,
 # so that a long sweep writes in proportion to its cells, and a kill costs at most a fiftieth.
 SMALL_TABLE, SHARE = 10_000, 50
+# Workers of an executor come and go; as many batches of a shape as this keep some of them busy.
+BATCHES = 8
 Report = Callable[[float, str], None]
 
 
@@ -32,6 +35,7 @@ def sweep(
     out: str | os.PathLike[str] | None = None,
     *,
     memory: int = MEMORY,
+    executor: Executor | None = None,
     report: Report | None = None,
 ) -> Columns:
     """Descend on every cell of a plan; a table as a dict of columns, one row a cell.
@@ -40,7 +44,12 @@ def sweep(
         plan: the grids and what their runs share.
         out: a folder that keeps the table, made if absent. A sweep that was killed goes on there
             with the cells that are missing; a finished one is only read.
-        memory: most bytes that the compiled calls may use at a time, of all devices together.
+        memory: most bytes that the compiled calls may use at a time, of all devices together; with
+            an executor those of one worker.
+        executor: computes the batches, one at a time in a process; this process collects them. Any
+            `concurrent.futures.Executor` whose workers can import ufm, such as that of a cluster,
+            `dask.distributed.Client(address).get_executor()`. It stays open. None: this process,
+            and on a CPU one more a core where the sweep takes long.
         report: called with the share of the cells that is done, and what is being done.
 
     Returns:
@@ -52,9 +61,17 @@ def sweep(
         cell is a row like any other, measured at its last sound point.
 
     Raises:
-        Refused: a cell that makes no sense; a budget too small for one cell.
+        Refused: a cell that makes no sense; a budget too small for one cell; an executor that is
+            none; several processes of `jax.distributed`, of which each would run all cells.
         RecordError: a folder that holds something else.
     """
+    if jax.process_count() > 1:
+        raise Refused(
+            f"got a sweep in one of {jax.process_count()} processes of jax.distributed; allowed: "
+            "one process, which deals the cells to others by executor=, such as "
+            "dask.distributed.Client(address).get_executor()"
+        )
+    executor = None if executor is None else executors.checked(executor)
     if not isinstance(plan, Plan):
         raise Refused(
             f"got a {type(plan).__name__} as plan; allowed: a ufm.Plan, such as "
@@ -64,7 +81,7 @@ def sweep(
     cells = plan.cells()
     say = report or (lambda *_: None)
     if out is None:
-        return _sorted(_rows(plan, cells, {}, memory, say, lambda _: None))
+        return _sorted(_rows(plan, cells, {}, memory, executor, say, lambda _: None))
     config = plan.plain()
     with record.open_run(out, "sweep", config, precision=plan.precision) as handle:
         if handle.status == "complete":
@@ -82,7 +99,7 @@ def sweep(
             state = {"done": rows, "of": len(cells)}
             record.save_checkpoint(handle, columns, state)
 
-        columns = _sorted(_rows(plan, cells, kept, memory, say, save))
+        columns = _sorted(_rows(plan, cells, kept, memory, executor, say, save))
         names, counts = np.unique(columns["status"], return_counts=True)
         results = {"cells": len(cells)} | dict(zip(map(str, names), map(int, counts), strict=True))
         record.close_run(handle, columns, results)
@@ -110,14 +127,20 @@ def _sorted(columns: Columns) -> Columns:
 
 
 def _rows(
-    plan: Plan, cells: list[SweepCell], columns: Columns, memory: int, say: Report, save
+    plan: Plan,
+    cells: list[SweepCell],
+    columns: Columns,
+    memory: int,
+    executor: Executor | None,
+    say: Report,
+    save: Callable[[Columns], None],
 ) -> Columns:
     """The table with the cells that `columns` lacks, shape by shape."""
     groups: dict[Shape, list[int]] = {}
     for i, cell in enumerate(cells):
         groups.setdefault(Shape.of(cell), []).append(i)
     for members in groups.values():
-        columns = _group(plan, cells, members, columns, memory, say, save)
+        columns = _group(plan, cells, members, columns, memory, executor, say, save)
     return columns
 
 
@@ -127,6 +150,7 @@ def _group(
     members: list[int],
     columns: Columns,
     memory: int,
+    executor: Executor | None,
     say: Report,
     save: Callable[[Columns], None],
 ) -> Columns:
@@ -134,7 +158,7 @@ def _group(
     done = set(columns["cell"].tolist()) if columns else set()
     if done.issuperset(members):
         return columns
-    first, calls = cells[members[0]], _calls()
+    first, calls = cells[members[0]], _calls() if executor is None else BATCHES
     problem = first.problem
     label = f"K={problem.K}, d={problem.d}, n={problem.n}, {first.optimizer}"
     say(len(done) / len(cells), f"{label}: compiling")
@@ -156,30 +180,14 @@ def _group(
         say((finished + part * len(left[batch])) / len(cells), label)
 
     jobs = [(plan, [cells[i] for i in batch], size) for batch in left]
-    if jax.process_count() > 1:
-        _run_in_turns(jobs, keep, watch)
-    else:
+    if executor is None:
         processes.run(batches.rows, jobs, max(1, min(calls, memory // used)), keep, watch)
+    else:
+        executors.run(executor, batches.rows, jobs, keep, lambda: watch(0, 0.0))
     return columns
-
-
-def _run_in_turns(jobs: list[tuple[Plan, list[SweepCell], int]], keep, watch) -> None:
-    """A batch for each of several processes of `jax.distributed`, which then exchange the rows."""
-    for at in range(0, len(jobs), jax.process_count()):
-        mine = at + jax.process_index()
-
-        def share(part: float, mine: int = mine) -> None:
-            watch(mine, part)
-
-        own = batches.rows(*jobs[mine], share) if mine < len(jobs) else None
-        for i, rows in enumerate(leader.gathered(own)):
-            if rows is not None:
-                keep(at + i, rows)
 
 
 def _calls() -> int:
     """Compiled calls that may run at a time: one a process, or one a core that is no device."""
-    if jax.process_count() > 1:
-        return jax.process_count()
     alone = jax.default_backend() == "cpu" and jax.local_device_count() == 1
     return (os.cpu_count() or 1) if alone else 1
