@@ -17,6 +17,7 @@ import tyro
 
 from ufm import cli
 from ufm.commands import menu
+from ufm.sweeps import run as sweeps
 from ufm.sweeps import toml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +82,13 @@ def test_the_script_for_many_devices_runs_on_four():
 
 
 @pytest.mark.slow
+def test_the_script_for_a_cluster_runs_on_the_workers_of_this_machine(tmp_path):
+    command = [sys.executable, ROOT / "docs/scripts/cluster.py", "--seeds", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.match(r"12 cells, worst gap \d\.\de-\d+", done.stdout)
+    assert len(sweeps.load(tmp_path / "runs/cluster")[0]["cell"]) == 12
+
+
 def pytorch(name: str):
     """A script of the recipes that needs PyTorch."""
     pytest.importorskip("torch", reason="torch is in the [bench] extra alone: 200 MB and more")
