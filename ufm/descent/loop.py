@@ -151,7 +151,8 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         own = jnp.take_along_axis(T, found[None, :], axis=0)[0]
         return jnp.sum((own == jnp.max(T, axis=0)).astype(Z.dtype))
 
-    loss = objective(problem, params)
+    squares = Params(*map(scaling.squares, params))
+    loss = objective(problem, params, squares)
     R = G = None
     if blocks.count(problem.K, params.H) == 1:
         # As an array: XLA would repeat the exponentials in every kernel that reads it.
@@ -170,9 +171,8 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         row |= {name: getattr(collapse, name) for name in names}
     else:
         row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
-    for name, x in zip("WHb", params, strict=True):
-        unit = 1 / scaling.binade(jnp, x)
-        row[f"norm_{name}"] = jnp.sqrt(scaling.squared_norm(x * unit)) / unit
+    for name, (total, s) in zip("WHb", squares, strict=True):
+        row[f"norm_{name}"] = s * jnp.sqrt(total)
     return row
 
 

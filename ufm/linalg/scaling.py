@@ -86,3 +86,9 @@ def squared_norm(x: jax.Array) -> jax.Array:
     while x.ndim:
         x = jnp.sum(x, axis=0)
     return x
+
+
+def squares(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(‖x/s‖², s) with s the `binade` of x: ‖x‖² as a sum that neither overflows nor vanishes."""
+    s = binade(jnp, x)
+    return squared_norm(x * (1 / s)), s

@@ -244,7 +244,7 @@ def _nearest(M, U, s, Vt, deviations, index):
     around μ_G against cancellation, and with one product over all features.
     """
     a, gram = _product(U.T, deviations), _gram(M.T)
-    own = _copies(gram - jnp.diagonal(gram)[:, None] / 2, index)
+    own = _copies(gram - jnp.sum(M**2, axis=0)[:, None] / 2, index)
     return jnp.sum(a**2, axis=1), first_largest(_product(Vt.T * s, a) + own)
 
 

@@ -61,27 +61,43 @@ def decays(problem: Problem, dtype, labels: Array | np.ndarray | None = None) ->
     return lams._replace(H=lams.H * omega[problem.labels if labels is None else labels])
 
 
-def decay(problem: Problem, params: Params) -> Scalar:
-    """(λ_W/2)‖W‖² + (λ_H/2) Σ ω_i‖h_i‖² + (λ_b/2)‖b‖²; infinite only if it exceeds all numbers."""
+def decay(problem: Problem, params: Params, squares: Params | None = None) -> Scalar:
+    """(λ_W/2)‖W‖² + (λ_H/2) Σ ω_i‖h_i‖² + (λ_b/2)‖b‖²; infinite only if it exceeds all numbers.
+
+    Args:
+        problem, params: any point.
+        squares: `scaling.squares` of W, H and b where they are at hand; not with weights of decay.
+    """
     lams, (W, H, b) = decays(problem, params.W.dtype), params
     if lams.H.ndim:  # √ω into H, which leaves one λ_H
         H = H * jnp.sqrt(jnp.asarray(problem.decay_weights, H.dtype))[problem.labels]
         lams = lams._replace(H=jnp.asarray(problem.lam_H, H.dtype))
-    return sum(map(_half_square, lams, (W, H, b)), jnp.zeros((), params.W.dtype))
+        squares = None
+    half = map(_half_square, lams, squares or map(_small_squares, lams, (W, H, b)))
+    return sum(half, jnp.zeros((), params.W.dtype))
 
 
-def _half_square(lam: Scalar, x: Array) -> Scalar:
-    """(λ/2)‖x‖² from squares of s x, s the power of two below √λ.
+def _small_squares(lam: Scalar, x: Array) -> tuple[Scalar, Scalar]:
+    """`scaling.squares` without a pass over x for its size: in units of a power of two near 1/√λ.
 
-    Such a square is as large as its share of the result: it over- or underflows only with it.
+    Such a square is as large as its share of (λ/2)‖x‖²: it over- or underflows only with it.
     """
     s = scaling.binade(jnp, jnp.sqrt(lam))
-    squares = squared_norm(s * x)
-    return lam / (2 * s * s) * jnp.where((lam > 0) | (squares < jnp.inf), squares, 0)
+    return squared_norm(s * x), 1 / s
 
 
-def objective(problem: Problem, params: Params) -> Scalar:
+def _half_square(lam: Scalar, squares: tuple[Scalar, Scalar]) -> Scalar:
+    """(λ/2)‖x‖² from ‖x/s‖² and s, a factor s at a time: none of them over- or underflows before
+    the result does.
+    """
+    total, s = squares
+    return jnp.where((lam > 0) | (total < jnp.inf), lam / 2 * s * s * total, 0)
+
+
+def objective(problem: Problem, params: Params, squares: Params | None = None) -> Scalar:
     """f(W, H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + decay, in nats (Zhu et al. 2021, eq. 4).
+
+    squares as in `decay`.
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
@@ -92,7 +108,7 @@ def objective(problem: Problem, params: Params) -> Scalar:
         Z = logits(problem, params._replace(H=H))
         return problem.loss.value(Z, problem.target(labels))
 
-    return mean_weighed(problem, loss, params.H) + decay(problem, params)
+    return mean_weighed(problem, loss, params.H) + decay(problem, params, squares)
 
 
 def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
