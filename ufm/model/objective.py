@@ -87,9 +87,7 @@ def _small_squares(lam: Scalar, x: Array) -> tuple[Scalar, Scalar]:
 
 
 def _half_square(lam: Scalar, squares: tuple[Scalar, Scalar]) -> Scalar:
-    """(λ/2)‖x‖² from ‖x/s‖² and s, a factor s at a time: none of them over- or underflows before
-    the result does.
-    """
+    """(λ/2)‖x‖² from ‖x/s‖² and s, a factor s at a time, which stays between λ and the result."""
     total, s = squares
     return jnp.where((lam > 0) | (total < jnp.inf), lam / 2 * s * s * total, 0)
 
