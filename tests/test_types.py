@@ -30,6 +30,11 @@ def critical_point():
     return ufm.solve(P, point()).params
 
 
+@functools.cache
+def swept():
+    return ufm.sweep(ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1), history=True)
+
+
 def means():
     return np.eye(3, 4)
 
@@ -51,10 +56,20 @@ CALLS = {
     "certify": (ufm.certify, lambda: (P, point())),
     "descend": (functools.partial(ufm.descend, steps=1), lambda: (P, point(), "gd")),
     "gradient": (ufm.gradient, lambda: (P, point())),
+    "host": (ufm.host, lambda: (lambda *_: 0.0,)),
     "init_params": (ufm.init_params, lambda: (0, P, 0.1)),
     "objective": (ufm.objective, lambda: (P, point())),
     "solve": (ufm.solve, lambda: (P, point())),
     "sweep": (ufm.sweep, lambda: (ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1),)),
+    "sweep history": (
+        lambda history: ufm.sweep(ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1), history=history),
+        lambda: (False,),
+    ),
+    "sweeps.history": (ufm.sweeps.history, lambda: (swept(), 0)),
+    "descend record": (
+        lambda record: ufm.descend(P, point(), "gd", steps=1, record=record),
+        lambda: ({"index": "index"},),
+    ),
     "descent.pack": (descent.pack, lambda: (ufm.descend(P, point(), "gd", steps=1),)),
     "geometry.etf_classifier": (geometry.etf_classifier, lambda: (3, 4)),
     "geometry.helmert": (geometry.helmert, lambda: (3,)),
@@ -130,6 +145,8 @@ CALLS = {
 }  # fmt: skip
 # Odd as it looks, it has a meaning there.
 MEANINGFUL = {
+    ("descend record", 0): [None, [], {}],
+    ("host", 0): [print],
     ("metrics.collapse", 2): [None, [], np.zeros(3)],
     ("metrics.detail", 2): [None, np.zeros(3)],
     ("metrics.Accumulator", 1): [None, np.zeros(3)],

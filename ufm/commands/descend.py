@@ -20,6 +20,7 @@ from ufm import check
 from ufm.certificate import certify
 from ufm.check import real
 from ufm.commands.shared import FAILED, Compiling, ModelFlags, show
+from ufm.descent import arguments, loop
 from ufm.descent import run as descent
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
@@ -58,6 +59,8 @@ class Descend(Compiling):
     """steps between two rows of the history; tolerances are tested there"""
     grad_tol: float | None = None
     """stop when the gradient norm is below this"""
+    record: tuple[str, ...] = ()
+    """further columns of the history: index (of the Hessian), lam_min, lam_min_off_orbit"""
     gap_tol: float | None = 1e-8
     """stop when the certified gap to the global minimum is below this"""
     precision: Literal["float64", "float32"] = "float64"
@@ -78,13 +81,13 @@ class Descend(Compiling):
             name: getattr(self, name)
             for name in (
                 "steps", "learning_rate", "momentum", "batch_size", "record_every", "grad_tol",
-                "gap_tol",
+                "gap_tol", "record",
             )
         }  # fmt: skip
         options["key"] = None if self.batch_size is None else batch_key
         params = init_params(params_key, problem, self.scale, dtype)
         real("checkpoint_seconds", self.checkpoint_seconds, least=0)
-        descent.check(problem, params, self.optimizer, **options)
+        arguments.check(problem, params, self.optimizer, **options)
         with _kept_run(self) as handle:
             if handle is not None and handle.status == "complete":
                 print(f"ufm: {handle.path} already holds this finished run", file=sys.stderr)
@@ -107,6 +110,8 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
     config = asdict(command) | {"model": command.model.config()}
     for name in ("out", "json", "checkpoint_seconds", "seed", "precision", "cache"):
         del config[name]
+    if not command.record:
+        del config["record"]  # older folders know nothing of it
     with record.open_run(
         command.out, "descend", config, seed=command.seed, precision=command.precision
     ) as handle:
@@ -148,6 +153,7 @@ def _last(run: descent.Run) -> dict[str, float]:
 
 def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
     proof, last = certify(problem, run.params), _last(run)
+    shown = ("nc1", "nc2", "nc3", "nc4", "accuracy")
     return {
         "status": run.status,
         "steps": run.steps,
@@ -155,7 +161,7 @@ def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
         "lower_bound": proof.lower_bound,
         "gap": proof.gap,
         "grad_norm": proof.grad_norm,
-    } | {name: last[name] for name in ("nc1", "nc2", "nc3", "nc4", "accuracy")}
+    } | {name: x for name, x in last.items() if name in shown or name not in loop.HISTORY}
 
 
 def _plain(results: dict[str, Any]) -> dict[str, Any]:

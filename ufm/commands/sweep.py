@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ufm.check import real
 from ufm.commands.shared import Compiling
 from ufm.commands.table import print_json, print_table
+from ufm.sweeps import histories, toml
 from ufm.sweeps import run as sweeps
-from ufm.sweeps import toml
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Sweep(Compiling):
 
     The grid is a TOML file: K, d, n, lam (or lam_W, lam_H, lam_b), bias, optimizer, learning_rate,
     momentum, batch_size and seed take one value or a list, options further hyperparameters by
-    name; steps, record_every, grad_tol, gap_tol, scale and precision hold for all; a table [[grid]]
-    adds a grid of its own. With --out the table is kept, batch by batch: killed or interrupted, the
-    same command goes on with the cells that are missing. A diverged cell is a row with its status.
+    name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) hold
+    for all; a table [[grid]] adds a grid of its own. With --out the table is kept, batch by batch:
+    killed or interrupted, the same command goes on with the cells that are missing. A diverged cell
+    is a row with its status.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """
@@ -32,6 +33,8 @@ class Sweep(Compiling):
     """the TOML file"""
     out: Path | None = None
     """folder that keeps the table: manifest.json, arrays.npz"""
+    history: bool = False
+    """keep every record of every cell, not only the ends"""
     memory: float = sweeps.MEMORY / 2**20
     """MiB that the compiled calls that run at a time may use"""
     json: bool = False
@@ -54,7 +57,8 @@ class Sweep(Compiling):
                 done = share * total
                 progress.update(task, completed=done, done=int(done), description=doing)
 
-            columns = sweeps.sweep(plan, self.out, memory=memory, report=report)
+            table = sweeps.sweep(plan, self.out, history=self.history, memory=memory, report=report)
+        columns, _ = histories.split(table)
         if self.json:
             print_json(columns)
         else:

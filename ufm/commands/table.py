@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 from ufm.check import Refused, integer
 from ufm.commands.shared import LOOK, refuse_others
 from ufm.runs import storage, values
+from ufm.sweeps import histories
 from ufm.sweeps import run as sweeps
 
 # Columns that differ within a sweep are shown beside these.
@@ -54,7 +55,8 @@ class Table:
         if self.limit is not None:
             integer("limit", self.limit, 1)
         refuse_others(self.run)
-        columns, manifest = sweeps.load(self.run)
+        table, manifest = sweeps.load(self.run)
+        columns, _ = histories.split(table)
         if not columns:
             print("no cell is finished yet")
             return 0

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from ufm import certificate
 from ufm.descent import factories, minibatch, optimizers
+from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
 from ufm.linalg import scaling
 from ufm.linalg.scaling import anyone
@@ -131,8 +132,10 @@ class Limits(NamedTuple):
     gap_tol: Any
 
 
-def measurements(problem: Problem, params: Params) -> dict[str, Array]:
+def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
     """One row of the history at a point; traceable. Keys as in `Run.history`, less "step".
+
+    record: further columns, functions of (problem, params).
 
     NC1–NC4 are of classes: NaN with a target matrix, where a prediction is right if it is among the
     largest targets.
@@ -173,7 +176,8 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
     for name, x in zip("WHb", params, strict=True):
         unit = 1 / scaling.binade(jnp, x)
         row[f"norm_{name}"] = jnp.sqrt(scaling.squared_norm(x * unit)) / unit
-    return row
+    added = ((name, jnp.asarray(f.value(problem, params))) for name, f in record)
+    return row | {name: x.astype(loss.dtype) for name, x in added}
 
 
 def start(problem: Problem, params: Params, method: Method, hyper, key=None) -> State:
@@ -248,6 +252,7 @@ def trajectory(
     limits: Limits,
     records: int,
     chunks: Any = None,
+    record: Traced = (),
 ) -> tuple[State, dict[str, Array], Array]:
     """Up to `chunks` chunks of `record_every` steps from `state`; pure and traceable.
 
@@ -259,20 +264,21 @@ def trajectory(
         limits: stopping rules; `steps` and `record_every` must not be mapped over.
         records: static capacity of the history, at least chunks + 1.
         chunks: how many chunks to run, by default records − 1.
+        record: further columns of the history; static.
 
     Returns:
         (state, history, status): history holds arrays of length `records`, whose row 0 is the
         start and whose rows past the end of the run are NaN (step: −1).
     """
     chunks = records - 1 if chunks is None else chunks
-    begin, columns = state.step, [name for name in HISTORY if name != "step"]
+    begin, columns = state.step, [*HISTORY[1:], *(name for name, _ in record)]
 
     def run_chunk(i, state, steps, table, status):
         # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
         left = limits.steps - begin - limits.record_every * (i - 1)
         count = jnp.where(i == 0, 0, jnp.minimum(limits.record_every, left))
         new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
-        row = measurements(problem, new.params)
+        row = measurements(problem, new.params, record)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
         kept = jax.lax.cond(running & sound, lambda: new, lambda: state)

@@ -1,6 +1,7 @@
 """Grids of problems and methods, run in compiled batches into one table."""
 
 from ufm.sweeps.grid import Grid, Plan
+from ufm.sweeps.histories import history, split
 from ufm.sweeps.run import sweep
 
-__all__ = ["Grid", "Plan", "sweep"]
+__all__ = ["Grid", "Plan", "history", "split", "sweep"]

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 from ufm import check
 from ufm.check import Refused
-from ufm.descent import optimizers
-from ufm.descent import run as descent
+from ufm.descent import arguments, columns, optimizers
+from ufm.descent.loop import HISTORY
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.model.fields import decays, target_matrix
@@ -38,6 +38,12 @@ from ufm.sweeps.axes import AXES, options
 ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
 _LATER = {"later": True}  # not stored where it has its default: older folders know nothing of it
 DECAY = 5e-4  # of a grid that says nothing of it
+# Of the table of a sweep; a column that a user adds has another name.
+COLUMNS = (
+    "cell", "K", "d", "n", "counts", "N", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights",
+    "decay_weights", "targets", "optimizer", "learning_rate", "auto", "momentum", "batch_size",
+    "options", "seed", "status", "steps", "value", "lower_bound", "spectral_ratio", "f_star",
+)  # fmt: skip
 MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
 
@@ -194,6 +200,7 @@ class Plan:
     steps, record_every, grad_tol, gap_tol: as for `ufm.descend`.
     scale: standard deviation of the random starts, > 0.
     precision: "float64" or "float32", of the iterates; certificates are float64.
+    record: further columns, as for `ufm.descend`; a row holds the value at the end, in float64.
 
     Raises:
         Refused: a value out of range.
@@ -206,6 +213,7 @@ class Plan:
     gap_tol: float | None = 1e-8
     scale: float = 0.1
     precision: str = "float64"
+    record: Any = ()
 
     def __post_init__(self):
         grids = (self.grids,) if isinstance(self.grids, Grid) else check.several(self.grids)
@@ -214,14 +222,15 @@ class Plan:
         precision = check.choice("precision", self.precision, ("float64", "float32"))
         values: dict[str, Any] = {
             "grids": tuple(grids),
-            "steps": descent.limit("steps", self.steps),
-            "record_every": descent.limit("record_every", self.record_every),
-            "grad_tol": descent.tolerance("grad_tol", self.grad_tol),
-            "gap_tol": descent.tolerance("gap_tol", self.gap_tol),
+            "steps": arguments.limit("steps", self.steps),
+            "record_every": arguments.limit("record_every", self.record_every),
+            "grad_tol": arguments.tolerance("grad_tol", self.grad_tol),
+            "gap_tol": arguments.tolerance("gap_tol", self.gap_tol),
             "scale": check.real("scale", self.scale, above=0),
             "precision": precision,
+            "record": columns.given(self.record, tuple(dict.fromkeys((*COLUMNS, *HISTORY)))),
         }
-        descent.check_resolution(values["gap_tol"], precision)
+        arguments.check_resolution(values["gap_tol"], precision)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -252,6 +261,10 @@ class Plan:
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         shared = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.record:
+            shared["record"] = columns.described(self.record)
+        else:
+            del shared["record"]  # older folders know nothing of it
         return shared | {"grids": [grid.plain() for grid in self.grids]}
 
 
@@ -259,7 +272,7 @@ def _check_cell(cell: SweepCell, precision: str) -> None:
     problem = cell.problem
     settings = cell.settings()
     if settings.batch_size is not None:
-        descent.check_batch(problem, settings.batch_size)
+        arguments.check_batch(problem, settings.batch_size)
     rate = optimizers.rate(cell.optimizer, cell.learning_rate)
     if rate == "auto" and not problem.mu > 0:
         raise Refused(
