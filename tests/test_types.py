@@ -65,6 +65,7 @@ CALLS = {
         lambda history: ufm.sweep(ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1), history=history),
         lambda: (False,),
     ),
+    "sweeps.grouped": (ufm.sweeps.grouped, lambda: (swept(), "d")),
     "sweeps.history": (ufm.sweeps.history, lambda: (swept(), 0)),
     "descend record": (
         lambda record: ufm.descend(P, point(), "gd", steps=1, record=record),

@@ -303,7 +303,9 @@ def test_the_commands_keep_show_and_export_the_table(tmp_path, capsys):
     assert cli.main(["table", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "…" not in shown
-    assert [line.split()[-5] for line in shown.splitlines()[2:]] == [r["status"] for r in rows]
+    title, _, *lines = shown.splitlines()
+    assert title.startswith("6 rows; the same in all: K=3, d=4, n=5, lam_H=0.005, lam_b=0.0005")
+    assert [line.split()[-5] for line in lines] == [r["status"] for r in rows]
     assert cli.main(["table", str(out), "--csv", str(csv)]) == 2  # a file is never replaced
     assert cli.main(["table", str(out), "--columns", "size"]) == 2
     assert "allowed: cell" in capsys.readouterr().err
