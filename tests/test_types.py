@@ -13,6 +13,7 @@ from ufm import critical, hessian, metrics, theory
 from ufm.descent import optimizers
 from ufm.descent import run as descent
 from ufm.model import mesh
+from ufm.report.studies import study
 from ufm.theory import geometry
 
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
@@ -65,6 +66,7 @@ CALLS = {
         lambda history: ufm.sweep(ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1), history=history),
         lambda: (False,),
     ),
+    "studies.study": (study, lambda: (swept(), "step", "gap")),
     "sweeps.grouped": (ufm.sweeps.grouped, lambda: (swept(), "d")),
     "sweeps.history": (ufm.sweeps.history, lambda: (swept(), 0)),
     "descend record": (

@@ -75,7 +75,7 @@ class Table:
         whole = len(columns[order])
         first = np.argsort(columns[self.sort], kind="stable") if self.sort else np.arange(whole)
         columns = {name: x[first[: self.limit]] for name, x in columns.items()}
-        unit = "groups" if self.group_by else "rows"
+        unit = "group" if self.group_by else "row"
         title = _title(columns, len(columns[order]), whole, unit)
         if manifest["status"] != "complete":
             title += f"; not finished: {total} cells so far"
@@ -93,14 +93,19 @@ class Table:
         elif self.json:
             print_json(columns, self.columns)
         elif self.latex:
-            named = tables.named(columns)
-            print(latex.table(_rows(named, self.columns or tables.shown(named)), title))
+            print(latex.table(_rows(tables.named(columns), self._shown(columns)), title))
         else:
-            print_table(columns, self.columns, title)
+            print_table(columns, self._shown(columns), title)
+
+    def _shown(self, columns: sweeps.Columns) -> tuple[str, ...]:
+        """The columns to print: those asked for, or those that tell rows apart and the results."""
+        chosen = (*self.group_by, *tables.shown(tables.named(columns)))
+        return self.columns or tuple(dict.fromkeys(chosen))
 
 
 def _title(columns: sweeps.Columns, rows: int, whole: int, unit: str) -> str:
     """How many rows of how many, and what is the same in all that are shown."""
+    unit += "s" if whole != 1 else ""
     counted = f"{rows} of {whole} {unit}" if rows < whole else f"{rows} {unit}"
     same = tables.shared(tables.named(columns))
     words = {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in same.items()}
@@ -131,7 +136,7 @@ def print_table(columns: sweeps.Columns, names: tuple[str, ...] = (), title: str
     """A table for people: by default the settings that vary, and the main results."""
     columns = tables.named(columns)
     rows = len(columns["status"])
-    title = title or _title(columns, rows, rows, "rows")
+    title = title or _title(columns, rows, rows, "row")
     chosen = names or tables.shown(columns)
     table = RichTable(**LOOK)
     for name in chosen:
