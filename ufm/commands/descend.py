@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,9 @@ from ufm.descent import run as descent
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
 from ufm.report import stored
-from ufm.runs import record
+from ufm.runs import manifests, record, values
+
+STOPPED = descent.Status.step_limit.name
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Descend(Compiling):
     """Minimise the model from a random start, recording loss, gap and NC1-NC4.
 
     With --out the run is kept on disk; killed or interrupted, the same command goes on where it
-    stopped and ends with the same bits. Exit status: 0 done, 1 diverged, 2 refused, 130
-    interrupted.
+    stopped and ends with the same bits. With more --steps it goes on from the limit of fewer. Exit
+    status: 0 done, 1 diverged, 2 refused, 130 interrupted.
 
     Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
     """
@@ -96,7 +98,10 @@ class Descend(Compiling):
             results = _results(problem, run)
             if handle is not None:
                 arrays = dict(zip("WHb", map(np.asarray, run.params), strict=True))
-                arrays |= {f"history/{name}": x for name, x in run.history.items()}
+                packed = descent.pack(run)
+                # With more steps a run goes on from there.
+                arrays |= packed if run.status == STOPPED else {}
+                arrays |= {name: x for name, x in packed.items() if name.startswith("history/")}
                 record.close_run(handle, arrays, _plain(results))
         _show(results, self.json)
         return FAILED if run.status == "diverged" else 0
@@ -112,10 +117,36 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
         del config[name]
     if not command.record:
         del config["record"]  # older folders know nothing of it
+    growth = record.Growth(lambda manifest: _shorter(manifest["config"], config), _last_state)
     with record.open_run(
-        command.out, "descend", config, seed=command.seed, precision=command.precision
-    ) as handle:
+        command.out, "descend", _ended(command.out, config), seed=command.seed,
+        precision=command.precision, growth=growth,
+    ) as handle:  # fmt: skip
         yield handle
+
+
+def _shorter(old: Mapping[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a run has this config but for fewer steps."""
+    steps = old.get("steps")
+    return (
+        isinstance(steps, int)
+        and steps < config["steps"]
+        and not values.differences(values.plain(config, "config") | {"steps": steps}, old)
+    )
+
+
+def _ended(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the run in a folder, if that has ended before its limit and is this one."""
+    if not (path / manifests.FILE).is_file():
+        return config
+    kept = record.load_run(path).manifest
+    ended = kept["status"] == "complete" and kept["results"].get("status") != STOPPED
+    return dict(kept["config"]) if ended and _shorter(kept["config"], config) else config
+
+
+def _last_state(_: Mapping[str, Any], stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The checkpoint of a run that stopped at its limit of steps, or on the way there."""
+    return {name: x for name, x in stored.items() if name.startswith(("state/", "history/"))}
 
 
 def _run(

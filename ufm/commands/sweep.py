@@ -23,8 +23,8 @@ class Sweep(Compiling):
     momentum, batch_size and seed take one value or a list, options further hyperparameters by
     name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) hold
     for all; a table [[grid]] adds a grid of its own. With --out the table is kept, batch by batch:
-    killed or interrupted, the same command goes on with the cells that are missing. A diverged cell
-    is a row with its status.
+    killed or interrupted, the same command goes on with the cells that are missing; so does a grid
+    with more cells, or more steps, than the one there. A diverged cell is a row with its status.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """

@@ -18,6 +18,7 @@ In a file the keys at the top hold for all; each table [[grid]] adds a grid of i
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -266,6 +267,25 @@ class Plan:
         else:
             del shared["record"]  # older folders know nothing of it
         return shared | {"grids": [grid.plain() for grid in self.grids]}
+
+    @classmethod
+    def from_plain(cls, config: Mapping[str, Any]) -> "Plan":
+        """The plan that `plain` described, without `record`, whose functions it cannot hold.
+
+        Raises:
+            Refused: what is no plan.
+        """
+        try:
+            grids = [dict(grid) for grid in config["grids"]]
+            for grid in grids:
+                if isinstance(grid["n"], list):  # numbers alone could mean two things
+                    grid["n"] = [x if isinstance(x, list) else [x] for x in grid["n"]]
+            rest = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+            return cls(**rest | {"grids": [Grid(**grid) for grid in grids], "record": ()})
+        except (KeyError, TypeError, ValueError) as error:
+            raise Refused(
+                f"got a config that is no plan ({error}); allowed: one of ufm sweep"
+            ) from None
 
 
 def _check_cell(cell: SweepCell, precision: str) -> None:

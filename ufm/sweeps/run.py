@@ -19,7 +19,7 @@ from ufm.descent import columns as recorded
 from ufm.model.points import init_params
 from ufm.runs import record
 from ufm.runtime import leader, processes
-from ufm.sweeps import batches, histories
+from ufm.sweeps import batches, extension, histories
 from ufm.sweeps.batches import Columns, Shape
 from ufm.sweeps.grid import Plan, SweepCell
 
@@ -43,7 +43,9 @@ def sweep(
     Args:
         plan: the grids and what their runs share.
         out: a folder that keeps the table, made if absent. A sweep that was killed goes on there
-            with the cells that are missing; a finished one is only read.
+            with the cells that are missing; a finished one is only read. A plan with more cells
+            (seeds, widths, …), or more steps, than the one there goes on from it: cells that ended
+            at the limit of steps are run again, others kept.
         history: keep every record of every cell.
         memory: most bytes that the compiled calls may use at a time, of all devices together.
         report: called with the share of the cells that is done, and what is being done.
@@ -78,7 +80,8 @@ def sweep(
     if out is None:
         return histories.ordered(_rows(task, {}, say, lambda _: None))
     config = plan.plain() | ({"history": True} if history else {})
-    with record.open_run(out, "sweep", config, precision=plan.precision) as handle:
+    growth = extension.growth(cells, config)
+    with record.open_run(out, "sweep", config, precision=plan.precision, growth=growth) as handle:
         if handle.status == "complete":
             return leader.told(lambda: record.load_run(handle.path).arrays)
         checkpoint = record.load_checkpoint(handle)
