@@ -158,6 +158,7 @@ MEANINGFUL = {
     ("hessian.inertia", 3): [None],
     ("hessian.inertia_of", 2): [None],
     ("hessian.spectrum", 2): [None],
+    ("Plan", 2): [None],
     ("Plan", 3): [None],
     ("Problem.from_features", 2): [None, np.zeros(3)],
     ("theory.global_minimizer", 1): [None],

@@ -1,6 +1,7 @@
 """A sweep keeps the history of every cell, and the columns that a plan asks for."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,19 @@ def test_the_history_of_a_cell_is_that_of_its_own_run(table):
             for name in ("top", "index"):
                 np.testing.assert_allclose(table[name][i], run.history[name][-1], rtol=1e-9)
     assert "diverged" in table["status"]
+
+
+def test_records_come_densely_at_first_as_those_of_single_runs():
+    plan = Plan(replace(GRID, learning_rate=0.5), steps=300, gap_tol=1e-2)
+    table = sweeps.sweep(plan, history=True)
+    for i, cell in enumerate(plan.cells()):
+        key = jax.random.split(jax.random.key(cell.seed))[0]
+        params = ufm.init_params(key, cell.problem, plan.scale)
+        run = ufm.descend(cell.problem, params, "gd", learning_rate=0.5, steps=300, gap_tol=1e-2)
+        own = ufm.sweeps.history(table, i)
+        np.testing.assert_array_equal(own["step"], run.history["step"])
+        assert len(own["step"]) > 8
+        assert table["status"][i] == run.status == "certified"
 
 
 def test_without_history_a_row_has_the_columns_at_its_end(table, monkeypatch):

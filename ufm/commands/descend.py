@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ufm import check
 from ufm.certificate import certify
 from ufm.check import real
+from ufm.commands.progress import watched
 from ufm.commands.shared import FAILED, Compiling, ModelFlags, show
 from ufm.descent import arguments, loop
 from ufm.descent import run as descent
@@ -57,8 +57,9 @@ class Descend(Compiling):
     """standard deviation of the random start"""
     seed: int = 0
     """seed of the start and of the minibatches"""
-    record_every: int = 100
-    """steps between two rows of the history; tolerances are tested there"""
+    record_every: int | None = None
+    """steps between two rows of the history, where tolerances are tested; default: 100, and fewer
+    at first"""
     grad_tol: float | None = None
     """stop when the gradient norm is below this"""
     record: tuple[str, ...] = ()
@@ -160,7 +161,7 @@ def _run(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with watched(*columns) as progress:
         task = progress.add_task(command.optimizer, total=options["steps"], state="compiling")
 
         def on_segment(run: descent.Run) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ufm.check import real
+from ufm.commands.progress import watched
 from ufm.commands.shared import Compiling
 from ufm.commands.table import print_json, print_table
 from ufm.sweeps import histories, toml
@@ -46,11 +46,10 @@ class Sweep(Compiling):
         plan = toml.read(self.grid)
         total = len(plan.cells())
         bar = (
-            TextColumn("{task.description}"), BarColumn(),
-            TextColumn("{task.fields[done]}/{task.total} cells"), TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(), TextColumn("{task.fields[done]}/{task.total} cells"), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.description}"),
         )  # fmt: skip
-        with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
+        with watched(*bar) as progress:
             task = progress.add_task("", total=total, done=0)
 
             def report(share: float, doing: str) -> None:

@@ -18,18 +18,21 @@ from ufm.model.points import check_memory, check_point, check_precision
 from ufm.model.problem import Params, Problem
 
 _objective = jax.jit(objective)
+EVERY = 100  # steps between records by default
+EARLY = 64  # more than there are records before that
 
 
 class Checked(NamedTuple):
     """The arguments of `descend`, converted: settings of the method, and what `Limits` holds.
 
-    value: f at the start.
+    early: whether records come densely at first. value: f at the start.
     """
 
     settings: optimizers.Settings
     key: Array | None
     steps: int
     record_every: int
+    early: bool
     grad_tol: float | None
     gap_tol: float | None
     record: columns.Columns
@@ -46,7 +49,7 @@ def check(
     momentum: float | None = None,
     batch_size: int | None = None,
     key: Array | None = None,
-    record_every: int = 100,
+    record_every: int | None = None,
     grad_tol: float | None = None,
     gap_tol: float | None = None,
     record: Any = None,
@@ -63,7 +66,7 @@ def check(
     # State of the optimiser beside params, gradient and their update, in copies of the params.
     copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
     check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
-    limits = [limit("steps", steps), limit("record_every", record_every)]
+    steps, (every, early) = limit("steps", steps), stride(record_every)
     tolerances = tolerance("grad_tol", grad_tol), tolerance("gap_tol", gap_tol)
     check_resolution(tolerances[1], params.W.dtype)
     if settings.batch_size is not None:
@@ -82,7 +85,7 @@ def check(
             f"got params at which f is {float(value)} in {params.W.dtype}; allowed: a start where "
             "it is finite. Lower its scale"
         )
-    return Checked(settings, key, limits[0], limits[1], *tolerances, recorded, value)
+    return Checked(settings, key, steps, every, early, *tolerances, recorded, value)
 
 
 def _check_decays(problem: Problem, dtype: Any) -> None:
@@ -97,6 +100,13 @@ def _check_decays(problem: Problem, dtype: Any) -> None:
 def limit(name: str, value: Any) -> int:
     """A number of steps, as the compiled loop counts them."""
     return door.integer(name, value, 1, 2**31 - 1)
+
+
+def stride(record_every: Any) -> tuple[int, bool]:
+    """(steps between records, whether these come densely at first)."""
+    if record_every is None:
+        return EVERY, True
+    return limit("record_every", record_every), False
 
 
 def tolerance(name: str, value: Any) -> float | None:

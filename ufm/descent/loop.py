@@ -2,9 +2,9 @@
 
     x_{t+1} = x_t + u_t,   u_t = optimizer(∇f(x_t)), or of a minibatch estimate of ∇f
 
-The loop runs in chunks of `record_every` steps. After each chunk the point is measured and the
-stopping rules are tested, all inside the compiled program. Failure is a status, never an
-exception or a NaN passed on.
+The loop runs in chunks of `record_every` steps, or of fewer at first. After each chunk the point is
+measured and the stopping rules are tested, all inside the compiled program. Failure is a status,
+never an exception or a NaN passed on.
 """
 
 from collections.abc import Callable
@@ -124,12 +124,22 @@ class Method(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Traced stopping rules: steps in all, steps between records, ‖∇f‖ and gap to stop at."""
+    """Traced stopping rules: steps in all, steps between records, ‖∇f‖ and gap to stop at.
+
+    early: whether records come densely at first, until the steps between them are record_every.
+    """
 
     steps: Any
     record_every: Any
     grad_tol: Any
     gap_tol: Any
+    early: Any = False
+
+    def stride(self, at):
+        """Steps from the record at a step to the next: 1, …, 1, 2, …, a quarter of those taken."""
+        every = self.record_every
+        dense = jnp.minimum(jnp.maximum(1, at // 4), every - at)
+        return jnp.minimum(jnp.where(self.early & (at < every), dense, every), self.steps - at)
 
 
 def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
@@ -254,7 +264,7 @@ def trajectory(
     chunks: Any = None,
     record: Traced = (),
 ) -> tuple[State, dict[str, Array], Array]:
-    """Up to `chunks` chunks of `record_every` steps from `state`; pure and traceable.
+    """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
 
     This is what `descend` compiles; under `jax.vmap` over decays, starts or hyperparameters it
     runs a whole sweep in one call. A diverged run keeps the point of its last sound record.
@@ -271,12 +281,9 @@ def trajectory(
         start and whose rows past the end of the run are NaN (step: −1).
     """
     chunks = records - 1 if chunks is None else chunks
-    begin, columns = state.step, [*HISTORY[1:], *(name for name, _ in record)]
+    columns = [*HISTORY[1:], *(name for name, _ in record)]
 
-    def run_chunk(i, state, steps, table, status):
-        # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
-        left = limits.steps - begin - limits.record_every * (i - 1)
-        count = jnp.where(i == 0, 0, jnp.minimum(limits.record_every, left))
+    def run_chunk(i, count, state, steps, table, status):
         new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
         row = measurements(problem, new.params, record)
         running = status == Status.running
@@ -289,16 +296,20 @@ def trajectory(
         return kept, steps, table, jnp.where(running, code, status)
 
     def body(i, carry):
-        return jax.lax.cond(
-            anyone(carry[-1] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
+        at, *carry = carry
+        # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
+        count = jnp.where(i == 0, 0, limits.stride(at))
+        going = anyone(carry[-1] == Status.running)
+        return at + count, *jax.lax.cond(
+            going, lambda: run_chunk(i, count, *carry), lambda: tuple(carry)
         )
 
     steps = jnp.full(records, -1, state.step.dtype)
     # One row a record: to write a dozen arrays is a dozen kernels.
     table = jnp.full((records, len(columns)), jnp.nan, state.params.W.dtype)
     status = jnp.asarray(Status.running, jnp.int32)
-    carry = jax.lax.fori_loop(0, chunks + 1, body, (state, steps, table, status))
-    state, steps, table, status = carry
+    begun = (state.step, state, steps, table, status)
+    _, state, steps, table, status = jax.lax.fori_loop(0, chunks + 1, body, begun)
     return state, {"step": steps} | dict(zip(columns, table.T, strict=True)), status
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from ufm.check import Refused
 from ufm.descent import columns, factories, optimizers
-from ufm.descent.arguments import Checked, check
+from ufm.descent.arguments import EARLY, Checked, check
 from ufm.descent.content import by_content
 from ufm.descent.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
 from ufm.model.problem import Params, Problem
@@ -64,7 +64,7 @@ def descend(
     momentum: float | None = None,
     batch_size: int | None = None,
     key: Array | None = None,
-    record_every: int = 100,
+    record_every: int | None = None,
     grad_tol: float | None = None,
     gap_tol: float | None = None,
     record: columns.Recorded = None,
@@ -89,7 +89,8 @@ def descend(
         momentum: β for heavy_ball, nesterov and sgd, 0.9 by default.
         batch_size: minibatches of this size, drawn without replacement epoch by epoch.
         key: PRNG key of the minibatches, or an integer seed; needed with batch_size.
-        record_every: steps between records; tolerances are tested, and runs end, at records.
+        record_every: steps between records; tolerances are tested, and runs end, at records. By
+            default 100, and fewer at first: every step, then a quarter more at a time.
         grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol.
         gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol.
         record: further columns of the history: a dict of functions of (problem, params) by the
@@ -168,11 +169,13 @@ def _driven(
         jnp.int32(asked.record_every),
         _tolerance(asked.grad_tol),
         _tolerance(asked.gap_tol),
+        jnp.asarray(asked.early),
     )
     pace = 1.0 if on_segment else SEGMENT_RECORDS - 1.0  # chunks a compiled call
     parts = [run.history] if run.history else []
     while run.status == Status.running.name:
         left = max(0, math.ceil((asked.steps - run.steps) / asked.record_every))
+        left += EARLY if asked.early else 0
         begun, chunks = time.perf_counter(), min(left, max(1, int(pace)))
         run = _run_segment(problem, run, method, hyper, limits, chunks, asked.record)
         parts.append(run.history)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm import certificate
 from ufm.check import Refused
-from ufm.descent import columns, factories, loop, optimizers
+from ufm.descent import arguments, columns, factories, loop, optimizers
 from ufm.descent.content import by_content
 from ufm.descent.loop import Limits, Method, State, Status
 from ufm.model.objective import objective
@@ -259,10 +259,10 @@ def _measured(problem: Problem, params: Params, *, record: columns.Traced) -> di
 
 
 def _limits(plan: Plan) -> Limits:
+    every, early = arguments.stride(plan.record_every)
     tolerances = (-np.inf if x is None else x for x in (plan.grad_tol, plan.gap_tol))
-    return Limits(
-        jnp.int32(plan.steps), jnp.int32(plan.record_every), *map(jnp.asarray, tolerances)
-    )
+    grad_tol, gap_tol = map(jnp.asarray, tolerances)
+    return Limits(jnp.int32(plan.steps), jnp.int32(every), grad_tol, gap_tol, jnp.asarray(early))
 
 
 def _run(
@@ -280,6 +280,7 @@ def _run(
     status = jnp.full(len(lanes.seed), Status.running, jnp.int32)
     state, hyper, status = jax.device_put((state, hyper, status), _spread())
     limits, taken, chunks = _limits(plan), 0, 0 if asked.every else 1
+    every, early = arguments.stride(plan.record_every)
     kept: list[dict[str, np.ndarray]] = []
     while True:
         begun = time.perf_counter()
@@ -295,7 +296,7 @@ def _run(
         share(taken / plan.steps)
         seconds = time.perf_counter() - begun
         # Calls of about a second.
-        left = -(-(plan.steps - taken) // plan.record_every)
+        left = -(-(plan.steps - taken) // every) + (arguments.EARLY if early else 0)
         chunks = max(1, min(left, int(chunks / seconds), 2 * chunks, _RECORDS - 1))
         chunks = 1 if asked.every else chunks
     row = _measured(lanes.problem, state.params, record=asked.record.traced)

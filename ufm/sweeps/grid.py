@@ -209,7 +209,7 @@ class Plan:
 
     grids: tuple[Grid, ...] = (Grid(),)
     steps: int = 10_000
-    record_every: int = 100
+    record_every: int | None = None
     grad_tol: float | None = None
     gap_tol: float | None = 1e-8
     scale: float = 0.1
@@ -221,10 +221,11 @@ class Plan:
         if not grids or not all(isinstance(grid, Grid) for grid in grids):
             raise Refused(f"got grids={check.shown(self.grids)}; allowed: one ufm.Grid or more")
         precision = check.choice("precision", self.precision, ("float64", "float32"))
+        every, early = arguments.stride(self.record_every)
         values: dict[str, Any] = {
             "grids": tuple(grids),
             "steps": arguments.limit("steps", self.steps),
-            "record_every": arguments.limit("record_every", self.record_every),
+            "record_every": None if early else every,
             "grad_tol": arguments.tolerance("grad_tol", self.grad_tol),
             "gap_tol": arguments.tolerance("gap_tol", self.gap_tol),
             "scale": check.real("scale", self.scale, above=0),
