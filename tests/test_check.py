@@ -12,7 +12,7 @@ import pytest
 
 import ufm
 from ufm import check, cli
-from ufm.descent import optimizers
+from ufm.descent import arguments, optimizers
 from ufm.descent import run as descent
 from ufm.sweeps import run as sweeps
 from ufm.sweeps import toml
@@ -92,7 +92,7 @@ def test_what_is_no_finite_number_is_refused_at_every_door(value):
             lambda: optimizers.settings("gd", value),
             lambda: optimizers.settings("heavy_ball", 0.1, value),
             lambda: Plan(gap_tol=value),
-            lambda: descent.tolerance("grad_tol", value),
+            lambda: arguments.tolerance("grad_tol", value),
         ]
     if check.several(value) is None and value is not None:
         doors += [lambda: Grid(lam_W=value), lambda: Grid(lam=value)]

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 
 import ufm
 from ufm import check, cli
-from ufm.descent import optimizers
-from ufm.descent import run as descent
+from ufm.descent import arguments, optimizers
 from ufm.model.problem import DECAYS
 from ufm.sweeps.grid import PROBLEM, Grid, Plan
 
@@ -66,7 +65,7 @@ def test_a_number_is_taken_at_its_value_or_refused(value):
         doors += [
             (lambda x: ufm.Problem(3, 4, 2, 1.0, 1.0, x).lam_b, 0.0, math.inf),
             (lambda x: ufm.Problem(3, 4, 2, lam=x).lam_H, 0.0, math.inf),
-            (lambda x: descent.tolerance("grad_tol", x), 5e-324, math.inf),
+            (lambda x: arguments.tolerance("grad_tol", x), 5e-324, math.inf),
             (lambda x: optimizers.settings("heavy_ball", 1, x).momentum, 0.0, np.nextafter(1, 0)),
         ]
         if not callable(value):

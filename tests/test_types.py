@@ -13,6 +13,7 @@ from ufm import critical, hessian, metrics, theory
 from ufm.descent import optimizers
 from ufm.descent import run as descent
 from ufm.model import mesh
+from ufm.report.studies import study
 from ufm.theory import geometry
 
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
@@ -28,6 +29,11 @@ def point():
 @functools.cache
 def critical_point():
     return ufm.solve(P, point()).params
+
+
+@functools.cache
+def swept():
+    return ufm.sweep(ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1), history=True)
 
 
 def means():
@@ -51,10 +57,22 @@ CALLS = {
     "certify": (ufm.certify, lambda: (P, point())),
     "descend": (functools.partial(ufm.descend, steps=1), lambda: (P, point(), "gd")),
     "gradient": (ufm.gradient, lambda: (P, point())),
+    "host": (ufm.host, lambda: (lambda *_: 0.0,)),
     "init_params": (ufm.init_params, lambda: (0, P, 0.1)),
     "objective": (ufm.objective, lambda: (P, point())),
     "solve": (ufm.solve, lambda: (P, point())),
     "sweep": (ufm.sweep, lambda: (ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1),)),
+    "sweep history": (
+        lambda history: ufm.sweep(ufm.Plan(ufm.Grid(K=3, d=4, n=2), steps=1), history=history),
+        lambda: (False,),
+    ),
+    "studies.study": (study, lambda: (swept(), "step", "gap")),
+    "sweeps.grouped": (ufm.sweeps.grouped, lambda: (swept(), "d")),
+    "sweeps.history": (ufm.sweeps.history, lambda: (swept(), 0)),
+    "descend record": (
+        lambda record: ufm.descend(P, point(), "gd", steps=1, record=record),
+        lambda: ({"index": "index"},),
+    ),
     "descent.pack": (descent.pack, lambda: (ufm.descend(P, point(), "gd", steps=1),)),
     "geometry.etf_classifier": (geometry.etf_classifier, lambda: (3, 4)),
     "geometry.helmert": (geometry.helmert, lambda: (3,)),
@@ -130,6 +148,8 @@ CALLS = {
 }  # fmt: skip
 # Odd as it looks, it has a meaning there.
 MEANINGFUL = {
+    ("descend record", 0): [None, [], {}],
+    ("host", 0): [print],
     ("metrics.collapse", 2): [None, [], np.zeros(3)],
     ("metrics.detail", 2): [None, np.zeros(3)],
     ("metrics.Accumulator", 1): [None, np.zeros(3)],
@@ -138,6 +158,7 @@ MEANINGFUL = {
     ("hessian.inertia", 3): [None],
     ("hessian.inertia_of", 2): [None],
     ("hessian.spectrum", 2): [None],
+    ("Plan", 2): [None],
     ("Plan", 3): [None],
     ("Problem.from_features", 2): [None, np.zeros(3)],
     ("theory.global_minimizer", 1): [None],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ufm.critical import solver
     from ufm.critical.solver import Solution, solve
     from ufm.descent import optimizers
+    from ufm.descent.columns import host
     from ufm.descent.run import Run, descend
     from ufm.model import mesh
     from ufm.model.objective import gradient, objective
@@ -44,6 +45,7 @@ __all__ = [
     "geometry",
     "gradient",
     "hessian",
+    "host",
     "init_params",
     "losses",
     "mesh",
@@ -73,6 +75,7 @@ _HOMES = {
     "certify": "certificate",
     "descend": "descent.run",
     "gradient": "model.objective",
+    "host": "descent.columns",
     "init_params": "model.points",
     "objective": "model.objective",
     "solve": "critical.solver",

@@ -30,8 +30,9 @@ SMALLER = {
     "measure": "",
     "census": "--K 3 --d 4 --n 5 --starts 16 --rounds 1",
     "verify": "--K 3 --d 4 --lam 1e-2 --starts 16 --rounds 1 --escapes 1",
-    "sweep": "",
+    "sweep": "--history",
     "table": "",
+    "plot": "",
     "report": "",
 }
 LEAVES = {
@@ -40,6 +41,7 @@ LEAVES = {
     "census": "runs/atlas/atlas.json",
     "verify": "verified/verify.json",
     "sweep": "runs/sweep/manifest.json",
+    "plot": "runs/sweep_gap.pdf",
     "report": "report.html",
 }
 

@@ -107,6 +107,21 @@ def test_an_epoch_visits_every_sample_at_most_once_and_epochs_differ(batch_size)
     assert epochs[0] != epochs[1]
 
 
+def test_records_come_densely_at_first_and_then_every_hundred_steps():
+    run = ufm.descend(PROBLEM, start(), "gd", steps=330, learning_rate=0.5)
+    found = run.history["step"].tolist()
+    assert found[-5:] == [97, 100, 200, 300, 330]
+    gaps = np.diff(found[:-4])
+    assert np.all(gaps == np.maximum(1, np.array(found[:-5]) // 4))
+    # The steps are those of any other records.
+    other = ufm.descend(PROBLEM, start(), "gd", steps=330, learning_rate=0.5, record_every=100)
+    assert other.history["step"].tolist() == [0, 100, 200, 300, 330]
+    np.testing.assert_array_equal(run.params.W, other.params.W)
+    cut = ufm.descend(PROBLEM, start(), "gd", steps=12, learning_rate=0.5)
+    cut = ufm.descend(PROBLEM, start(), "gd", steps=330, learning_rate=0.5, resume=cut)
+    np.testing.assert_array_equal(cut.history["step"], run.history["step"])
+
+
 def test_full_batch_sgd_is_heavy_ball():
     key = jax.random.key(0)
     sgd = ufm.descend(PROBLEM, start(), "sgd", steps=30, batch_size=PROBLEM.N, key=key)

@@ -377,6 +377,51 @@ def test_a_run_with_other_fields_is_refused_naming_exactly_them(tmp_path, make):
     assert contents(tmp_path) == before
 
 
+def larger(folder, fits=True, **other):
+    growth = record.Growth(
+        lambda manifest: fits and manifest["config"] == values.plain(CONFIG, "config"),
+        lambda manifest, stored: {name: x + manifest["config"]["K"] for name, x in stored.items()},
+    )
+    return open_run(
+        folder, "descend", {**CONFIG, "steps": [9]}, **{"seed": 3} | other, growth=growth
+    )
+
+
+@pytest.mark.parametrize("make", [finished_run, unfinished_run])
+def test_a_run_grows_into_one_that_it_fits(tmp_path, make):
+    folder = make(tmp_path)
+    start = np.arange(3.0) if make is finished_run else np.full(3, 5.0)
+    before = contents(folder)
+    for odd in ({"fits": False}, {"seed": 4}):
+        with pytest.raises(RecordError, match="another run"):
+            larger(folder, **odd)
+    assert contents(folder) == before
+    with larger(folder) as handle:
+        arrays, _ = load_checkpoint(handle)
+        np.testing.assert_array_equal(arrays["x"], start + CONFIG["K"])
+    with pytest.raises(RecordError, match="steps"):
+        reopen(folder)  # it is the larger one now
+    with larger(folder) as handle:
+        np.testing.assert_array_equal(load_checkpoint(handle)[0]["x"], start + CONFIG["K"])
+        close_run(handle, arrays, {})
+    assert larger(folder).status == "complete"
+    assert sorted(contents(folder)) == ["arrays.npz", "manifest.json"]
+
+
+def test_a_run_that_is_killed_while_it_grows_stays_what_it_was(tmp_path, monkeypatch):
+    before = contents(finished_run(tmp_path))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_sealed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        larger(tmp_path)
+    monkeypatch.undo()
+    assert reopen(tmp_path).status == "complete"
+    assert contents(tmp_path) == before
+
+
 def test_configs_are_equal_as_values_whatever_their_order_or_container(tmp_path):
     config = {"a": (1, 2), "b": math.nan, "c": {}}
     with open_run(tmp_path, "descend", config) as handle:

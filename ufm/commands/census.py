@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ufm import check
+from ufm.commands.progress import watched
 from ufm.commands.shared import LOOK, Compiling, ModelFlags
 from ufm.critical import atlas, search
 from ufm.runs import values
@@ -50,7 +51,7 @@ class Census(Compiling):
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with (
             _kept(self.out, problem, options) as kept,
-            Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+            watched(*columns) as progress,
         ):
             task = progress.add_task("compiling")
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,18 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ufm import check
 from ufm.certificate import certify
 from ufm.check import real
+from ufm.commands.progress import watched
 from ufm.commands.shared import FAILED, Compiling, ModelFlags, show
+from ufm.descent import arguments, loop
 from ufm.descent import run as descent
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
 from ufm.report import stored
-from ufm.runs import record
+from ufm.runs import manifests, record, values
+
+STOPPED = descent.Status.step_limit.name
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Descend(Compiling):
     """Minimise the model from a random start, recording loss, gap and NC1-NC4.
 
     With --out the run is kept on disk; killed or interrupted, the same command goes on where it
-    stopped and ends with the same bits. Exit status: 0 done, 1 diverged, 2 refused, 130
-    interrupted.
+    stopped and ends with the same bits. With more --steps it goes on from the limit of fewer. Exit
+    status: 0 done, 1 diverged, 2 refused, 130 interrupted.
 
     Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
     """
@@ -53,10 +56,13 @@ class Descend(Compiling):
     """standard deviation of the random start"""
     seed: int = 0
     """seed of the start and of the minibatches"""
-    record_every: int = 100
-    """steps between two rows of the history; tolerances are tested there"""
+    record_every: int | None = None
+    """steps between two rows of the history, where tolerances are tested; default: 100, and fewer
+    at first"""
     grad_tol: float | None = None
     """stop when the gradient norm is below this"""
+    record: tuple[str, ...] = ()
+    """further columns of the history: index (of the Hessian), lam_min, lam_min_off_orbit"""
     gap_tol: float | None = 1e-8
     """stop when the certified gap to the global minimum is below this"""
     precision: Literal["float64", "float32"] = "float64"
@@ -77,13 +83,13 @@ class Descend(Compiling):
             name: getattr(self, name)
             for name in (
                 "steps", "learning_rate", "momentum", "batch_size", "record_every", "grad_tol",
-                "gap_tol",
+                "gap_tol", "record",
             )
         }  # fmt: skip
         options["key"] = None if self.batch_size is None else batch_key
         params = init_params(params_key, problem, self.scale, dtype)
         real("checkpoint_seconds", self.checkpoint_seconds, least=0)
-        descent.check(problem, params, self.optimizer, **options)
+        arguments.check(problem, params, self.optimizer, **options)
         with _kept_run(self) as handle:
             if handle is not None and handle.status == "complete":
                 print(f"ufm: {handle.path} already holds this finished run", file=sys.stderr)
@@ -92,7 +98,10 @@ class Descend(Compiling):
             results = _results(problem, run)
             if handle is not None:
                 arrays = dict(zip("WHb", map(np.asarray, run.params), strict=True))
-                arrays |= {f"history/{name}": x for name, x in run.history.items()}
+                packed = descent.pack(run)
+                # With more steps a run goes on from there.
+                arrays |= packed if run.status == STOPPED else {}
+                arrays |= {name: x for name, x in packed.items() if name.startswith("history/")}
                 record.close_run(handle, arrays, _plain(results))
         _show(results, self.json)
         return FAILED if run.status == "diverged" else 0
@@ -106,10 +115,38 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
     config = asdict(command) | {"model": command.model.config()}
     for name in ("out", "json", "checkpoint_seconds", "seed", "precision", "cache"):
         del config[name]
+    if not command.record:
+        del config["record"]  # older folders know nothing of it
+    growth = record.Growth(lambda manifest: _shorter(manifest["config"], config), _last_state)
     with record.open_run(
-        command.out, "descend", config, seed=command.seed, precision=command.precision
-    ) as handle:
+        command.out, "descend", _ended(command.out, config), seed=command.seed,
+        precision=command.precision, growth=growth,
+    ) as handle:  # fmt: skip
         yield handle
+
+
+def _shorter(old: Mapping[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a run has this config but for fewer steps."""
+    steps = old.get("steps")
+    return (
+        isinstance(steps, int)
+        and steps < config["steps"]
+        and not values.differences(values.plain(config, "config") | {"steps": steps}, old)
+    )
+
+
+def _ended(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the run in a folder, if that has ended before its limit and is this one."""
+    if not (path / manifests.FILE).is_file():
+        return config
+    kept = record.load_run(path).manifest
+    ended = kept["status"] == "complete" and kept["results"].get("status") != STOPPED
+    return dict(kept["config"]) if ended and _shorter(kept["config"], config) else config
+
+
+def _last_state(_: Mapping[str, Any], stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The checkpoint of a run that stopped at its limit of steps, or on the way there."""
+    return {name: x for name, x in stored.items() if name.startswith(("state/", "history/"))}
 
 
 def _run(
@@ -123,7 +160,7 @@ def _run(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with watched(*columns) as progress:
         task = progress.add_task(command.optimizer, total=options["steps"], state="compiling")
 
         def on_segment(run: descent.Run) -> None:
@@ -147,6 +184,7 @@ def _last(run: descent.Run) -> dict[str, float]:
 
 def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
     proof, last = certify(problem, run.params), _last(run)
+    shown = ("nc1", "nc2", "nc3", "nc4", "accuracy")
     return {
         "status": run.status,
         "steps": run.steps,
@@ -154,7 +192,7 @@ def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
         "lower_bound": proof.lower_bound,
         "gap": proof.gap,
         "grad_norm": proof.grad_norm,
-    } | {name: last[name] for name in ("nc1", "nc2", "nc3", "nc4", "accuracy")}
+    } | {name: x for name, x in last.items() if name in shown or name not in loop.HISTORY}
 
 
 def _plain(results: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ufm.commands.census import Census
 from ufm.commands.certify import Certify
 from ufm.commands.descend import Descend
 from ufm.commands.measure import Measure
+from ufm.commands.plot import Plot
 from ufm.commands.probe import Probe
 from ufm.commands.report import Report
 from ufm.commands.sweep import Sweep
@@ -32,6 +33,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 KEEPERS = (Descend, Census, Sweep, Verify)  # with --out they go on where they were cut off

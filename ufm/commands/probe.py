@@ -1,6 +1,6 @@
 """`ufm probe`: what a point is, by its Hessian."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,11 +8,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import ufm
 from ufm import hessian
 from ufm.check import Refused
 from ufm.commands.files import FORMATS
+from ufm.commands.progress import watched
 from ufm.commands.shared import Compiling, show, stored_point
 from ufm.hessian import ends
 from ufm.hessian.decision import judged
@@ -84,13 +86,12 @@ class Probe(Compiling):
         """Print the evidence; draw if asked."""
         problem, params = stored_point(self.point, self.classes, self.ignore)
         self._check_place()
-        polished: dict[str, Any] = {}
-        if self.polish:
-            found = ufm.solve(problem, params, descend=False)
-            params, polished = found.params, {"polish": found.status}
-        evidence = polished | _evidence(problem, params)
-        pairs = {end: _pairs(problem, params, self.k, end) for end in ENDS}
-        drawn = self._draw(problem, params) if self.density or self.figure else []
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        with watched(*columns) as progress:
+            task = progress.add_task("")
+            evidence, pairs, drawn = self._probed(
+                problem, params, lambda doing: progress.update(task, description=doing)
+            )
         if self.json:
             figures = {"figures": [str(path) for path in drawn]} if drawn else {}
             print(values.text(evidence | pairs | figures))
@@ -100,6 +101,27 @@ class Probe(Compiling):
         for path in drawn:
             print(f"drew {path}")
         return 0
+
+    def _probed(
+        self, problem: Problem, params: Params, say: Callable[[str], None]
+    ) -> tuple[dict[str, Any], dict[End, list[dict[str, Any]]], list[Path]]:
+        """(evidence, eigenpairs of either end, figures), each announced."""
+        polished: dict[str, Any] = {}
+        if self.polish:
+            say("Newton's method to a critical point")
+            found = ufm.solve(problem, params, descend=False)
+            params, polished = found.params, {"polish": found.status}
+        say("verdict, index and nullity")
+        evidence = polished | _evidence(problem, params)
+        pairs = {}
+        for end in ENDS:
+            say(f"{self.k} {end} eigenvalues")
+            pairs[end] = _pairs(problem, params, self.k, end)
+        drawn = []
+        if self.density or self.figure:
+            say("spectral density")
+            drawn = self._draw(problem, params)
+        return evidence, pairs, drawn
 
     def _stem(self) -> Path:
         """Path of the figures, without suffix."""

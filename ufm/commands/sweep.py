@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ufm.check import Refused, real
+from ufm.commands.progress import watched
 from ufm.commands.shared import Compiling
 from ufm.commands.table import print_json, print_table
+from ufm.sweeps import histories, toml
 from ufm.sweeps import run as sweeps
-from ufm.sweeps import toml
 
 CONNECT = 10  # seconds in which a scheduler answers, or is none
 
@@ -28,9 +28,10 @@ class Sweep(Compiling):
 
     The grid is a TOML file: K, d, n, lam (or lam_W, lam_H, lam_b), bias, optimizer, learning_rate,
     momentum, batch_size and seed take one value or a list, options further hyperparameters by
-    name; steps, record_every, grad_tol, gap_tol, scale and precision hold for all; a table [[grid]]
-    adds a grid of its own. With --out the table is kept, batch by batch: killed or interrupted, the
-    same command goes on with the cells that are missing. A diverged cell is a row with its status.
+    name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) hold
+    for all; a table [[grid]] adds a grid of its own. With --out the table is kept, batch by batch:
+    killed or interrupted, the same command goes on with the cells that are missing; so does a grid
+    with more cells, or more steps, than the one there. A diverged cell is a row with its status.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """
@@ -39,6 +40,8 @@ class Sweep(Compiling):
     """the TOML file"""
     out: Path | None = None
     """folder that keeps the table: manifest.json, arrays.npz"""
+    history: bool = False
+    """keep every record of every cell, not only the ends"""
     memory: float = sweeps.MEMORY / 2**20
     """MiB that the compiled calls that run at a time may use"""
     scheduler: str | None = None
@@ -52,11 +55,10 @@ class Sweep(Compiling):
         plan = toml.read(self.grid)
         total = len(plan.cells())
         bar = (
-            TextColumn("{task.description}"), BarColumn(),
-            TextColumn("{task.fields[done]}/{task.total} cells"), TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(), TextColumn("{task.fields[done]}/{task.total} cells"), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.description}"),
         )  # fmt: skip
-        with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
+        with watched(*bar) as progress:
             task = progress.add_task("", total=total, done=0)
 
             def report(share: float, doing: str) -> None:
@@ -64,9 +66,11 @@ class Sweep(Compiling):
                 progress.update(task, completed=done, done=int(done), description=doing)
 
             with _workers(self.scheduler) as executor:
-                columns = sweeps.sweep(
-                    plan, self.out, memory=memory, executor=executor, report=report
-                )
+                table = sweeps.sweep(
+                    plan, self.out, history=self.history, memory=memory, executor=executor,
+                    report=report,
+                )  # fmt: skip
+        columns, _ = histories.split(table)
         if self.json:
             print_json(columns)
         else:

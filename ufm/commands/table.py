@@ -16,24 +16,22 @@ from rich.table import Table as RichTable
 
 from ufm.check import Refused, integer
 from ufm.commands.shared import LOOK, refuse_others
+from ufm.report import latex
 from ufm.runs import storage, values
+from ufm.sweeps import histories, tables
 from ufm.sweeps import run as sweeps
-
-# Columns that differ within a sweep are shown beside these.
-_RESULTS = ("status", "steps", "value", "gap", "nc1")
-_SETTINGS = (
-    "K", "d", "n", "lam_W", "lam_H", "lam_b", "bias", "optimizer", "learning_rate", "batch_size",
-    "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """Print the table of a sweep, finished or not, or write it as CSV.
+    """Print the table of a sweep, finished or not, as text, LaTeX or JSON, or write it as CSV.
+
+    With --group-by the rows that agree in some columns, whatever their seeds, are one row of means,
+    or of medians. Above the table stands what all of its rows share.
 
     Python reads it at once: pandas.DataFrame(dict(numpy.load("RUN/arrays.npz"))), likewise polars.
 
-    Example: ufm table runs/sweep --sort gap --limit 20
+    Example: ufm table runs/sweep --group-by d lam_W --median --latex
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -44,8 +42,14 @@ class Table:
     """column to sort by, ascending"""
     limit: int | None = None
     """most rows to show"""
+    group_by: tuple[str, ...] = ()
+    """columns whose equal values make one row of several"""
+    median: bool = False
+    """of a group the median; the mean otherwise"""
+    latex: bool = False
+    """print LaTeX, for the package booktabs"""
     csv: Path | None = None
-    """write every column and row to this new file instead"""
+    """write every column and the chosen rows to this new file instead"""
     json: bool = False
     """print JSON for machines, one object a row"""
 
@@ -54,27 +58,59 @@ class Table:
         if self.limit is not None:
             integer("limit", self.limit, 1)
         refuse_others(self.run)
-        columns, manifest = sweeps.load(self.run)
+        table, manifest = sweeps.load(self.run)
+        columns, _ = histories.split(table)
+        if self.median and not self.group_by:
+            raise Refused("got --median without --group-by; allowed: both, as --group-by d lam_W")
         if not columns:
             print("no cell is finished yet")
             return 0
+        total, order = len(columns["cell"]), "cell"
+        if self.group_by:
+            columns = tables.grouped(columns, self.group_by, median=self.median)
+            order = self.group_by[0]
         unknown = [name for name in (*self.columns, self.sort) if name and name not in columns]
         if unknown:
             raise Refused(f"got the column {unknown[0]!r}; allowed: {', '.join(columns)}")
-        order = np.argsort(columns[self.sort or "cell"], kind="stable")[: self.limit]
-        columns = {name: x[order] for name, x in columns.items()}
+        whole = len(columns[order])
+        first = np.argsort(columns[self.sort], kind="stable") if self.sort else np.arange(whole)
+        columns = {name: x[first[: self.limit]] for name, x in columns.items()}
+        unit = "group" if self.group_by else "row"
+        title = _title(columns, len(columns[order]), whole, unit)
+        if manifest["status"] != "complete":
+            title += f"; not finished: {total} cells so far"
+        self._print(columns, title)
+        return 0
+
+    def _print(self, columns: sweeps.Columns, title: str) -> None:
+        """As it was asked for."""
         if self.csv is not None:
             if os.path.lexists(self.csv):
                 raise Refused(f"got --csv {self.csv}, which exists; allowed: a new file")
             storage.write(self.csv.absolute().parent, self.csv.name, _csv(columns).encode())
-            print(f"wrote {self.csv}: {len(order)} rows, {len(columns)} columns", file=sys.stderr)
+            rows = len(next(iter(columns.values())))
+            print(f"wrote {self.csv}: {rows} rows, {len(columns)} columns", file=sys.stderr)
         elif self.json:
             print_json(columns, self.columns)
+        elif self.latex:
+            print(latex.table(_rows(tables.named(columns), self._shown(columns)), title))
         else:
-            print_table(columns, self.columns)
-            if manifest["status"] != "complete":
-                print(f"not finished: {len(columns['cell'])} cells so far")
-        return 0
+            print_table(columns, self._shown(columns), title)
+
+    def _shown(self, columns: sweeps.Columns) -> tuple[str, ...]:
+        """The columns to print: those asked for, or those that tell rows apart and the results."""
+        chosen = (*self.group_by, *tables.shown(tables.named(columns)))
+        return self.columns or tuple(dict.fromkeys(chosen))
+
+
+def _title(columns: sweeps.Columns, rows: int, whole: int, unit: str) -> str:
+    """How many rows of how many, and what is the same in all that are shown."""
+    unit += "s" if whole != 1 else ""
+    counted = f"{rows} of {whole} {unit}" if rows < whole else f"{rows} {unit}"
+    same = tables.shared(tables.named(columns))
+    words = {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in same.items()}
+    told = ", ".join(f"{name}={x}" for name, x in words.items())
+    return f"{counted}; the same in all: {told}" if told else counted
 
 
 def _rows(columns: sweeps.Columns, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -96,17 +132,20 @@ def print_json(columns: sweeps.Columns, names: tuple[str, ...] = ()) -> None:
     print(values.text(_rows(columns, names)))
 
 
-def print_table(columns: sweeps.Columns, names: tuple[str, ...] = ()) -> None:
+def print_table(columns: sweeps.Columns, names: tuple[str, ...] = (), title: str = "") -> None:
     """A table for people: by default the settings that vary, and the main results."""
-    varying = [name for name in _SETTINGS if len(set(map(str, columns[name]))) > 1]
-    chosen = names or (*varying, *_RESULTS)
-    table = RichTable(title=f"{len(columns['cell'])} cells", **LOOK)
+    columns = tables.named(columns)
+    rows = len(columns["status"])
+    title = title or _title(columns, rows, rows, "row")
+    chosen = names or tables.shown(columns)
+    table = RichTable(**LOOK)
     for name in chosen:
         table.add_column(name, justify="right", no_wrap=True)
     for row in _rows(columns, tuple(dict.fromkeys((*chosen, "status")))):
         failed = row["status"] == "diverged"
         table.add_row(*(_text(row[name]) for name in chosen), style="bold red" if failed else None)
     console = Console()
+    console.print(title, soft_wrap=True, markup=False, highlight=False)
     # A number cut short is worse than a long line.
     whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     Console(width=max(console.width, whole)).print(table)

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ufm import check
 from ufm.check import Refused, integer
+from ufm.commands.progress import watched
 from ufm.commands.shared import FAILED, LOOK, Compiling
 from ufm.critical import search as census
 from ufm.critical import verification
@@ -114,11 +115,10 @@ class Verify(Compiling):
     ) -> None:
         """Add the cells that are missing, in the order of the grid."""
         bar = (
-            TextColumn("{task.description}"), BarColumn(),
-            TextColumn("{task.completed}/{task.total} cells"), TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(), TextColumn("{task.completed}/{task.total} cells"), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.description}"),
         )  # fmt: skip
-        with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
+        with watched(*bar) as progress:
             task = progress.add_task("", total=len(problems), completed=len(cells))
             for i in range(len(cells), len(problems)):
 

@@ -5,7 +5,7 @@ What is compiled into a program is a part of its name, and JAX compares function
 equal here if their code is, and their defaults, the variables that they enclose and the globals
 that they name are equal in turn. Numbers, text, arrays, tuples, lists, dicts, partial functions and
 functions can be compared; whatever holds anything else is equal to itself alone. Globals of optax,
-JAX and NumPy are taken as fixed.
+JAX, NumPy and this package are taken as fixed.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-FIXED = {"builtins", "math", "jax", "jaxlib", "numpy", "optax"}
+FIXED = {"builtins", "math", "jax", "jaxlib", "numpy", "optax", "ufm"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 

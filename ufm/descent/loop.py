@@ -2,9 +2,9 @@
 
     x_{t+1} = x_t + u_t,   u_t = optimizer(∇f(x_t)), or of a minibatch estimate of ∇f
 
-The loop runs in chunks of `record_every` steps. After each chunk the point is measured and the
-stopping rules are tested, all inside the compiled program. Failure is a status, never an
-exception or a NaN passed on.
+The loop runs in chunks of `record_every` steps, or of fewer at first. After each chunk the point is
+measured and the stopping rules are tested, all inside the compiled program. Failure is a status,
+never an exception or a NaN passed on.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from ufm import certificate
 from ufm.descent import factories, minibatch, optimizers
+from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
 from ufm.linalg import scaling
 from ufm.linalg.scaling import anyone
@@ -123,16 +124,28 @@ class Method(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Traced stopping rules: steps in all, steps between records, ‖∇f‖ and gap to stop at."""
+    """Traced stopping rules: steps in all, steps between records, ‖∇f‖ and gap to stop at.
+
+    early: whether records come densely at first, until the steps between them are record_every.
+    """
 
     steps: Any
     record_every: Any
     grad_tol: Any
     gap_tol: Any
+    early: Any = False
+
+    def stride(self, at):
+        """Steps from the record at a step to the next: 1, …, 1, 2, …, a quarter of those taken."""
+        every = self.record_every
+        dense = jnp.minimum(jnp.maximum(1, at // 4), every - at)
+        return jnp.minimum(jnp.where(self.early & (at < every), dense, every), self.steps - at)
 
 
-def measurements(problem: Problem, params: Params) -> dict[str, Array]:
+def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
     """One row of the history at a point; traceable. Keys as in `Run.history`, less "step".
+
+    record: further columns, functions of (problem, params).
 
     NC1–NC4 are of classes: NaN with a target matrix, where a prediction is right if it is among the
     largest targets.
@@ -173,7 +186,8 @@ def measurements(problem: Problem, params: Params) -> dict[str, Array]:
         row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
     for name, (total, s) in zip("WHb", squares, strict=True):
         row[f"norm_{name}"] = s * jnp.sqrt(total)
-    return row
+    added = ((name, jnp.asarray(f.value(problem, params))) for name, f in record)
+    return row | {name: x.astype(loss.dtype) for name, x in added}
 
 
 def start(problem: Problem, params: Params, method: Method, hyper, key=None) -> State:
@@ -248,8 +262,9 @@ def trajectory(
     limits: Limits,
     records: int,
     chunks: Any = None,
+    record: Traced = (),
 ) -> tuple[State, dict[str, Array], Array]:
-    """Up to `chunks` chunks of `record_every` steps from `state`; pure and traceable.
+    """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
 
     This is what `descend` compiles; under `jax.vmap` over decays, starts or hyperparameters it
     runs a whole sweep in one call. A diverged run keeps the point of its last sound record.
@@ -259,20 +274,18 @@ def trajectory(
         limits: stopping rules; `steps` and `record_every` must not be mapped over.
         records: static capacity of the history, at least chunks + 1.
         chunks: how many chunks to run, by default records − 1.
+        record: further columns of the history; static.
 
     Returns:
         (state, history, status): history holds arrays of length `records`, whose row 0 is the
         start and whose rows past the end of the run are NaN (step: −1).
     """
     chunks = records - 1 if chunks is None else chunks
-    begin, columns = state.step, [name for name in HISTORY if name != "step"]
+    columns = [*HISTORY[1:], *(name for name, _ in record)]
 
-    def run_chunk(i, state, steps, table, status):
-        # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
-        left = limits.steps - begin - limits.record_every * (i - 1)
-        count = jnp.where(i == 0, 0, jnp.minimum(limits.record_every, left))
+    def run_chunk(i, count, state, steps, table, status):
         new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
-        row = measurements(problem, new.params)
+        row = measurements(problem, new.params, record)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
         kept = jax.lax.cond(running & sound, lambda: new, lambda: state)
@@ -283,16 +296,20 @@ def trajectory(
         return kept, steps, table, jnp.where(running, code, status)
 
     def body(i, carry):
-        return jax.lax.cond(
-            anyone(carry[-1] == Status.running), lambda: run_chunk(i, *carry), lambda: carry
+        at, *carry = carry
+        # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
+        count = jnp.where(i == 0, 0, limits.stride(at))
+        going = anyone(carry[-1] == Status.running)
+        return at + count, *jax.lax.cond(
+            going, lambda: run_chunk(i, count, *carry), lambda: tuple(carry)
         )
 
     steps = jnp.full(records, -1, state.step.dtype)
     # One row a record: to write a dozen arrays is a dozen kernels.
     table = jnp.full((records, len(columns)), jnp.nan, state.params.W.dtype)
     status = jnp.asarray(Status.running, jnp.int32)
-    carry = jax.lax.fori_loop(0, chunks + 1, body, (state, steps, table, status))
-    state, steps, table, status = carry
+    begun = (state.step, state, steps, table, status)
+    _, state, steps, table, status = jax.lax.fori_loop(0, chunks + 1, body, begun)
     return state, {"step": steps} | dict(zip(columns, table.T, strict=True)), status
 
 

@@ -14,13 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ufm import check as door
 from ufm.check import Refused
-from ufm.descent import factories, lbfgs, optimizers
+from ufm.descent import columns, factories, optimizers
+from ufm.descent.arguments import EARLY, Checked, check
 from ufm.descent.content import by_content
 from ufm.descent.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
-from ufm.model.objective import objective
-from ufm.model.points import check_memory, check_point, check_precision
 from ufm.model.problem import Params, Problem
 from ufm.runtime import leader
 from ufm.runtime.threads import lapack_on_one_thread
@@ -37,7 +35,8 @@ class Run(NamedTuple):
     params: the last point (the last finite one if the run diverged).
     history: dict of NumPy arrays over the recorded steps: step, loss (f), grad_norm (‖∇f‖), gap
         (certified, in the precision of params), nc1 … nc4 (`ufm.metrics.Collapse`), norm_W,
-        norm_H, norm_b (Frobenius), accuracy (share of samples with argmax(Wh+b) = y).
+        norm_H, norm_b (Frobenius), accuracy (share of samples with argmax(Wh+b) = y), and the
+        columns of `record`.
     steps: steps taken to reach params.
     status: one of the names of `Status`, as a string.
     state: what `descend(…, resume=run)` continues from.
@@ -50,9 +49,8 @@ class Run(NamedTuple):
     state: State
 
 
-_objective = jax.jit(objective)
 _start = jax.jit(start, static_argnames="method")
-_trajectory = jax.jit(trajectory, static_argnames=("method", "records"))
+_trajectory = jax.jit(trajectory, static_argnames=("method", "records", "record"))
 _last_sound = jax.jit(last_sound, static_argnames="method")
 
 
@@ -66,9 +64,10 @@ def descend(
     momentum: float | None = None,
     batch_size: int | None = None,
     key: Array | None = None,
-    record_every: int = 100,
+    record_every: int | None = None,
     grad_tol: float | None = None,
     gap_tol: float | None = None,
+    record: columns.Recorded = None,
     on_segment: Callable[[Run], None] | None = None,
     resume: "Run | Mapping[str, np.ndarray] | None" = None,
     **hyperparameters: Any,
@@ -90,9 +89,15 @@ def descend(
         momentum: β for heavy_ball, nesterov and sgd, 0.9 by default.
         batch_size: minibatches of this size, drawn without replacement epoch by epoch.
         key: PRNG key of the minibatches, or an integer seed; needed with batch_size.
-        record_every: steps between records; tolerances are tested, and runs end, at records.
+        record_every: steps between records; tolerances are tested, and runs end, at records. By
+            default 100, and fewer at first: every step, then a quarter more at a time.
         grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol.
         gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol.
+        record: further columns of the history: a dict of functions of (problem, params) by the
+            names of the columns, compiled into the loop; of functions marked by `ufm.host`, called
+            in Python at every record; or names: "index" (negative eigenvalues of ∇²f), "lam_min"
+            (the smallest one), "lam_min_off_orbit". `record=("index", "lam_min")` will do for
+            names.
         on_segment: cuts the run into compiled calls of about a second and is called with the run
             so far after each (progress, checkpoints). The cuts do not change the run.
         resume: an earlier run of the same problem and optimiser to go on from, or its arrays as
@@ -109,7 +114,7 @@ def descend(
     asked = check(
         problem, params, optimizer, steps=steps, learning_rate=learning_rate, momentum=momentum,
         batch_size=batch_size, key=key, record_every=record_every, grad_tol=grad_tol,
-        gap_tol=gap_tol, hyperparameters=hyperparameters,
+        gap_tol=gap_tol, record=record, hyperparameters=hyperparameters,
     )  # fmt: skip
     if not (resume is None or isinstance(resume, Run | Mapping)):
         raise Refused(
@@ -121,7 +126,7 @@ def descend(
 
 
 def _begun(
-    problem: Problem, params: Params, asked: "Checked", resume: "Run | Mapping | None"
+    problem: Problem, params: Params, asked: Checked, resume: "Run | Mapping | None"
 ) -> tuple[Method, tuple, Run]:
     """(method, what of it is traced, the run before its next step)."""
     value = resume.state.start if isinstance(resume, Run) else asked.value
@@ -130,10 +135,24 @@ def _begun(
     # Python's numbers, wherever they are from: "auto" and 0.1 are then one program.
     hyper = jax.tree.map(float, hyper)
     if isinstance(resume, Run):
-        return method, hyper, _continued(problem, params, method, hyper, asked.key, resume)
-    state = _start(problem, params, method, hyper, asked.key)
-    run = Run(params, {}, 0, Status.running.name, state)
-    return method, hyper, run if resume is None else unpack(state, resume)
+        run = _continued(problem, params, method, hyper, asked.key, resume)
+    else:
+        state = _start(problem, params, method, hyper, asked.key)
+        run = Run(params, {}, 0, Status.running.name, state)
+        run = run if resume is None else unpack(state, resume)
+    if run.history:
+        _check_columns(run, asked.record)
+    return method, hyper, run
+
+
+def _check_columns(run: Run, record: columns.Columns) -> None:
+    """Refuse to go on with a run that records other columns."""
+    kept, wanted = set(run.history) - set(HISTORY), set(record.names)
+    if kept != wanted:
+        raise Refused(
+            f"got resume=a run that records {sorted(kept) or 'nothing else'}, with "
+            f"record={sorted(wanted)}; allowed: the columns of that run"
+        )
 
 
 def _driven(
@@ -141,7 +160,7 @@ def _driven(
     method: Method,
     hyper: tuple,
     run: Run,
-    asked: "Checked",
+    asked: Checked,
     on_segment: Callable[[Run], None] | None,
 ) -> Run:
     """The run taken to its end, segment by segment."""
@@ -150,13 +169,15 @@ def _driven(
         jnp.int32(asked.record_every),
         _tolerance(asked.grad_tol),
         _tolerance(asked.gap_tol),
+        jnp.asarray(asked.early),
     )
     pace = 1.0 if on_segment else SEGMENT_RECORDS - 1.0  # chunks a compiled call
     parts = [run.history] if run.history else []
     while run.status == Status.running.name:
         left = max(0, math.ceil((asked.steps - run.steps) / asked.record_every))
+        left += EARLY if asked.early else 0
         begun, chunks = time.perf_counter(), min(left, max(1, int(pace)))
-        run = _run_segment(problem, run, method, hyper, limits, chunks)
+        run = _run_segment(problem, run, method, hyper, limits, chunks, asked.record)
         parts.append(run.history)
         if on_segment is not None:
             parts = [_joined(parts)]
@@ -164,102 +185,6 @@ def _driven(
             seconds = time.perf_counter() - begun
             pace = min(chunks / seconds, 2 * chunks, SEGMENT_RECORDS - 1)
     return run._replace(history=_joined(parts))
-
-
-class Checked(NamedTuple):
-    """The arguments of `descend`, converted: settings of the method, and what `Limits` holds.
-
-    value: f at the start.
-    """
-
-    settings: optimizers.Settings
-    key: Array | None
-    steps: int
-    record_every: int
-    grad_tol: float | None
-    gap_tol: float | None
-    value: Array
-
-
-def check(
-    problem: Problem,
-    params: Params,
-    optimizer: Any,
-    *,
-    steps: int,
-    learning_rate: optimizers.LearningRate = None,
-    momentum: float | None = None,
-    batch_size: int | None = None,
-    key: Array | None = None,
-    record_every: int = 100,
-    grad_tol: float | None = None,
-    gap_tol: float | None = None,
-    hyperparameters: Mapping[str, Any] | None = None,
-) -> Checked:
-    """Convert the arguments of `descend` and refuse what it refuses, before a step is taken.
-
-    Raises:
-        Refused: with what was got, what is allowed and how to mend it.
-    """
-    check_point(problem, params)
-    check_precision(params)
-    settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size, hyperparameters)
-    # State of the optimiser beside params, gradient and their update, in copies of the params.
-    copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
-    check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
-    limits = [limit("steps", steps), limit("record_every", record_every)]
-    tolerances = tolerance("grad_tol", grad_tol), tolerance("gap_tol", gap_tol)
-    check_resolution(tolerances[1], params.W.dtype)
-    if settings.batch_size is not None:
-        check_batch(problem, settings.batch_size)
-        if key is None:
-            raise Refused(
-                "got batch_size without key; minibatches need one: key=jax.random.key(seed)"
-            )
-    key = None if key is None else door.key(key)
-    _check_decays(problem, params.W.dtype)
-    value = _objective(problem, params)
-    if not math.isfinite(float(value)):
-        raise Refused(
-            f"got params at which f is {float(value)} in {params.W.dtype}; allowed: a start where "
-            "it is finite. Lower its scale"
-        )
-    return Checked(settings, key, limits[0], limits[1], *tolerances, value)
-
-
-def _check_decays(problem: Problem, dtype: Any) -> None:
-    for name in ("lam_W", "lam_H", "lam_b"):
-        if np.max(getattr(problem, name)) > float(jnp.finfo(dtype).max):
-            raise Refused(
-                f"got {name}={getattr(problem, name)}, which is infinite in {dtype}; allowed: a "
-                "decay that is a number there. Lower it, or give params of float64"
-            )
-
-
-def limit(name: str, value: Any) -> int:
-    """A number of steps, as the compiled loop counts them."""
-    return door.integer(name, value, 1, 2**31 - 1)
-
-
-def tolerance(name: str, value: Any) -> float | None:
-    """A tolerance, or None for none."""
-    return None if value is None else door.real(name, value, above=0, also="or None")
-
-
-def check_resolution(gap_tol: float | None, dtype: Any) -> None:
-    """Refuse a tolerance that the gap in the precision of a run cannot resolve."""
-    eps = float(jnp.finfo(dtype).eps)
-    if gap_tol is not None and gap_tol < eps:
-        raise Refused(
-            f"got gap_tol={gap_tol} in {jnp.dtype(dtype)}, which resolves {eps:.1e}; raise it, or "
-            "run in float64: jax.config.update('jax_enable_x64', True), precision = 'float64'"
-        )
-
-
-def check_batch(problem: Problem, batch_size: int) -> None:
-    """Refuse minibatches of more samples than there are."""
-    if batch_size > problem.N:
-        raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")
 
 
 def _check_step(problem: Problem, params: Params, hyper: Any) -> None:
@@ -327,12 +252,35 @@ def prepare(
     return Method(optimizer, None, batch_size), (learning_rate, momentum)
 
 
-def _run_segment(problem, run: Run, method: Method, hyper, limits: Limits, chunks: int) -> Run:
-    """One compiled call; the history is that of the call, without the point where it began."""
+def _run_segment(
+    problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, record: columns.Columns
+) -> Run:
+    """As many chunks; the history is that of the segment, without the point where it began."""
+    if not record.host:
+        return _call(problem, run, method, hyper, limits, chunks, record)
+    parts: list[dict[str, np.ndarray]] = []
+    while len(parts) < max(1, chunks) and run.status == Status.running.name:
+        # Of a run that begins the start alone.
+        chunk = 1 if run.history else 0
+        run = _call(problem, run, method, hyper, limits, chunk, record)
+        if len(run.history["step"]):
+            found = columns.called(record, problem, run.params)
+            run.history.update({name: np.array([x]) for name, x in found.items()})
+        else:
+            run.history.update({name: np.zeros(0) for name, _ in record.host})
+        parts.append(run.history)
+    return run._replace(history=_joined(parts))
+
+
+def _call(
+    problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, record: columns.Columns
+) -> Run:
+    """One compiled call; its history lacks the point where it began, and the host's columns."""
     with lapack_on_one_thread():
         state, history, code = _trajectory(
-            problem, run.state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks)
-        )
+            problem, run.state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
+            record.traced,
+        )  # fmt: skip
         status = Status(int(code))  # waits for the end
     if status is Status.diverged:
         state = _last_sound(problem, state, method, hyper, limits.record_every)
@@ -343,7 +291,8 @@ def _run_segment(problem, run: Run, method: Method, hyper, limits: Limits, chunk
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Histories one after the other."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in HISTORY}
+    names = [*HISTORY, *(name for name in parts[0] if name not in HISTORY)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def pack(run: Run) -> dict[str, np.ndarray]:
@@ -381,7 +330,8 @@ def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
     state = jax.tree.unflatten(structure, restored)
     if missing := [name for name in HISTORY if f"history/{name}" not in arrays]:
         raise Refused(f"got arrays without history/{missing[0]}; allowed: those of `pack`, whole")
-    history = {name: arrays[f"history/{name}"] for name in HISTORY}
+    names = [name for name in arrays if name.startswith("history/")]
+    history = {name.removeprefix("history/"): arrays[name] for name in names}
     return Run(state.params, history, int(state.step), Status.running.name, state)
 
 

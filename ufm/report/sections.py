@@ -22,6 +22,7 @@ from ufm.report import interactive, stored
 from ufm.report.page import PICTURES, Section, Table, number
 from ufm.runs import record, values
 from ufm.runs.claims import Verdict, judge, judge_below
+from ufm.sweeps import histories
 from ufm.sweeps import run as sweeps
 from ufm.theory.geometry import simplex_etf
 
@@ -180,7 +181,8 @@ def _scenes(W: np.ndarray, H: np.ndarray, labels: np.ndarray) -> list[Scene]:
 
 
 def _sweep(path: Path) -> Section:
-    columns, manifest = sweeps.load(path)
+    table, manifest = sweeps.load(path)
+    columns, _ = histories.split(table)
     where = f"{path / 'manifest.json'}"
     if columns:
         stored.columns(columns, ("cell", "steps", "gap", "optimizer", "status"), where)
@@ -198,8 +200,8 @@ def _sweep(path: Path) -> Section:
     shared = {name: number(columns[name][0].item()) for name in columns if name in fixed}
     note = f"The first {MOST_ROWS} of {count} cells are listed." if count > MOST_ROWS else ""
     facts = {"cells": count} | shared | _facts(manifest)
-    table = Table(heads, rows[:MOST_ROWS])
-    return Section(f"Sweep: {path.name}", note, facts, tables=[table], plots=[plot])
+    listed = Table(heads, rows[:MOST_ROWS])
+    return Section(f"Sweep: {path.name}", note, facts, tables=[listed], plots=[plot])
 
 
 def _census(path: Path) -> Section:

@@ -5,7 +5,7 @@ process that died, and may go; files with any other name are not ours.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         **identity,
-        "config_sha256": values.digest(identity["config"]),
+        **configured(identity),
         "status": "running",
         **session(),
         "resumed": [],
@@ -64,8 +64,26 @@ def resumed(kept: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **empty, "resumed": sessions}
 
 
-def find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the manifest if the folder holds this run; None if a run can start there."""
+def configured(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the config."""
+    config = identity["config"]
+    return {"config": config, "config_sha256": values.digest(config)}
+
+
+def same(manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a manifest is of this run, and not of one that it may grow from."""
+    return not values.differences(identity["config"], manifest["config"])
+
+
+def find(
+    folder: Path,
+    identity: Mapping[str, Any],
+    fits: Callable[[Mapping[str, Any]], bool] | None = None,
+) -> dict[str, Any] | None:
+    """Read the manifest if the folder holds this run; None if a run can start there.
+
+    fits: whether a run that differs in its config alone is one that this one goes on from.
+    """
     names = storage.listing(folder)
     if FILE not in names:
         partial = {x for x in storage.regular(folder) if storage.PARTIAL.fullmatch(x)}
@@ -76,7 +94,9 @@ def find(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
             )
         return None
     manifest = read(folder)
-    if differing := values.differences(identity, {name: manifest[name] for name in identity}):
+    differing = values.differences(identity, {name: manifest[name] for name in identity})
+    fit = fits is not None and all(x.startswith("config.") for x in differing)
+    if differing and not (fit and fits is not None and fits(manifest)):
         raise RecordError(
             f"{folder} holds another run; these fields differ:\n  "
             + "\n  ".join(differing)

@@ -21,7 +21,7 @@ This module knows nothing of the model. `open_run` before computing, `save_check
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
@@ -74,6 +74,18 @@ class StoredRun(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
+class Growth(NamedTuple):
+    """How a run of another config goes on as this one: with more steps, or with more cells.
+
+    fits: whether it does, from its manifest.
+    arrays: the checkpoint from which this run goes on, made of the manifest and the latest arrays
+        of the other; empty for none.
+    """
+
+    fits: Callable[[Mapping[str, Any]], bool]
+    arrays: Callable[[Mapping[str, Any], dict[str, np.ndarray]], Mapping[str, ArrayLike]]
+
+
 def open_run(
     path: str | os.PathLike[str],
     kind: str,
@@ -81,12 +93,14 @@ def open_run(
     *,
     seed: int | None = None,
     precision: str | None = None,
+    growth: Growth | None = None,
 ) -> RunHandle:
     """Open a run in the folder `path`, before anything is computed.
 
     An absent or empty folder starts a new run. An unfinished run of the same kind, config, seed
     and precision is resumed: `load_checkpoint` gives its state, and arrays that an interrupted
-    session left are dropped. A finished one gives a handle with status "complete".
+    session left are dropped. A finished one gives a handle with status "complete". With `growth` a
+    run of another config that fits, finished or not, goes on as this one.
     Precision defaults to JAX's current one ("float32" or "float64").
 
     Raises RecordError if the folder holds another run (naming the fields that differ), a damaged
@@ -103,26 +117,35 @@ def open_run(
             "precision": precision or jax.numpy.result_type(float).name,
             "config": values.plain(config, "config"),
         }
-        handle = _opened(Path(path).absolute(), identity)
+        handle = _opened(Path(path).absolute(), identity, growth)
         return handle.path, handle.status
 
     found = leader.told(opened)
     return handle or RunHandle(*found)
 
 
-def _opened(folder: Path, identity: Mapping[str, Any]) -> RunHandle:
+def _opened(folder: Path, identity: Mapping[str, Any], growth: Growth | None) -> RunHandle:
+    def found() -> tuple[dict[str, Any] | None, bool]:
+        """The manifest in the folder, and whether the run is finished."""
+        kept = manifests.find(folder, identity, growth.fits if growth else None)
+        if kept is None or kept["status"] != "complete":
+            return kept, False
+        return kept, manifests.same(kept, identity)
+
     # A finished run may lie in a read-only folder: lock it only if its writer died while tidying.
-    kept = manifests.find(folder, identity)
-    if kept is not None and kept["status"] == "complete" and not manifests.strays(folder, kept):
+    kept, ended = found()
+    if kept is not None and ended and not manifests.strays(folder, kept):
         return RunHandle(folder, "complete")
     lock = storage.acquire(folder)
     try:
         # Only what is read under the lock can be trusted to stay.
-        kept = manifests.find(folder, identity)
-        if kept is not None and kept["status"] == "complete":
+        kept, ended = found()
+        if kept is not None and ended:
             manifests.sweep(folder, kept)
             storage.release(folder, lock)
             return RunHandle(folder, "complete")
+        if kept is not None and growth and not manifests.same(kept, identity):
+            kept = _grown(folder, kept, identity, growth)
         manifest = manifests.fresh(identity) if kept is None else manifests.resumed(kept)
         storage.write_sealed(folder, manifests.FILE, manifest)
         manifests.sweep(folder, manifest)
@@ -131,6 +154,18 @@ def _opened(folder: Path, identity: Mapping[str, Any]) -> RunHandle:
         raise
     before = manifest["wall_seconds"], manifest["compile_seconds"]
     return RunHandle(folder, "running", lock, time.monotonic(), *before)
+
+
+def _grown(
+    folder: Path, kept: dict[str, Any], identity: Mapping[str, Any], growth: Growth
+) -> dict[str, Any]:
+    """The manifest of the other run as one of this, with a checkpoint made of what it has."""
+    entry = kept["checkpoint"] or kept["arrays"]
+    stored = {} if entry is None else storage.unpack(folder, entry)
+    arrays = growth.arrays(kept, stored)
+    number = kept["checkpoint"]["number"] + 1 if kept["checkpoint"] else 1
+    kept["checkpoint"] = _written(folder, arrays, number, {}) if arrays else None
+    return kept | manifests.configured(identity)
 
 
 def save_checkpoint(
@@ -160,12 +195,19 @@ def _save(
 ) -> None:
     manifest = _open_manifest(handle)
     plain_state = values.plain(state, "state")
-    data, entry = storage.pack(arrays)
     number = manifest["checkpoint"]["number"] + 1 if manifest["checkpoint"] else 1
-    name = f"checkpoint-{number:08d}-{entry['sha256'][:16]}.npz"
-    storage.write(handle.path, name, data)
-    manifest["checkpoint"] = {"file": name, "number": number, **entry, "state": plain_state}
+    manifest["checkpoint"] = _written(handle.path, arrays, number, plain_state)
     _commit(handle, manifest, compile_seconds)
+
+
+def _written(
+    folder: Path, arrays: Mapping[str, ArrayLike], number: int, state: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the file of a checkpoint; what a manifest says of it."""
+    data, entry = storage.pack(arrays)
+    name = f"checkpoint-{number:08d}-{entry['sha256'][:16]}.npz"
+    storage.write(folder, name, data)
+    return {"file": name, "number": number, **entry, "state": state}
 
 
 def load_checkpoint(handle: RunHandle) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

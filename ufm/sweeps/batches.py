@@ -16,18 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ufm import certificate, theory
+from ufm import certificate
 from ufm.check import Refused
-from ufm.descent import factories, loop, optimizers
+from ufm.descent import arguments, columns, factories, loop, optimizers
 from ufm.descent.content import by_content
 from ufm.descent.loop import Limits, Method, State, Status
-from ufm.losses import names as losses
 from ufm.model.objective import objective
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
-from ufm.runs import values
 from ufm.runtime.programs import make_room
 from ufm.runtime.threads import lapack_on_one_thread
+from ufm.sweeps import histories, settings
 from ufm.sweeps.grid import Plan, SweepCell, describe
 
 # Most cells side by side. On CPUs 16 small problems fit the cache, and 256 cost a third more each
@@ -70,6 +69,28 @@ class Shape(NamedTuple):
         return Method(factory, None, self.batch_size, self.static)
 
 
+class Asked(NamedTuple):
+    """What a sweep keeps beside the ends: further columns, and every record if there is history."""
+
+    record: columns.Columns
+    history: bool
+
+    @classmethod
+    def of(cls, plan: Plan, history: bool) -> "Asked":
+        """What a plan asks for."""
+        return cls(columns.split(plan.record), history)
+
+    @property
+    def traced(self) -> columns.Traced | None:
+        """What is compiled into the loop; None for no history at all."""
+        return self.record.traced if self.history else None
+
+    @property
+    def every(self) -> bool:
+        """Whether Python has something to measure at every record."""
+        return self.history and bool(self.record.host)
+
+
 class _Lanes(NamedTuple):
     """The cells of one call, each field behind one axis: a problem and its hyperparameters."""
 
@@ -81,7 +102,9 @@ class _Lanes(NamedTuple):
     given: dict[str, Any]  # all hyperparameters of a factory
 
 
-def fitted(plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int) -> tuple[int, int]:
+def fitted(
+    plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int, history: bool = False
+) -> tuple[int, int]:
     """(cells a call, bytes of a call): as many cells of one shape as a budget lets run together.
 
     Args:
@@ -89,6 +112,7 @@ def fitted(plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int) -> t
         cells: all cells of the shape.
         memory: most bytes of one call, by XLA's count, of all devices together.
         calls: how many calls may run at a time; the cells are dealt to all of them.
+        history: as for `rows`.
 
     Raises:
         Refused: a budget too small for one cell.
@@ -96,8 +120,10 @@ def fitted(plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int) -> t
     devices = _mesh().devices.size
     most = min(MOST.get(jax.default_backend(), MOST_ELSEWHERE), -(-len(cells) // calls))
     size = -(-most // devices) * devices
+    asked = Asked.of(plan, history)
     while True:
-        count = _program(Shape.of(cells[0]), size, plan.precision).memory_analysis()
+        program = _program(Shape.of(cells[0]), size, plan.precision, asked.traced)
+        count = program.memory_analysis()
         used = devices * (  # the count is of one device
             count.argument_size_in_bytes + count.output_size_in_bytes + count.temp_size_in_bytes
         )
@@ -113,7 +139,11 @@ def fitted(plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int) -> t
 
 
 def rows(
-    plan: Plan, cells: Sequence[SweepCell], size: int, share: Callable[[float], None]
+    plan: Plan,
+    cells: Sequence[SweepCell],
+    size: int,
+    history: bool,
+    share: Callable[[float], None],
 ) -> Columns:
     """Descend on cells of one shape until each has a status; the columns of `ufm.sweep`.
 
@@ -121,20 +151,39 @@ def rows(
         plan: what the runs share.
         cells: at most `size` of them; copies fill up what is missing, so that one program does.
         size: cells side by side, from `fitted`.
+        history: keep every record; "history/cell" counts within `cells`.
         share: called about once a second with the share of the steps that is done.
     """
     devices = _mesh().devices.size  # those of another machine, where an executor computes
     size = -(-size // devices) * devices
     with jax.enable_x64(True), lapack_on_one_thread():
         lanes = _lanes([cells[i % len(cells)] for i in range(size)])
-        measured = _run(plan, Shape.of(cells[0]), jax.device_put(lanes, _spread()), share)
+        asked, placed = Asked.of(plan, history), jax.device_put(lanes, _spread())
+        state, measured, kept = _run(plan, cells, asked, placed, share)
         found = {name: x[: len(cells)] for name, x in measured.items()}
+        ends = (_called(asked, cell, _point(state, i)) for i, cell in enumerate(cells))
         return (
-            _described(cells)
-            | _options(plan, cells)
+            settings.described(cells)
+            | settings.options(plan, cells)
             | found
-            | _predicted(lanes.problem, len(cells))
+            | settings.predicted(lanes.problem, len(cells))
+            | _stacked(asked, list(ends))
+            | (histories.gathered(kept) if history else {})
         )
+
+
+def _point(state: State, i: int) -> Params:
+    """Where one cell is, in float64."""
+    return Params(*(jnp.asarray(x[i], jnp.float64) for x in state.params))
+
+
+def _called(asked: Asked, cell: SweepCell, params: Params) -> dict[str, float]:
+    return columns.called(asked.record, cell.problem, params)
+
+
+def _stacked(asked: Asked, rows: Sequence[dict[str, float]]) -> Columns:
+    """The columns of the host, of one number a cell."""
+    return {name: np.array([row[name] for row in rows]) for name, _ in asked.record.host}
 
 
 def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
@@ -170,34 +219,41 @@ def _begin(lanes: _Lanes, scale, *, method: Method, dtype: str) -> tuple[State, 
     return jax.vmap(one)(lanes)
 
 
-@partial(jax.jit, static_argnames=("method",))
-def _advance(problem, state: State, hyper, status, taken, limits, chunks, *, method: Method):
+@partial(jax.jit, static_argnames=("method", "record"))
+def _advance(
+    problem, state: State, hyper, status, taken, limits, chunks, *, method: Method, record
+):
     """The cells still running, `chunks` records further; the others as they are.
+
+    Then the history of this call, with step −1 in the rows of others, if there is a record.
 
     `taken`, the steps of all that run, is one number: a loop of as many steps for every cell.
     """
 
     def one(problem, state, hyper, status):
-        new, _, code = loop.trajectory(
-            problem, state._replace(step=taken), method, hyper, limits, _RECORDS, chunks
-        )
+        new, history, code = loop.trajectory(
+            problem, state._replace(step=taken), method, hyper, limits, _RECORDS, chunks,
+            record or (),
+        )  # fmt: skip
         going = status == Status.running
-        return jax.tree.map(
+        found = jax.tree.map(
             lambda x, y: jnp.where(going, x, y), (new, code), (state, status.astype(code.dtype))
         )
+        history["step"] = jnp.where(going, history["step"], -1)
+        return *found, None if record is None else history
 
     return jax.vmap(one)(problem, state, hyper, status)
 
 
-@jax.jit
-def _measured(problem: Problem, params: Params) -> dict[str, Any]:
+@partial(jax.jit, static_argnames=("record",))
+def _measured(problem: Problem, params: Params, *, record: columns.Traced) -> dict[str, Any]:
     """What a row says of a point, in float64."""
 
     def one(problem, params):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
         proof = certificate.certify(problem, params)
         names = ("value", "lower_bound", "gap", "grad_norm", "spectral_ratio")
-        recorded = loop.measurements(problem, params)
+        recorded = loop.measurements(problem, params, record)
         del recorded["loss"]  # the value of the certificate
         return recorded | {name: getattr(proof, name) for name in names}
 
@@ -205,25 +261,36 @@ def _measured(problem: Problem, params: Params) -> dict[str, Any]:
 
 
 def _limits(plan: Plan) -> Limits:
+    every, early = arguments.stride(plan.record_every)
     tolerances = (-np.inf if x is None else x for x in (plan.grad_tol, plan.gap_tol))
-    return Limits(
-        jnp.int32(plan.steps), jnp.int32(plan.record_every), *map(jnp.asarray, tolerances)
-    )
+    grad_tol, gap_tol = map(jnp.asarray, tolerances)
+    return Limits(jnp.int32(plan.steps), jnp.int32(every), grad_tol, gap_tol, jnp.asarray(early))
 
 
-def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]) -> Columns:
-    """Descend on all lanes until each has a status; their columns."""
+def _run(
+    plan: Plan,
+    cells: Sequence[SweepCell],
+    asked: Asked,
+    lanes: _Lanes,
+    share: Callable[[float], None],
+) -> tuple[State, Columns, list[dict[str, np.ndarray]]]:
+    """Descend on all lanes until each has a status; their ends, columns and histories."""
+    shape = Shape.of(cells[0])
     method = shape.method()
-    program = _program(shape, len(lanes.seed), plan.precision)
+    program = _program(shape, len(lanes.seed), plan.precision, asked.traced)
     state, hyper = _begin(lanes, plan.scale, method=method, dtype=plan.precision)
     status = jnp.full(len(lanes.seed), Status.running, jnp.int32)
     state, hyper, status = jax.device_put((state, hyper, status), _spread())
-    limits, taken, chunks = _limits(plan), 0, 1
+    limits, taken, chunks = _limits(plan), 0, 0 if asked.every else 1
+    every, early = arguments.stride(plan.record_every)
+    kept: list[dict[str, np.ndarray]] = []
     while True:
         begun = time.perf_counter()
-        state, status = program(
+        state, status, history = program(
             lanes.problem, state, hyper, status, jnp.int32(taken), limits, jnp.int32(chunks)
         )
+        if history is not None:
+            kept.append(_recorded(asked, cells, state, history))
         codes = np.asarray(status)
         if not np.any(codes == Status.running):
             break
@@ -231,19 +298,40 @@ def _run(plan: Plan, shape: Shape, lanes: _Lanes, share: Callable[[float], None]
         share(taken / plan.steps)
         seconds = time.perf_counter() - begun
         # Calls of about a second.
-        left = -(-(plan.steps - taken) // plan.record_every)
+        left = -(-(plan.steps - taken) // every) + (arguments.EARLY if early else 0)
         chunks = max(1, min(left, int(chunks / seconds), 2 * chunks, _RECORDS - 1))
-    row = {name: np.asarray(x) for name, x in _measured(lanes.problem, state.params).items()}
-    return {
+        chunks = 1 if asked.every else chunks
+    row = _measured(lanes.problem, state.params, record=asked.record.traced)
+    found = {
         # What ran, read back: decays and weights of the problem that was descended on.
-        **_read_back(lanes.problem),
+        **settings.read_back(lanes.problem),
         "seed": np.asarray(lanes.seed, np.int64),
         **_hyperparameters(shape, hyper, len(lanes.seed)),
         "auto": np.asarray(lanes.auto),
         "status": np.array([Status(int(code)).name for code in codes]).astype("U12"),
         "steps": np.asarray(state.step, np.int64),
-        **row,
+        **{name: np.asarray(x) for name, x in row.items()},
     }
+    return state, found, kept
+
+
+def _recorded(
+    asked: Asked, cells: Sequence[SweepCell], state: State, history: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """The history of a call as arrays of the cells, with the columns of the host.
+
+    Where Python measures, a call ends at its one new record.
+    """
+    found = {name: np.asarray(x)[: len(cells)] for name, x in history.items()}
+    if asked.every:
+        steps = found["step"]
+        last = np.max(np.nonzero(np.any(steps >= 0, axis=0))[0], initial=0)
+        for name, _ in asked.record.host:
+            found[name] = np.full(steps.shape, np.nan)
+        for i in np.nonzero(steps[:, last] >= 0)[0].tolist():
+            for name, x in _called(asked, cells[i], _point(state, i)).items():
+                found[name][i, last] = x
+    return {name: x.copy() for name, x in found.items()}
 
 
 def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
@@ -260,73 +348,8 @@ def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
     return {name: np.asarray(hyper.get(name, missing), float) for name in names}
 
 
-def _read_back(problem: Problem) -> Columns:
-    """The columns of a batch of problems that are traced: decays, weights, parameters of losses."""
-    columns, count = {}, len(problem.lam_W)
-    for path, x in jax.tree.leaves_with_path(problem):
-        name = path[0].name
-        if name == "loss":
-            each = (jax.tree.map(lambda x, i=i: x[i], problem.loss) for i in range(count))
-            columns[name] = np.array([losses.text_of(loss) for loss in each])
-        elif name != "targets":
-            columns[name] = _column(x)
-    return columns
-
-
-def _column(x: Any) -> np.ndarray:
-    """One entry a cell: numbers as they are, weights of classes as text, as the flags take them."""
-    x = np.asarray(x)
-    return x if x.ndim == 1 else np.array([" ".join(f"{c:.17g}" for c in row) for row in x])
-
-
-def _described(cells: Sequence[SweepCell]) -> Columns:
-    """The fields of the cells that are not among the results; no weights are empty text."""
-    problems = [cell.problem.describe(whole=True) for cell in cells]
-    columns = {
-        name: np.array([x[name] if x[name] is not None else "" for x in problems])
-        for name in problems[0]
-        if name not in ("n", "targets")
-    }
-    digests = (values.digest(x["targets"])[:12] if x["targets"] else "" for x in problems)
-    columns["targets"] = np.array(list(digests))  # which matrix; the plan holds it
-    return columns | {
-        "n": np.array([x["n"] if isinstance(x["n"], int) else 0 for x in problems]),  # 0: unequal
-        # As --n takes them: one number, or one a class.
-        "counts": np.array([" ".join(map(str, np.atleast_1d(x["n"]))) for x in problems]),
-        "N": np.array([cell.problem.N for cell in cells]),
-        "optimizer": np.array([cell.optimizer for cell in cells]).astype("U32"),
-        "batch_size": np.array([cell.batch_size or 0 for cell in cells]),  # 0: full batches
-    }
-
-
-def _options(plan: Plan, cells: Sequence[SweepCell]) -> Columns:
-    """The further hyperparameters of every cell, if the plan has any."""
-    if not any(grid.options for grid in plan.grids):
-        return {}
-    told = (", ".join(f"{name}={x}" for name, x in cell.options) for cell in cells)
-    return {"options": np.array(list(told))}
-
-
-def _predicted(problem: Problem, count: int) -> Columns:
-    """f* of the problems that ran, in closed form; NaN outside the theorem."""
-    ran = jax.tree.map(lambda x: np.asarray(x)[:count], problem)
-
-    def closed(problem: Problem) -> np.ndarray:
-        try:
-            return np.asarray(theory.global_value(problem))
-        except Refused:
-            return np.array(np.nan)
-
-    together = closed(ran)
-    if together.shape:
-        return {"f_star": together}
-    # One of them is outside the theorem, or all.
-    each = [closed(jax.tree.map(lambda x, i=i: x[i][()], ran)) for i in range(count)]
-    return {"f_star": np.array(each)}
-
-
 @functools.lru_cache(maxsize=1)  # one shape is swept after the other
-def _program(shape: Shape, size: int, precision: str):
+def _program(shape: Shape, size: int, precision: str, record: columns.Traced | None):
     """`_advance` compiled for `size` cells of a shape, spread over the devices."""
     make_room()
     with jax.enable_x64(True):
@@ -339,7 +362,8 @@ def _program(shape: Shape, size: int, precision: str):
             (lanes.problem, state, hyper, status),
         )
         limits = _limits(Plan())
-        return _advance.lower(*mapped, one, limits, one, method=method).compile()
+        lowered = _advance.lower(*mapped, one, limits, one, method=method, record=record)
+        return lowered.compile()
 
 
 def _mesh() -> Mesh:

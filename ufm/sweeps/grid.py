@@ -18,6 +18,7 @@ In a file the keys at the top hold for all; each table [[grid]] adds a grid of i
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -25,8 +26,8 @@ import jax.numpy as jnp
 
 from ufm import check
 from ufm.check import Refused
-from ufm.descent import optimizers
-from ufm.descent import run as descent
+from ufm.descent import arguments, columns, optimizers
+from ufm.descent.loop import HISTORY
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.model.fields import decays, target_matrix
@@ -38,6 +39,12 @@ from ufm.sweeps.axes import AXES, options
 ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
 _LATER = {"later": True}  # not stored where it has its default: older folders know nothing of it
 DECAY = 5e-4  # of a grid that says nothing of it
+# Of the table of a sweep; a column that a user adds has another name.
+COLUMNS = (
+    "cell", "K", "d", "n", "counts", "N", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights",
+    "decay_weights", "targets", "optimizer", "learning_rate", "auto", "momentum", "batch_size",
+    "options", "seed", "status", "steps", "value", "lower_bound", "spectral_ratio", "f_star",
+)  # fmt: skip
 MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
 
@@ -194,6 +201,7 @@ class Plan:
     steps, record_every, grad_tol, gap_tol: as for `ufm.descend`.
     scale: standard deviation of the random starts, > 0.
     precision: "float64" or "float32", of the iterates; certificates are float64.
+    record: further columns, as for `ufm.descend`; a row holds the value at the end, in float64.
 
     Raises:
         Refused: a value out of range.
@@ -201,27 +209,30 @@ class Plan:
 
     grids: tuple[Grid, ...] = (Grid(),)
     steps: int = 10_000
-    record_every: int = 100
+    record_every: int | None = None
     grad_tol: float | None = None
     gap_tol: float | None = 1e-8
     scale: float = 0.1
     precision: str = "float64"
+    record: Any = ()
 
     def __post_init__(self):
         grids = (self.grids,) if isinstance(self.grids, Grid) else check.several(self.grids)
         if not grids or not all(isinstance(grid, Grid) for grid in grids):
             raise Refused(f"got grids={check.shown(self.grids)}; allowed: one ufm.Grid or more")
         precision = check.choice("precision", self.precision, ("float64", "float32"))
+        every, early = arguments.stride(self.record_every)
         values: dict[str, Any] = {
             "grids": tuple(grids),
-            "steps": descent.limit("steps", self.steps),
-            "record_every": descent.limit("record_every", self.record_every),
-            "grad_tol": descent.tolerance("grad_tol", self.grad_tol),
-            "gap_tol": descent.tolerance("gap_tol", self.gap_tol),
+            "steps": arguments.limit("steps", self.steps),
+            "record_every": None if early else every,
+            "grad_tol": arguments.tolerance("grad_tol", self.grad_tol),
+            "gap_tol": arguments.tolerance("gap_tol", self.gap_tol),
             "scale": check.real("scale", self.scale, above=0),
             "precision": precision,
+            "record": columns.given(self.record, tuple(dict.fromkeys((*COLUMNS, *HISTORY)))),
         }
-        descent.check_resolution(values["gap_tol"], precision)
+        arguments.check_resolution(values["gap_tol"], precision)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -252,14 +263,37 @@ class Plan:
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         shared = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.record:
+            shared["record"] = columns.described(self.record)
+        else:
+            del shared["record"]  # older folders know nothing of it
         return shared | {"grids": [grid.plain() for grid in self.grids]}
+
+    @classmethod
+    def from_plain(cls, config: Mapping[str, Any]) -> "Plan":
+        """The plan that `plain` described, without `record`, whose functions it cannot hold.
+
+        Raises:
+            Refused: what is no plan.
+        """
+        try:
+            grids = [dict(grid) for grid in config["grids"]]
+            for grid in grids:
+                if isinstance(grid["n"], list):  # numbers alone could mean two things
+                    grid["n"] = [x if isinstance(x, list) else [x] for x in grid["n"]]
+            rest = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+            return cls(**rest | {"grids": [Grid(**grid) for grid in grids], "record": ()})
+        except (KeyError, TypeError, ValueError) as error:
+            raise Refused(
+                f"got a config that is no plan ({error}); allowed: one of ufm sweep"
+            ) from None
 
 
 def _check_cell(cell: SweepCell, precision: str) -> None:
     problem = cell.problem
     settings = cell.settings()
     if settings.batch_size is not None:
-        descent.check_batch(problem, settings.batch_size)
+        arguments.check_batch(problem, settings.batch_size)
     rate = optimizers.rate(cell.optimizer, cell.learning_rate)
     if rate == "auto" and not problem.mu > 0:
         raise Refused(

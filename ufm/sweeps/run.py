@@ -8,16 +8,19 @@ rows of a table; on disk it grows batch by batch.
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ufm import check
 from ufm.check import Refused
+from ufm.descent import columns as recorded
+from ufm.model.points import init_params
 from ufm.runs import record
 from ufm.runtime import executors, leader, processes
-from ufm.sweeps import batches
+from ufm.sweeps import batches, extension, histories
 from ufm.sweeps.batches import Columns, Shape
 from ufm.sweeps.grid import Plan, SweepCell
 
@@ -34,6 +37,7 @@ def sweep(
     plan: Plan,
     out: str | os.PathLike[str] | None = None,
     *,
+    history: bool = False,
     memory: int = MEMORY,
     executor: Executor | None = None,
     report: Report | None = None,
@@ -43,7 +47,10 @@ def sweep(
     Args:
         plan: the grids and what their runs share.
         out: a folder that keeps the table, made if absent. A sweep that was killed goes on there
-            with the cells that are missing; a finished one is only read.
+            with the cells that are missing; a finished one is only read. A plan with more cells
+            (seeds, widths, …), or more steps, than the one there goes on from it: cells that ended
+            at the limit of steps are run again, others kept.
+        history: keep every record of every cell.
         memory: most bytes that the compiled calls may use at a time, of all devices together; with
             an executor those of one worker.
         executor: computes the batches, one at a time in a process; this process collects them. Any
@@ -58,7 +65,11 @@ def sweep(
         size from the curvature bound; status (as in `ufm.Run`), steps; value, lower_bound, gap,
         grad_norm, spectral_ratio (`ufm.Certificate`, float64); nc1 … nc4, norm_W, norm_H, norm_b,
         accuracy; f_star, the global minimum in closed form, NaN outside the theorem. A diverged
-        cell is a row like any other, measured at its last sound point.
+        cell is a row like any other, measured at its last sound point. Then the columns of
+        `plan.record`, at the end.
+        With history also "history/cell", "history/step", "history/loss", …, one row a record,
+        cell after cell: `ufm.sweeps.history(table, cell)` is that of one cell, and
+        `ufm.sweeps.split` parts the two tables.
 
     Raises:
         Refused: a cell that makes no sense; a budget too small for one cell; an executor that is
@@ -78,12 +89,16 @@ def sweep(
             "ufm.Plan(ufm.Grid(lam_W=[1e-3, 1e-2]))"
         )
     memory = check.integer("memory", memory, 1)
+    history = check.flag("history", history)
     cells = plan.cells()
+    _check_record(plan, cells)
     say = report or (lambda *_: None)
+    task = _Task(plan, cells, memory, executor, history)
     if out is None:
-        return _sorted(_rows(plan, cells, {}, memory, executor, say, lambda _: None))
-    config = plan.plain()
-    with record.open_run(out, "sweep", config, precision=plan.precision) as handle:
+        return histories.ordered(_rows(task, {}, say, lambda _: None))
+    config = plan.plain() | ({"history": True} if history else {})
+    growth = extension.growth(cells, config)
+    with record.open_run(out, "sweep", config, precision=plan.precision, growth=growth) as handle:
         if handle.status == "complete":
             return leader.told(lambda: record.load_run(handle.path).arrays)
         checkpoint = record.load_checkpoint(handle)
@@ -99,7 +114,7 @@ def sweep(
             state = {"done": rows, "of": len(cells)}
             record.save_checkpoint(handle, columns, state)
 
-        columns = _sorted(_rows(plan, cells, kept, memory, executor, say, save))
+        columns = histories.ordered(_rows(task, kept, say, save))
         names, counts = np.unique(columns["status"], return_counts=True)
         results = {"cells": len(cells)} | dict(zip(map(str, names), map(int, counts), strict=True))
         record.close_run(handle, columns, results)
@@ -121,36 +136,40 @@ def load(path: str | os.PathLike[str]) -> tuple[Columns, dict[str, Any]]:
     return stored.arrays, stored.manifest
 
 
-def _sorted(columns: Columns) -> Columns:
-    order = np.argsort(columns["cell"])
-    return {name: x[order] for name, x in columns.items()}
+class _Task(NamedTuple):
+    """What is to be swept, and how."""
+
+    plan: Plan
+    cells: list[SweepCell]
+    memory: int
+    executor: Executor | None
+    history: bool
 
 
-def _rows(
-    plan: Plan,
-    cells: list[SweepCell],
-    columns: Columns,
-    memory: int,
-    executor: Executor | None,
-    say: Report,
-    save: Callable[[Columns], None],
-) -> Columns:
+def _check_record(plan: Plan, cells: list[SweepCell]) -> None:
+    """Refuse functions of `plan.record` that cannot be compiled, for a cell of every shape."""
+    record = recorded.split(plan.record)
+    if not record.traced:
+        return
+    for cell in {Shape.of(cell): cell for cell in cells}.values():
+        params = jax.eval_shape(partial(init_params, jax.random.key(0), cell.problem))
+        recorded.check_traceable(record, cell.problem, params)
+
+
+def _rows(task: _Task, columns: Columns, say: Report, save) -> Columns:
     """The table with the cells that `columns` lacks, shape by shape."""
     groups: dict[Shape, list[int]] = {}
-    for i, cell in enumerate(cells):
+    for i, cell in enumerate(task.cells):
         groups.setdefault(Shape.of(cell), []).append(i)
     for members in groups.values():
-        columns = _group(plan, cells, members, columns, memory, executor, say, save)
+        columns = _group(task, members, columns, say, save)
     return columns
 
 
 def _group(
-    plan: Plan,
-    cells: list[SweepCell],
+    task: _Task,
     members: list[int],
     columns: Columns,
-    memory: int,
-    executor: Executor | None,
     say: Report,
     save: Callable[[Columns], None],
 ) -> Columns:
@@ -158,11 +177,12 @@ def _group(
     done = set(columns["cell"].tolist()) if columns else set()
     if done.issuperset(members):
         return columns
+    plan, cells, memory, executor, history = task
     first, calls = cells[members[0]], _calls() if executor is None else BATCHES
     problem = first.problem
     label = f"K={problem.K}, d={problem.d}, n={problem.n}, {first.optimizer}"
     say(len(done) / len(cells), f"{label}: compiling")
-    size, used = batches.fitted(plan, [cells[i] for i in members], memory, calls)
+    size, used = batches.fitted(plan, [cells[i] for i in members], memory, calls, history)
     # Batches are cut from all cells of the shape, so that a sweep that goes on runs the programs of
     # one that was never cut off.
     cuts = (members[at : at + size] for at in range(0, len(members), size))
@@ -170,7 +190,10 @@ def _group(
 
     def keep(batch: int, rows: Columns) -> None:
         nonlocal columns
-        rows = {"cell": np.array(left[batch])} | rows
+        numbers = np.array(left[batch])
+        rows = {"cell": numbers} | rows
+        if history:
+            rows["history/cell"] = numbers[rows["history/cell"]]
         old = columns or {name: x[:0] for name, x in rows.items()}
         columns = {name: np.concatenate([old[name], x]) for name, x in rows.items()}
         save(columns)
@@ -179,7 +202,7 @@ def _group(
         finished = len(columns["cell"]) if columns else 0
         say((finished + part * len(left[batch])) / len(cells), label)
 
-    jobs = [(plan, [cells[i] for i in batch], size) for batch in left]
+    jobs = [(plan, [cells[i] for i in batch], size, history) for batch in left]
     if executor is None:
         processes.run(batches.rows, jobs, max(1, min(calls, memory // used)), keep, watch)
     else:

@@ -1,0 +1,73 @@
+"""`ufm plot`: the table of a sweep as a figure."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ufm.check import Refused
+from ufm.commands.shared import refuse_others
+from ufm.runs import storage
+from ufm.sweeps import run as sweeps
+
+MARK = "drawn by ufm plot"  # in the metadata of a figure, by which it is known
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a column of a sweep against another: a curve a cell, or a point a cell at its end.
+
+    Two columns of the history, such as step and gap, are drawn as curves, if the sweep has been run
+    with --history; two others, such as lam_W and value, as points, hollow unless the cell reached
+    its tolerance. Cells that agree in --panel, --colour and --style, such as seeds, look alike.
+
+    Example: ufm plot runs/sweep -x step -y gap --panel d --colour lam_W
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """folder that `ufm sweep --out` wrote"""
+    x: Annotated[str, tyro.conf.arg(aliases=["-x"])]
+    """column of the horizontal axis"""
+    y: Annotated[str, tyro.conf.arg(aliases=["-y"])]
+    """column of the vertical axis"""
+    panel: str | None = None
+    """column, a panel for each of its values"""
+    colour: str | None = None
+    """column that decides the colours"""
+    style: str | None = None
+    """column that decides line styles or markers"""
+    width: str = "icml_text"
+    """of the figure: icml, icml_text, neurips, jmlr, ieee, ieee_text, or inches"""
+    figure: Path | None = None
+    """where to draw it, without .pdf; by default beside the folder, as RUN_Y"""
+
+    def act(self) -> int:
+        """Draw into a .pdf and a .png."""
+        # matplotlib takes most of a second to import; few commands need it.
+        from ufm import plots
+        from ufm.report.studies import study
+
+        refuse_others(self.run)
+        table, _ = sweeps.load(self.run)
+        if not table:
+            raise Refused(f"got {self.run}, in which no cell is finished yet; allowed: later")
+        stem = self.figure or self.run.with_name(f"{self.run.name}_{self.y}")
+        if not stem.name:
+            raise Refused(f"got --figure {stem}; allowed: a path that ends in a name")
+        for path in (stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")):
+            storage.check_replaceable(path, MARK.encode(), "a figure of ufm plot")
+        with plots.style():
+            canvas = study(
+                table, self.x, self.y, panel=self.panel, colour=self.colour, style=self.style,
+                width=self._width(),
+            )  # fmt: skip
+            for path in plots.save(canvas, stem, {"Author": MARK}):
+                print(f"drew {path}")
+        return 0
+
+    def _width(self) -> str | float:
+        try:
+            return float(self.width)
+        except ValueError:
+            return self.width

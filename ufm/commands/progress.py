@@ -1,0 +1,45 @@
+"""Progress on standard error: a bar on a terminal, elsewhere a line now and then."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, TextColumn
+
+PERIOD = 30.0  # seconds between two lines of a log
+
+
+@contextlib.contextmanager
+def watched(*columns: ProgressColumn) -> Iterator[Progress]:
+    """A bar of these columns, gone at the end; in a log the text of them, every `PERIOD` seconds.
+
+    The lines come from a thread, so that a log shows that a program is being compiled, too.
+    """
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as progress:
+        if console.is_terminal:
+            yield progress
+            return
+        ended = threading.Event()
+        thread = threading.Thread(target=_tell, args=(progress, ended), daemon=True)
+        thread.start()
+        try:
+            yield progress
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _tell(progress: Progress, ended: threading.Event) -> None:
+    begun = time.monotonic()
+    while not ended.wait(PERIOD):
+        for task in progress.tasks:
+            texts = [x.render(task).plain for x in progress.columns if isinstance(x, TextColumn)]
+            told = ", ".join(x.strip() for x in texts if x.strip())
+            # The stream may be gone; a run does not end for that.
+            with contextlib.suppress(OSError, ValueError):
+                seconds = time.monotonic() - begun
+                print(f"ufm: {seconds:.0f} s: {told}", file=sys.stderr, flush=True)

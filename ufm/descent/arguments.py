@@ -1,0 +1,130 @@
+"""The arguments of a descent, converted and held against their ranges before a step is taken."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ufm import check as door
+from ufm.check import Refused
+from ufm.descent import columns, lbfgs, optimizers
+from ufm.descent.loop import HISTORY
+from ufm.model.objective import objective
+from ufm.model.points import check_memory, check_point, check_precision
+from ufm.model.problem import Params, Problem
+
+_objective = jax.jit(objective)
+EVERY = 100  # steps between records by default
+EARLY = 64  # more than there are records before that
+
+
+class Checked(NamedTuple):
+    """The arguments of `descend`, converted: settings of the method, and what `Limits` holds.
+
+    early: whether records come densely at first. value: f at the start.
+    """
+
+    settings: optimizers.Settings
+    key: Array | None
+    steps: int
+    record_every: int
+    early: bool
+    grad_tol: float | None
+    gap_tol: float | None
+    record: columns.Columns
+    value: Array
+
+
+def check(
+    problem: Problem,
+    params: Params,
+    optimizer: Any,
+    *,
+    steps: int,
+    learning_rate: optimizers.LearningRate = None,
+    momentum: float | None = None,
+    batch_size: int | None = None,
+    key: Array | None = None,
+    record_every: int | None = None,
+    grad_tol: float | None = None,
+    gap_tol: float | None = None,
+    record: Any = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> Checked:
+    """Convert the arguments of `descend` and refuse what it refuses, before a step is taken.
+
+    Raises:
+        Refused: with what was got, what is allowed and how to mend it.
+    """
+    check_point(problem, params)
+    check_precision(params)
+    settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size, hyperparameters)
+    # State of the optimiser beside params, gradient and their update, in copies of the params.
+    copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
+    check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
+    steps, (every, early) = limit("steps", steps), stride(record_every)
+    tolerances = tolerance("grad_tol", grad_tol), tolerance("gap_tol", gap_tol)
+    check_resolution(tolerances[1], params.W.dtype)
+    if settings.batch_size is not None:
+        check_batch(problem, settings.batch_size)
+        if key is None:
+            raise Refused(
+                "got batch_size without key; minibatches need one: key=jax.random.key(seed)"
+            )
+    key = None if key is None else door.key(key)
+    recorded = columns.split(columns.given(record, HISTORY))
+    columns.check_traceable(recorded, problem, params)
+    _check_decays(problem, params.W.dtype)
+    value = _objective(problem, params)
+    if not math.isfinite(float(value)):
+        raise Refused(
+            f"got params at which f is {float(value)} in {params.W.dtype}; allowed: a start where "
+            "it is finite. Lower its scale"
+        )
+    return Checked(settings, key, steps, every, early, *tolerances, recorded, value)
+
+
+def _check_decays(problem: Problem, dtype: Any) -> None:
+    for name in ("lam_W", "lam_H", "lam_b"):
+        if np.max(getattr(problem, name)) > float(jnp.finfo(dtype).max):
+            raise Refused(
+                f"got {name}={getattr(problem, name)}, which is infinite in {dtype}; allowed: a "
+                "decay that is a number there. Lower it, or give params of float64"
+            )
+
+
+def limit(name: str, value: Any) -> int:
+    """A number of steps, as the compiled loop counts them."""
+    return door.integer(name, value, 1, 2**31 - 1)
+
+
+def stride(record_every: Any) -> tuple[int, bool]:
+    """(steps between records, whether these come densely at first)."""
+    if record_every is None:
+        return EVERY, True
+    return limit("record_every", record_every), False
+
+
+def tolerance(name: str, value: Any) -> float | None:
+    """A tolerance, or None for none."""
+    return None if value is None else door.real(name, value, above=0, also="or None")
+
+
+def check_resolution(gap_tol: float | None, dtype: Any) -> None:
+    """Refuse a tolerance that the gap in the precision of a run cannot resolve."""
+    eps = float(jnp.finfo(dtype).eps)
+    if gap_tol is not None and gap_tol < eps:
+        raise Refused(
+            f"got gap_tol={gap_tol} in {jnp.dtype(dtype)}, which resolves {eps:.1e}; raise it, or "
+            "run in float64: jax.config.update('jax_enable_x64', True), precision = 'float64'"
+        )
+
+
+def check_batch(problem: Problem, batch_size: int) -> None:
+    """Refuse minibatches of more samples than there are."""
+    if batch_size > problem.N:
+        raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")

@@ -1,0 +1,111 @@
+"""Tables of sweeps in short: rows that differ in seeds alone as one, and what all rows share."""
+
+from typing import Any
+
+import numpy as np
+
+from ufm import check
+from ufm.check import Refused
+from ufm.descent.loop import HISTORY
+from ufm.sweeps.grid import COLUMNS
+from ufm.sweeps.histories import split
+
+Columns = dict[str, np.ndarray]
+# What a row was asked for, in the order in which it is shown.
+SETTINGS = (
+    "K", "d", "n", "counts", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights", "decay_weights",
+    "targets", "optimizer", "learning_rate", "momentum", "batch_size", "options", "seed",
+)  # fmt: skip
+RESULTS = ("status", "steps", "value", "gap", "nc1")
+ABSENT = ("", "nan", "0")  # no weights, no momentum, full batches
+
+
+def named(table: Columns) -> Columns:
+    """The table with "auto" for step sizes from the curvature bound, which differ with the seed."""
+    auto, rates = table.get("auto"), table.get("learning_rate")
+    if auto is None or rates is None or rates.dtype.kind != "f" or not np.any(auto):
+        return table
+    pairs = zip(rates.tolist(), auto.tolist(), strict=True)
+    text = ["auto" if auto else "" if rate != rate else f"{rate:.6g}" for rate, auto in pairs]
+    return table | {"learning_rate": np.array(text)}
+
+
+def shown(table: Columns) -> tuple[str, ...]:
+    """The columns to show: settings that vary, main results, and those that a user added."""
+    known = {*COLUMNS, *HISTORY, "rows"}
+    settings = [name for name in _settings(table) if name not in shared(table)]
+    count = ["rows"] if "rows" in table else []
+    results = [name for name in RESULTS if name in table]
+    return (*settings, *count, *results, *(name for name in table if name not in known))
+
+
+def shared(table: Columns) -> dict[str, Any]:
+    """The settings that are the same in all rows; those that say nothing are left out."""
+    same = {name: table[name] for name in _settings(table) if len(set(map(str, table[name]))) == 1}
+    found = {name: x[0].item() for name, x in same.items()}
+    return {name: x for name, x in found.items() if str(x) not in ABSENT}
+
+
+def _settings(table: Columns) -> list[str]:
+    """Names of settings: `counts` in place of n where classes are unequal, and no empty columns."""
+    unequal = np.any(table.get("n", np.ones(1)) == 0)
+    found = [x for x in SETTINGS if x in table and x != ("n" if unequal else "counts")]
+    return [name for name in found if set(map(str, table[name])) - set(ABSENT)]
+
+
+def grouped(table: Columns, by: Any, *, median: bool = False) -> Columns:
+    """One row for all rows that agree in some columns.
+
+    Args:
+        table: what `ufm.sweep` returned; histories are left out.
+        by: names of the columns that tell groups apart, such as ("d", "lam_W").
+        median: of numbers; the mean otherwise. Where these differ within a group and are no
+            numbers, such as a status, they are counted: "2 certified, 1 diverged".
+
+    Returns:
+        The columns of `by`, `rows` (how many make a group), then the others, in the order of the
+        first row of each group.
+
+    Raises:
+        Refused: a table that is none, or a column that it lacks.
+    """
+    try:
+        table, _ = split(dict(table))
+        columns = named(table)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise Refused(
+            f"got table={check.shown(table)}; allowed: the dict that ufm.sweep returns"
+        ) from None
+    names = [by] if isinstance(by, str) else check.several(by)
+    odd = [name for name in names or [None] if not isinstance(name, str) or name not in columns]
+    if odd or names is None:
+        raise Refused(
+            f"got by={check.shown(by)}; allowed: one or more of the columns {', '.join(columns)}"
+        )
+    middle = np.median if check.flag("median", median) else np.mean
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i in range(len(columns["cell"])):
+        groups.setdefault(tuple(str(columns[name][i]) for name in names), []).append(i)
+    members = list(groups.values())
+    firsts = [rows[0] for rows in members]
+    found = {name: columns[name][firsts] for name in dict.fromkeys(names)}
+    found["rows"] = np.array([len(rows) for rows in members])
+    rest = {name: x for name, x in columns.items() if name not in {*found, "cell", "seed"}}
+    return found | {name: _together(x, members, middle) for name, x in rest.items()}
+
+
+def _together(column: np.ndarray, members: list[list[int]], middle: Any) -> np.ndarray:
+    """One entry a group."""
+    parts = [column[rows] for rows in members]
+    if all(len(set(map(str, part))) == 1 for part in parts):
+        return np.array([part[0] for part in parts])
+    if column.dtype.kind in "iuf":
+        return np.array([middle(part) for part in parts])
+    return np.array([_counted(part) for part in parts])
+
+
+def _counted(part: np.ndarray) -> str:
+    names, counts = np.unique(part, return_counts=True)
+    if len(names) == 1:
+        return str(names[0])
+    return ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
