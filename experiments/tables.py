@@ -47,6 +47,10 @@ CHOSEN = {
         ("c13", "layer-peeled: ratios at which the minority merged"),
         ("c13", "3 + 7 classes of 500 and 100: threshold"),
         ("c13", "SELI: share"),
+        ("c14", "tags: worst error of a multiple"),
+        ("c14", "mixtures: worst error of a multiple"),
+        ("c14", "growth of a logit's distance"),
+        ("c14", "regression, 5 decays"),
     ),
     "networks": (
         ("n01", "SGD: NC1 at the end"),
