@@ -123,7 +123,7 @@ def regression_targets(config: Config) -> np.ndarray:
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """Of each of the four families what is measured at its certified minima, and the gaps."""
     families = {"tags": _tags, "mixed": _mixed, "soft": _soft, "regression": _regressed}
-    results = {}
+    results: dict[str, np.ndarray] = {}
     for i, (name, family) in enumerate(families.items()):
         progress(i / len(families), name)
         found = family(config)
@@ -188,7 +188,7 @@ def _mixed(config: Config) -> dict[str, list]:
     own = np.array([fits[share == i].mean(axis=0) for i in range(len(config.shares))])
     told = own[share, 0] * H[:, j] + own[share, 1] * H[:, k]
     off = np.linalg.norm(H[:, config.K :] - told) / np.linalg.norm(H)
-    return {"multiples": own, "off": [off], "frame": [_frame(params)], "value": [value],
+    return {"multiples": list(own), "off": [off], "frame": [_frame(params)], "value": [value],
             "gap": [gap]}  # fmt: skip
 
 
