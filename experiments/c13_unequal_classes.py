@@ -2,8 +2,10 @@
 
 Claim. Among classes of one count m the minimum has p_own − p_other = (1 − Nμ/√m)₊, so they merge
 iff √m ≤ Nμ, μ = √(λ_W λ_H); with decay 1/n_k of the features iff m ≤ Nμ: at a finite ratio of the
-counts the minority classes become one. Without a bias the logits tend in direction to I − 11ᵀ/K,
-SELI, as λ → 0, whatever the counts.
+counts the minority classes become one, and further on, where the bias is free, their rows of W
+vanish. Without a bias the logits tend in direction to Ẑ = I − 11ᵀ/K, SELI, as λ → 0, whatever the
+counts: margins are log(1/μ) − log c_jk + O(1/log(1/μ)), where μc_jk is the probability of a wrong
+class j for a sample of k that the optimality of SELI gives.
 
 Source. Dang et al. (arXiv 2309.09725) for plain decay; Fang et al. 2021 (arXiv 2101.12699) for the
 layer-peeled model, minority collapse; Thrampoulidis et al. 2022 (arXiv 2208.05512) for SELI. The
@@ -13,13 +15,13 @@ Reproduces. The thresholds of 2309.09725 (5 + 5 classes of 500 and 100: .003333;
 the minority collapse of 2101.12699 (K = 10, E_H = 5, E_W = 1, ratios to 10⁴), both by descent from
 random starts, with certificates.
 
-Shown. (a) Cosine of two minority rows of W over the ratio of counts n_A/n_B, K = 10, d = 10, 5 + 5
-classes, both decays (1 too where the rows vanish, as they do beyond the threshold); (b) p_own −
-p_other of the minority over Nμ/√m; (c) distance in direction of the logits from SELI over λ, K = 3,
-n = (8, 2, 1), no bias.
+Shown. K = 10, d = 10, 5 + 5 classes, both decays: (a) cosine of two minority rows of W over the
+ratio of counts n_A/n_B, as far as the rows do not vanish; (b) p_own − p_other of the minority over
+Nμ/√m. (c) Distance in direction of the logits of all samples from SELI over λ, K = 3, n = (8, 2,
+1), no bias, and of the margins of the claim.
 
-Refuted by a certified minimum with another cosine, another p_own − p_other or another threshold, or
-by counts at which SELI is not optimal.
+Refuted by a certified minimum with another cosine or length of rows, another p_own − p_other or
+another threshold, by other margins, or by counts at which SELI is not optimal.
 """
 
 import dataclasses
@@ -38,6 +40,8 @@ from experiments.verdicts import Verdict, judge, judge_all_below, judge_below
 from ufm import Problem, plots, theory
 
 DECAYS = ("plain", "layer-peeled")
+SMALL = 1e-2  # decays up to which margins are held against those near SELI
+VANISHED = 1e-6  # length of a minority row, over that of a majority row, that counts as 0
 # Majority and minority classes and their counts in 2309.09725, and the threshold in λ it gives.
 FIGURES = (((5, 5), (500, 100), 0.003333), ((3, 7), (500, 100), 0.004545))
 
@@ -95,7 +99,8 @@ def merged_problem(problem: Problem) -> Problem:
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """Cosines, laws and gaps over (decays, ratios); thresholds; distance from SELI."""
     size = len(DECAYS), len(config.ratios)
-    results = {name: np.zeros(size) for name in ("cosine", "separation", "gap", "value")}
+    names = ("cosine", "length", "separation", "gap", "value")
+    results = {name: np.zeros(size) for name in names}
     for i, name in enumerate(DECAYS):
         for j, ratio in enumerate(config.ratios):
             progress((i + j / size[1]) / 2.5, f"{name}, ratio {ratio}")
@@ -105,15 +110,16 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     progress(0.8, "thresholds")
     rows = [_near(config, *figure[:2]) for figure in FIGURES]
     results["threshold"] = np.array(rows)
+    logits, gaps = [], []
     for k, lam in enumerate(config.seli_lams):
         progress(0.9 + 0.1 * k / len(config.seli_lams), f"SELI, λ={lam:g}")
         K = len(config.seli_counts)
         problem = Problem(K, K, config.seli_counts, lam, lam, bias=False)
         point = theory.global_minimizer(problem, jax.random.key(config.seed), jnp.float64)
         columns = np.cumsum((0, *config.seli_counts[:-1]))
-        Z = np.asarray(point.W @ point.H)[:, columns]
-        row = _direction(Z, theory.seli(problem)), ufm.certify(problem, point).gap
-        results.setdefault("seli", np.zeros((len(config.seli_lams), 2)))[k] = row
+        logits.append(np.asarray(point.W @ point.H)[:, columns])
+        gaps.append(ufm.certify(problem, point).gap)
+    results |= {"logits": np.array(logits), "seli_gap": np.array(gaps)}
     results["optimal"] = np.array([
         theory.seli_is_optimal(Problem(len(n), len(n), n, 1e-3, 1e-3)) for n in config.tested
     ])  # fmt: skip
@@ -133,25 +139,28 @@ def _solved(config: Config, problem: Problem):
 
 
 def _measure(config: Config, problem: Problem) -> dict[str, float]:
-    """Of the minimum found: cosine of two minority rows, p_own − p_other there, value, gap."""
+    """Of the minimum found: `_pair` of two minority rows, p_own − p_other there, value, gap."""
     params, proof = _solved(config, problem)
     W = np.asarray(params.W)
     Z = np.asarray(params.W @ params.H + params.b[:, None])[:, -1]
     P = np.exp(Z - Z.max()) / np.exp(Z - Z.max()).sum()
+    cosine, length = _pair(W)
     return {
-        "cosine": _cosine(W),
+        "cosine": cosine,
+        "length": length,
         "separation": float(P[-1] - P[-2]),
         "value": proof.value,
         "gap": proof.gap,
     }
 
 
-def _cosine(W: np.ndarray) -> float:
-    """Of the last two rows; 1, as of merged ones, where both vanish to rounding."""
-    first, second = lengths = np.linalg.norm(W[-2:], axis=1)
-    if np.max(lengths) <= 1e-6 * np.max(np.linalg.norm(W, axis=1)):
-        return 1.0
-    return float(W[-1] @ W[-2] / (first * second))
+def _pair(W: np.ndarray) -> tuple[float, float]:
+    """(cosine of the last two rows, NaN where they vanish; length of the last over the first)."""
+    lengths = np.linalg.norm(W, axis=1)
+    share = float(lengths[-1] / lengths[0])
+    if share <= VANISHED:
+        return float("nan"), share
+    return float(W[-1] @ W[-2] / (lengths[-1] * lengths[-2])), share
 
 
 def _near(config: Config, classes, counts) -> tuple[float, float, float, float]:
@@ -168,17 +177,34 @@ def _near(config: Config, classes, counts) -> tuple[float, float, float, float]:
     return at, below, above, max(first, second)
 
 
-def _direction(Z: np.ndarray, limit: np.ndarray) -> float:
-    """‖Z/‖Z‖ − Ẑ/‖Ẑ‖‖, columns centred."""
-    Z = Z - Z.mean(axis=0)
-    return float(np.linalg.norm(Z / np.linalg.norm(Z) - limit / np.linalg.norm(limit)))
+def distances(config: Config, logits: np.ndarray) -> np.ndarray:
+    """‖Z/‖Z‖ − Ẑ/‖Ẑ‖‖ over all samples, of centred logits (…, K, K) of one column a class."""
+    root = np.sqrt(config.seli_counts)
+    limit = (np.eye(len(root)) - 1 / len(root)) * root
+    Z = (logits - logits.mean(axis=-2, keepdims=True)) * root
+    size = np.linalg.norm(Z, axis=(-2, -1), keepdims=True)
+    return np.linalg.norm(Z / size - limit / np.linalg.norm(limit), axis=(-2, -1))
 
 
-def told(config: Config, kind: int, ratio: int) -> tuple[float, float, float]:
-    """(cosine of two minority rows, p_own − p_other, f*) of the certified minimum of theory."""
+def told_logits(config: Config, lam: float) -> np.ndarray:
+    """Logits less that of the own class near SELI: −log(1/λ) + log c_jk, c = −(UVᵀ)_jk √n_k N/n_k.
+
+    UΣVᵀ = Ẑ diag(√n): optimality at decay λ reads w_k p_jk = −λ(UVᵀ)_jk √n_k.
+    """
+    n = np.array(config.seli_counts, float)
+    K = len(n)
+    U, sizes, Vt = np.linalg.svd((np.eye(K) - 1 / K) * np.sqrt(n))
+    kept = sizes > 1e-10 * sizes[0]
+    c = -(U[:, kept] @ Vt[kept]) * n.sum() / np.sqrt(n)
+    own = np.eye(K, dtype=bool)
+    return np.where(own, 0.0, np.log(lam) + np.log(np.where(own, 1.0, c)))
+
+
+def told(config: Config, kind: int, ratio: int) -> tuple[float, float, float, float]:
+    """(`_pair` of two minority rows, p_own − p_other, f*) of the certified minimum of theory."""
     problem = problem_of(config, ratio, kind)
-    cosine = _cosine(np.asarray(_rows(problem)))
-    return cosine, float(theory.separation(problem)[-1]), float(theory.global_value(problem))
+    pair = _pair(np.asarray(_rows(problem)))
+    return *pair, float(theory.separation(problem)[-1]), float(theory.global_value(problem))
 
 
 def _rows(problem: Problem) -> np.ndarray:
@@ -194,13 +220,16 @@ def check(config: Config, results: dict) -> list[Verdict]:
         law = np.array([told(config, i, ratio) for ratio in config.ratios]).T
         ended = results["gap"][i] <= config.gap_tol
         for key, row, words in zip(
-            ("cosine", "separation", "value"), law,
-            ("cosine of two minority rows", "minority p_own − p_other", "f, nats"), strict=True,
+            ("cosine", "length", "separation", "value"), law,
+            ("cosine of two minority rows", "length of a minority row over a majority row",
+             "minority p_own − p_other", "f, nats"), strict=True,
         ):  # fmt: skip
             error = results[key][i] - row
+            # Where rows vanish in theory and in computation there is no cosine to compare.
+            error = np.where(np.isnan(results[key][i]) & np.isnan(row), 0.0, error)
             claim = f"{name}, ratios {config.ratios[0]} … {config.ratios[-1]}: worst error of "
             verdicts.append(judge_all_below(claim + words, error, ended, config.tol))
-        wrong = np.sum((results["separation"][i] < config.tol) != (law[1] == 0))
+        wrong = np.sum((results["separation"][i] < config.tol) != (law[2] == 0))
         claim = f"{name}: ratios at which the minority merged, or did not, against the threshold"
         verdicts.append(judge(claim, wrong, 0, 0, ended.all()))
     for (classes, _, paper), row in zip(FIGURES, results["threshold"], strict=True):
@@ -210,13 +239,25 @@ def check(config: Config, results: dict) -> list[Verdict]:
         verdicts.append(judge(f"{name}threshold in λ", at, paper, 1e-6))
         claim = f"{name}‖w_j − w_k‖ of the minority {config.near:.0%} above it"
         verdicts.append(judge_below(claim, above, 1e-4 * below, ended))
-    distance, gap = results["seli"].T
-    ended = bool(np.all(gap <= config.gap_tol))
+    ended = bool(np.all(results["seli_gap"] <= config.gap_tol))
     claim = "SELI: decays λ at which a smaller one brought the logits no nearer"
-    verdicts.append(judge(claim, np.sum(np.diff(distance) >= 0), 0, 0, ended))
+    nearer = np.diff(distances(config, results["logits"])) < 0
+    verdicts.append(judge(claim, np.sum(~nearer), 0, 0, ended))
+    claim = "SELI, λ ≤ 0.01: worst error of a margin times log(1/λ), nats"
+    verdicts.append(judge_below(claim, _margin_error(config, results), 1.0, ended))
     claim = f"SELI: share of {len(config.tested)} sets of counts at which it is optimal"
     verdicts.append(judge(claim, np.mean(results["optimal"]), 1, 0))
     return verdicts
+
+
+def _margin_error(config: Config, results: dict) -> float:
+    """max |z_jk − z_kk − told| log(1/λ) over the decays at which log(1/λ) is large."""
+    worst = 0.0
+    for lam, Z in zip(config.seli_lams, results["logits"], strict=True):
+        if lam <= SMALL:
+            error = np.max(np.abs(Z - np.diagonal(Z) - told_logits(config, lam)))
+            worst = max(worst, float(error) * float(np.log(1 / lam)))
+    return worst
 
 
 def draw(config: Config, results: dict) -> dict[str, Figure]:
@@ -228,17 +269,24 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         plots.points(cosines, config.ratios, results["cosine"][i], done, name, i)
         fine = np.unique(np.geomspace(1, max(config.ratios), 60).astype(int))
         law = [told(config, i, int(ratio))[0] for ratio in fine]
-        plots.prediction(cosines, fine, law, "prediction" if not i else None)
+        plots.prediction(cosines, fine, law, "prediction" if i else None)
         units = [_units(config, i, ratio) for ratio in config.ratios]
         plots.points(laws, units, results["separation"][i], done, name, i)
     cosines.set(xscale="log", xlabel=r"$n_A / n_B$", ylabel=r"$\cos(w_j, w_k)$, minority")
     cosines.legend(loc="center left", fontsize="x-small")
-    line = np.geomspace(1e-3, 10, 200)
+    line = np.geomspace(1e-3, 30, 200)
     plots.prediction(laws, line, np.maximum(1 - line, 0))
     laws.set(xscale="log", xlabel=r"$N\mu/\sqrt{m}$, layer-peeled $N\mu/m$")
-    laws.set(ylabel=r"$p_{\mathrm{own}} - p_{\mathrm{other}}$", xlim=(5e-3, 20))
-    plots.points(seli, config.seli_lams, results["seli"][:, 0], None, "minimum", 2)
+    laws.set(ylabel=r"$p_{\mathrm{own}} - p_{\mathrm{other}}$", xlim=(3e-3, 30))
+    near = distances(config, results["logits"])
+    plots.points(seli, config.seli_lams, near, results["seli_gap"] <= config.gap_tol, "minimum", 2)
+    fine = np.geomspace(min(config.seli_lams), SMALL, 40)
+    nearby = np.array([told_logits(config, float(lam)) for lam in fine])
+    plots.prediction(seli, fine, distances(config, nearby), "margins of the claim")
+    seli.legend(fontsize="x-small", loc="upper left")
     seli.set(xscale="log", yscale="log", xlabel=r"$\lambda_W = \lambda_H$")
+    seli.set_yticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
+    seli.minorticks_off()
     seli.set_ylabel(r"$\| Z/\|Z\| - \hat Z/\|\hat Z\| \|$")
     plots.letters(axes.flat)
     return {"": canvas}

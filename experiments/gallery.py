@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from experiments import papers as listing
 from experiments import tables
 from experiments.tables import cells, counted, escaped
 from ufm.runs import claims
@@ -95,8 +96,11 @@ def listed(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_sheet(folder: Path) -> None:
-    """Write figures/README.md, and the tables of the README beside the folder if there is one."""
+    """Write figures/README.md; beside the folder docs/papers.md and the tables of the README."""
     (folder / "README.md").write_text(sheet(folder), encoding="utf-8")
+    page = folder.parent / "docs" / "papers.md"
+    if page.is_file():
+        page.write_text(listing.page(listed(folder)), encoding="utf-8")
     readme = folder.parent / "README.md"
     if readme.is_file():
         verdicts = {stem: verdicts_of(told) for stem, told in listed(folder).items()}

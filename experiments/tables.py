@@ -46,7 +46,11 @@ CHOSEN = {
         ("c13", "plain, ratios 1 … 10000: worst error of minority p_own − p_other"),
         ("c13", "layer-peeled: ratios at which the minority merged"),
         ("c13", "3 + 7 classes of 500 and 100: threshold"),
-        ("c13", "SELI: share"),
+        ("c13", "SELI, λ ≤"),
+        ("c14", "tags: worst error of a multiple"),
+        ("c14", "mixtures: worst error of a multiple"),
+        ("c14", "growth of a logit's distance"),
+        ("c14", "regression, 5 decays"),
     ),
     "networks": (
         ("n01", "SGD: NC1 at the end"),

@@ -27,7 +27,7 @@ from experiments.verdicts import (
 from ufm.descent.loop import Status
 from ufm.runs import record
 
-SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12", "c13")
+SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12", "c13", "c14")
 TINY = {
     "c01_certified_minimum": {
         "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
@@ -56,6 +56,7 @@ TINY = {
     "c10_boundary": {"starts": 24},
     "c11_squared_loss": {"counts": ((3, 1),), "starts": 16, "points": 3},
     "c13_unequal_classes": {"ratios": (1, 1000), "starts": 1, "seli_lams": (1e-1, 1e-3)},
+    "c14_targets": {"mus": (1e-3,), "shares": (0.5, 0.8), "strengths": (0.6,)},
     "c12_every_loss": {"points": 3, "pushes": 8, "smoothings": (0.0, 0.2)},
 }  # fmt: skip
 
@@ -445,8 +446,18 @@ def moved(column: int, by: float):
         ("c13_unequal_classes", "value", lambda x: x + 1e-4, "layer-peeled, ratios"),
         ("c13_unequal_classes", "threshold", moved(0, 1e-4), "threshold in λ"),
         ("c13_unequal_classes", "threshold", moved(2, 1.0), "1% above it"),
-        ("c13_unequal_classes", "seli", lambda x: x[::-1], "SELI: decays"),
+        ("c13_unequal_classes", "length", lambda x: 1.01 * x, "length of a minority row"),
+        ("c13_unequal_classes", "logits", lambda x: x[::-1], "SELI: decays"),
+        ("c13_unequal_classes", "logits", lambda x: 1.02 * x, "worst error of a margin"),
         ("c13_unequal_classes", "optimal", lambda x: ~x.astype(bool), "SELI: share"),
+        ("c14_targets", "tags_multiples", lambda x: x + 1e-4, "tags: worst error of a multiple"),
+        ("c14_targets", "tags_off", lambda x: x + 1e-4, "tags: worst distance of a mean"),
+        ("c14_targets", "mixed_frame", lambda x: x + 1e-4, "mixtures: worst distance of W"),
+        ("c14_targets", "mixed_multiples", lambda x: x[:, ::-1], "mixtures: worst error of a"),
+        ("c14_targets", "mixed_value", lambda x: x - 1e-6, "mixtures: worst error of f"),
+        ("c14_targets", "soft_error", lambda x: 1.5 * x, "largest |p − t|"),
+        ("c14_targets", "soft_behind", lambda x: 1.1 * x, "growth of a logit's distance"),
+        ("c14_targets", "regression_gram", lambda x: 1.001 * x, "relative error of WWᵀ"),
     ],
 )
 def test_stored_results_off_the_theory_are_refuted(name, array, change, claim):

@@ -9,14 +9,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import gallery, runner, tables
+from experiments import gallery, papers, runner, tables
 from experiments.verdicts import NOT_CONVERGED, judge, judge_above, judge_below
 from ufm import plots
 from ufm.runs import record
 from ufm.runs.claims import agrees
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-FIGURES = README.parent / "figures"
+ROOT, FIGURES = README.parent, README.parent / "figures"
 DOC = """Title: with a colon.
 
 Claim. First line
@@ -153,6 +153,31 @@ def test_stored_results_judged_again_give_the_stored_verdicts(name):
     # Measurements are sums and factorisations in float64: on another machine they round otherwise.
     for mine, theirs in zip(found, kept, strict=True):
         assert mine[1:4] == pytest.approx(theirs[1:4], rel=1e-9, abs=1e-12), mine.claim
+
+
+# The papers
+
+
+def test_the_page_of_papers_is_that_of_the_committed_verdicts():
+    page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    assert page == papers.page(gallery.listed(FIGURES))
+
+
+def test_every_paper_that_a_script_names_is_listed_with_it_and_no_other():
+    named = {
+        (paper, name[:3])
+        for name in (*runner.names("c"), *runner.names("n"))
+        for paper in gallery.papers(runner.module(name))
+    }
+    assert named == {(x, name) for x, paper in papers.PAPERS.items() for name in paper.checked}
+
+
+@pytest.mark.parametrize("name", papers.PAPERS)
+def test_a_paper_is_held_against_verdicts_that_there_are(name):
+    told = {stem[:3]: found for stem, found in gallery.listed(FIGURES).items()}
+    for script, parts in papers.PAPERS[name].checked.items():
+        for part in parts or ("",):
+            assert papers.chosen(told[script]["verdicts"], (part,)), (script, part)
 
 
 # The README

@@ -94,6 +94,10 @@ CALLS = {
         lambda: ("class", means(), "skip"),
     ),
     "metrics.detail": (metrics.detail, lambda: (*point(), P.labels)),
+    "metrics.alignment": (
+        metrics.alignment, lambda: (means() + 1, means(), theory.geometry_of(P))
+    ),
+    "metrics.geometry": (metrics.geometry, lambda: (means() + 1, means(), "a frame")),
     "metrics.effective_rank": (metrics.effective_rank, lambda: samples()[:1]),
     "metrics.generalised": (metrics.generalised, lambda: (means() + 1, means())),
     "metrics.one_vs_rest": (metrics.one_vs_rest, lambda: (point().W,)),
@@ -132,10 +136,10 @@ CALLS = {
     **{
         f"theory.{name}": (getattr(theory, name), lambda: (P,))
         for name in (
-            "check_assumptions", "condition_number", "global_value", "hessian_spectrum",
-            "is_collapsed", "margin", "norms", "optimal_step", "origin_spectrum",
-            "wrong_probability", "certified_minimum", "separation", "merged", "seli",
-            "seli_is_optimal",
+            "check_assumptions", "condition_number", "geometry_of", "global_value",
+            "hessian_spectrum", "is_collapsed", "margin", "norms", "optimal_step",
+            "origin_spectrum", "wrong_probability", "certified_minimum", "separation", "merged",
+            "seli", "seli_is_optimal",
         )
     },
     "theory.least_free_eigenvalue": (theory.least_free_eigenvalue, lambda: (P, 0.1)),

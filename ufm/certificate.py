@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Scalar
 from ufm.check import Refused, normal_decays, one_problem, traced
 from ufm.linalg import scaling
 from ufm.linalg.products import matmul
+from ufm.losses import BinaryCrossEntropy, CrossEntropy
 from ufm.model import objective as terms
 from ufm.model.evaluation import Evaluated
 from ufm.model.objective import gradient_norm, logits, mean_weighed, objective, weighed
@@ -157,8 +158,8 @@ def lower_bound(
         problem, params: any point.
         R: its residuals where they are at hand; None makes them, in blocks of samples where they
             are large.
-        any_size: whether G is multiplied by √(largest number)/2, which its entries allow (those of
-            R are at most 1): their squares vanish nowhere then. Otherwise the bound is as valid,
+        any_size: whether G is multiplied by √(largest number)/2 over the largest entry of R that
+            there may be: their squares vanish nowhere then. Otherwise the bound is as valid,
             but loose where μ is below √(smallest number); the G of a record is used as it is.
     """
     if R is not None:
@@ -174,7 +175,10 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     """`lower_bound` from R, which `residual` makes of a block of columns and its labels."""
     K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
     dual, info = _dual(problem, columns, residual), jnp.finfo(dtype)
-    scale = 2.0 ** (info.maxexp // 2 - 2) / _largest(problem, dtype) if any_size else 1.0
+    scale: Array | float = 1.0
+    if any_size:
+        scale = 2.0 ** (info.maxexp // 2 - 2) / _largest(problem, dtype)
+        scale = scale / _longest(problem, dual, columns)
     omega = problem.decay_weights
     omega = None if omega is None else jnp.asarray(omega, dtype)
 
@@ -244,6 +248,19 @@ def _largest(problem: Problem, dtype) -> Array | float:
         omega = jnp.min(jnp.asarray(problem.decay_weights, dtype))
         largest = largest / jnp.sqrt(jnp.minimum(omega, 1))
     return largest
+
+
+def _longest(problem: Problem, dual: Callable, columns: Array) -> Array | float:
+    """A bound ≥ 1 on ‖r'_i‖: 1 serves for differences of distributions, others are looked at."""
+    loss, targets = problem.loss, problem.targets
+    if isinstance(loss, CrossEntropy | BinaryCrossEntropy) and targets is None:
+        return 1.0
+
+    def longest(part, labels):
+        return problem.K * jnp.max(jnp.abs(dual(part, labels)))
+
+    found = blocks.total(longest, columns, problem.labels, problem.K, jnp.maximum)
+    return jnp.maximum(found, 1)
 
 
 def _value_rounding(problem: Problem, params: Params) -> Scalar | float:

@@ -65,6 +65,21 @@ def test_a_folder_of_runs_has_a_section_for_each_and_none_for_other_folders(expe
     assert titles == ["Descent: seed0", "Descent: seed1", "x01: Title."]
 
 
+def test_a_descent_of_unequal_classes_is_held_against_their_minimum(tmp_path):
+    """Weights in the decay leave no one norm of H, but a value and a geometry."""
+    words = ["--K", "3", "--d", "3", "--n", "8", "8", "2", "--lam", "0.05", "--out"]
+    weights = ["--decay-weights", "0.125", "0.125", "0.5"]
+    assert cli.main(["descend", *words, str(tmp_path / "run"), *weights]) == 0
+    (section,) = sections.read(tmp_path / "run")
+    assert [x.claim for x in section.verdicts] == ["certified gap, nats", "f, nats"]
+    assert {x.outcome for x in section.verdicts} == {"holds"}
+    (table,) = section.tables
+    (name, *near), (_, *far) = table.rows
+    assert "global minimum of K=3" in name
+    # The gap of 1e-8 that ends the descent leaves the geometry 1e-3 at most.
+    assert max(map(float, near)) < 1e-3 < 1e-2 < float(far[0])
+
+
 def test_a_page_holds_every_verdict_and_figure_and_loads_nothing(experiment):
     text = report.page(sections.read(experiment), "A <title>")
     assert text == report.page(sections.read(experiment), "A <title>")

@@ -167,9 +167,6 @@ REFUSED = {
     "squared error, unequal counts with decayed bias": replace(
         BASE, n=(3, 2, 1, 1), loss=SquaredError()
     ),
-    "squared error, a mode more than dimensions": replace(
-        BASE, d=3, lam_b=9.0, loss=SquaredError()
-    ),
     "targets": replace(BASE, targets=np.eye(4)),
     "own loss": replace(BASE, loss=FromValue(lambda *x: jnp.sum(x[0] ** 2))),
 }
@@ -186,10 +183,89 @@ def test_closed_forms_outside_their_assumptions_are_refused_with_the_reason(case
         theory.critical_points(REFUSED[case])
 
 
-@pytest.mark.parametrize("name", ["ETF, decayed bias", "centred regression"])
-def test_critical_points_with_a_decayed_bias_are_refused(name):
-    with pytest.raises(ufm.Refused, match="one without decay"):
-        theory.critical_points(SQUARED[name])
+def aligned(height, lam_b, d, lam=(5e-3, 7e-3)):
+    """Targets whose mean is orthogonal to their contrasts, with a decayed bias."""
+    contrasts = REAL - REAL.mean(1, keepdims=True)
+    T = np.vstack([np.full(4, height), contrasts[:2]])
+    return ufm.Problem(3, d, 2, *lam, lam_b, loss=SquaredError(), targets=T)
+
+
+DECAYED = {
+    "two classes": ufm.Problem(2, 2, 3, 2e-2, 3e-2, 0.8, loss=SquaredError()),
+    "two classes, d = 1": ufm.Problem(2, 1, 3, 2e-2, 3e-2, 0.8, loss=SquaredError()),
+    "aligned, d = 1": aligned(1.0, 0.3, 1),
+    "aligned, d = 3": aligned(1.0, 0.3, 3),
+    "aligned, a high mean, d = 2": aligned(2.9, 3.0, 2),
+    "centred regression": replace(SQUARED["centred regression"], d=2),
+}
+
+
+@pytest.mark.parametrize("name", DECAYED)
+def test_critical_points_with_a_decayed_bias_have_their_index(name):
+    problem = DECAYED[name]
+    points = theory.critical_points(problem)
+    assert [x.morse_index for x in points].count(0) == 1
+    assert points[0].value == pytest.approx(theory.global_value(problem), rel=1e-13)
+    T = np.eye(problem.K) if problem.targets is None else problem.targets
+    mean, root = T.mean(axis=1), np.sqrt(problem.n)
+    U, sigma, Vt = np.linalg.svd((T - mean[:, None]) * root, full_matrices=False)
+    size = np.linalg.norm(mean) or 1.0
+    U, G = np.column_stack([U, mean / size]), problem.groups
+    Vt, sigma = np.vstack([Vt, np.full(G, G**-0.5)]), np.append(sigma, problem.N**0.5 * size)
+    rho = np.append(np.ones(len(sigma) - 1), problem.lam_b / (1 + problem.lam_b))
+    tilt, d = (problem.lam_H / problem.lam_W) ** 0.25, problem.d
+    for told in points:
+        at = list(told.modes)
+        s = np.sqrt(sigma[at] - problem.N * problem.mu / rho[at])
+        W, H = np.zeros((problem.K, d)), np.zeros((d, G))
+        W[:, : told.rank] = tilt * U[:, at] * s
+        H[: told.rank] = (Vt[at].T * s).T / root / tilt
+        b = (mean - (W @ H).mean(axis=1)) / (1 + problem.lam_b)
+        params = ufm.Params(*(jnp.asarray(x) for x in (W, H[:, problem.labels], b)))
+        assert float(ufm.objective(problem, params)) == pytest.approx(told.value, rel=1e-12)
+        assert np.linalg.norm(hessian.flatten(problem, ufm.gradient(problem, params))) <= 1e-14
+        values = np.linalg.eigvalsh(hessian.dense(problem, params))
+        assert np.sum(values < -1e-10) == told.morse_index
+        assert np.sum(np.abs(values) <= 1e-10) == told.nullity
+
+
+@pytest.mark.parametrize("name", ["two classes", "aligned, d = 1", "aligned, a high mean, d = 2"])
+def test_a_census_with_a_decayed_bias_finds_these_critical_points_and_no_other(name):
+    problem = DECAYED[name]
+    found = ufm.critical.census(problem, 0, starts=48, rounds=1)
+    seen = sorted((x.value, x.rank, x.morse_index, x.nullity) for x in found.orbits)
+    told = [(x.value, *x[1:2], *x[3:]) for x in theory.critical_points(problem)]
+    assert [x[1:] for x in seen] == [x[1:] for x in told]
+    np.testing.assert_allclose([x[0] for x in seen], [x[0] for x in told], rtol=0, atol=1e-12)
+
+
+def test_a_mean_that_mixes_with_a_contrast_is_refused_and_makes_a_spurious_minimum():
+    """Each alone is a local minimum at d = 1: no list, but the least is still known."""
+    problem = aligned(5.9, 0.1, 1, lam=(5e-2, 7e-2))
+    with pytest.raises(ufm.Refused, match="mixes the two"):
+        theory.critical_points(problem)
+    assert {x.name for x in theory.claims(problem) if x.fails} >= {"squared landscape"}
+    contrast = np.linalg.svd(problem.targets - problem.targets.mean(axis=1, keepdims=True))
+    rng, ends = np.random.default_rng(0), []
+    for w, h in ((np.eye(3)[:, 0], np.ones(4)), (contrast[0][:, 0], 2 * contrast[2][0])):
+        W, H = w[:, None] + rng.normal(0, 1e-2, (3, 1)), np.repeat(h, 2)[None]
+        found = ufm.solve(problem, ufm.Params(*map(jnp.asarray, (W, H, np.zeros(3)))))
+        assert found.status == "converged"
+        # Isolated minima: d = 1 has no orbit but the sign.
+        assert np.linalg.eigvalsh(hessian.dense(problem, found.params))[0] > 1e-6
+        ends.append(float(ufm.objective(problem, found.params)))
+    assert min(ends) == pytest.approx(theory.global_value(problem), rel=1e-12)
+    assert max(ends) > min(ends) + 1e-3
+
+
+@pytest.mark.parametrize(("height", "lam_b"), [(0.5, 9.0), (1.2, 0.3), (4.0, 9.0)])
+def test_fewer_dimensions_than_modes_take_those_of_the_largest_gain(height, lam_b):
+    problem = aligned(height, lam_b, 1)
+    ends = []
+    for seed in range(3):
+        start = ufm.init_params(jax.random.key(seed), problem, 1.0, jnp.float64)
+        ends.append(float(ufm.objective(problem, ufm.solve(problem, start).params)))
+    assert theory.global_value(problem) == pytest.approx(min(ends), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["balanced", "ETF, decayed bias", "on the way"])

@@ -1,5 +1,6 @@
 """NC1–NC4 and kin of any features, and the labels and features that they take."""
 
+from ufm.metrics.alignment import Alignment, Geometry, alignment, geometry
 from ufm.metrics.generalised import Generalised, generalised, one_vs_rest, ood_cosines
 from ufm.metrics.measures import collapse
 from ufm.metrics.rank import effective_rank
@@ -9,14 +10,18 @@ from ufm.metrics.streaming import Accumulator, detail
 
 __all__ = [
     "Accumulator",
+    "Alignment",
     "Collapse",
     "Detail",
     "Generalised",
+    "Geometry",
     "RegressionCollapse",
+    "alignment",
     "collapse",
     "detail",
     "effective_rank",
     "generalised",
+    "geometry",
     "one_vs_rest",
     "ood_cosines",
     "regression",

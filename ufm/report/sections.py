@@ -4,6 +4,7 @@ An experiment is known by the JSON file of its verdicts, beside which its figure
 run that holds its arrays. What there is to hover over or to turn is known by the arrays.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from ufm import theory
 from ufm.check import Refused
 from ufm.critical import atlas
 from ufm.critical.verification import Cell
+from ufm.metrics.alignment import alignment
 from ufm.model.problem import Problem
 from ufm.plots import Scene
 from ufm.report import interactive, stored
@@ -102,7 +104,7 @@ def _descend(path: Path) -> Section:
         for name in (f"history/{key}" for key in CURVES)
         if name in arrays
     }
-    plots, note = [], ""
+    plots, tables, note = [], [], ""
     if curves:
         steps = stored.array(arrays, "history/step", where)
         plots.append(interactive.history(steps, curves, "The way down"))
@@ -110,12 +112,13 @@ def _descend(path: Path) -> Section:
         W, H, _ = stored.point(manifest, arrays, where)
         scene, note = _scene(W, H, problem.labels)
         plots.append(interactive.collapse([scene], title="Where it ends"))
+        tables = _aligned(problem, W, H)
     else:
         note = "The run is not finished."
     facts = {"model": model, "method": ", ".join(f"{k} = {x}" for k, x in options.items())}
     facts |= manifest["results"] | _facts(manifest)
     verdicts = _judged(problem, arrays, manifest, where)
-    return Section(f"Descent: {path.name}", note, facts, verdicts, plots=plots)
+    return Section(f"Descent: {path.name}", note, facts, verdicts, tables, plots)
 
 
 def _judged(problem: Problem, arrays: Mapping, manifest: Mapping, where: str) -> list[Verdict]:
@@ -129,17 +132,34 @@ def _judged(problem: Problem, arrays: Mapping, manifest: Mapping, where: str) ->
     verdicts = []
     if tolerance is not None:
         verdicts.append(judge_below("certified gap, nats", gap, tolerance, certified))
-    try:
-        value, norms = theory.global_value(problem), theory.norms(problem)
-    except Refused:  # outside the theorem
-        return verdicts
-    # f − f* lies between 0 and the gap; rounding may take it a little below.
-    slack = max(gap, 0.0) + 1e-12 * max(abs(value), 1.0)
-    rows: list[tuple[str, Any, Any, Any]] = [("f, nats", results["value"], value, slack)]
-    for name in ("W", "H"):
-        predicted = getattr(norms, name)
-        rows.append((f"‖{name}‖", np.linalg.norm(arrays[name]), predicted, 1e-2 * predicted))
+    rows: list[tuple[str, Any, Any, Any]] = []
+    with contextlib.suppress(Refused):  # outside the theorem
+        value = theory.global_value(problem)
+        # f − f* lies between 0 and the gap; rounding may take it a little below.
+        slack = max(gap, 0.0) + 1e-12 * max(abs(value), 1.0)
+        rows.append(("f, nats", results["value"], value, slack))
+    with contextlib.suppress(Refused):  # also weights in the decay, for which H has no one norm
+        for name, predicted in theory.norms(problem)._asdict().items():
+            rows.append((f"‖{name}‖", np.linalg.norm(arrays[name]), predicted, 1e-2 * predicted))
     return verdicts + [judge(*row, certified) for row in rows]
+
+
+def _aligned(problem: Problem, W: np.ndarray, H: np.ndarray) -> list[Table]:
+    """NC2 and NC3 of the end against the minimum of theory and against the simplex.
+
+    For classes that differ alone: for equal ones both are one, and for others none is predicted.
+    """
+    if problem.balanced and problem.uniform:
+        return []
+    try:
+        predicted = theory.geometry_of(problem)
+    except Refused:  # outside the theorem
+        return []
+    means = np.stack([H[:, problem.labels == k].mean(axis=1) for k in range(problem.K)])
+    seen = alignment(W, means, predicted)
+    heads = ["distance to", "NC2", "NC2 of class means", "NC3"]
+    rows = [seen.against, *map(number, seen[:3])], ["the simplex", *map(number, seen[3:6])]
+    return [Table(heads, list(rows))]
 
 
 def _scene(W: np.ndarray, H: np.ndarray, labels: np.ndarray) -> tuple[Scene, str]:

@@ -10,7 +10,14 @@ agreement with a simulation is evidence.
 from ufm.theory.groups import least as certified_minimum
 from ufm.theory.groups import merged, seli, seli_is_optimal, separation
 from ufm.theory.landscape import Claim, claims, least_eigenvalue_bound, least_free_eigenvalue
-from ufm.theory.lookup import global_minimizer, global_value, is_collapsed, margin, norms
+from ufm.theory.lookup import (
+    geometry_of,
+    global_minimizer,
+    global_value,
+    is_collapsed,
+    margin,
+    norms,
+)
 from ufm.theory.minimum import Norms, check_assumptions, wrong_probability
 from ufm.theory.spectra import (
     Spectrum,
@@ -34,6 +41,7 @@ __all__ = [
     "condition_number",
     "critical_points",
     "gd_rate",
+    "geometry_of",
     "global_minimizer",
     "global_value",
     "hessian_spectrum",

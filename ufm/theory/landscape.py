@@ -146,8 +146,8 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
             ),
             Claim(
                 "squared landscape",
-                "Critical points are the sets of at most d singular values above Nμ; one is no "
-                "strict saddle, the minimum (distinct singular values).",
+                "Critical points are the sets of at most d singular values above Nμ (distinct "
+                "ones; the mean is one if the bias decays); one is no strict saddle, the minimum.",
                 squared.landscape_fails(problem),
                 "ours, ufm.theory.squared",
                 "candidate",

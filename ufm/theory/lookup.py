@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from ufm.check import Refused
 from ufm.losses import SquaredError
+from ufm.metrics.alignment import Geometry, geometry
 from ufm.model.problem import Params, Problem, require
 from ufm.theory import groups, minimum, squared, symmetric
 from ufm.theory.minimum import Norms
@@ -108,3 +111,33 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
     found = symmetric.least(problem)
     params = minimum.etf(problem, minimum.norms_of(problem, found.t), key, dtype)
     return jax.tree.map(jnp.asarray, params._replace(b=params.b + found.beta))
+
+
+def geometry_of(problem: Problem) -> Geometry:
+    """The Gram matrices of the global minimum, for `ufm.metrics.alignment` to measure against.
+
+    A simplex for equal classes of most losses; for unequal ones what `ufm.theory.groups` solves,
+    and for the squared error its closed form.
+
+    Args:
+        problem: as `global_minimizer` takes it, with labels.
+
+    Raises:
+        Refused: as `global_value`; targets, whose columns are no classes; a minimum W = H = 0,
+            which has no geometry; the squared error with fewer dimensions than modes, of which
+            equal ones compete for the last.
+    """
+    require(problem)
+    if problem.targets is not None:
+        raise Refused(
+            f"got targets with {problem.groups} columns; allowed: labels, whose classes have a row "
+            "of W each"
+        )
+    if _is_squared(problem):
+        squared.check_unique(problem)
+    if is_collapsed(problem):
+        raise Refused("got a problem whose minimum is W = H = 0, without a geometry; lower lam")
+    W, H, _ = global_minimizer(problem, jax.random.key(0), jnp.float64)
+    first = np.concatenate([[0], np.cumsum(problem.counts)[:-1]])
+    model = ", ".join(f"{name}={x}" for name, x in problem.describe().items())
+    return geometry(W, np.asarray(H)[:, first].T, f"the global minimum of {model}")

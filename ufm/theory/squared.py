@@ -25,6 +25,22 @@ simplex ETF for λ_b ≤ κ/(1−κ), where the mode is off, and class means of 
 
 beyond, up to an orthogonal frame as λ_b → ∞ (arXiv 2606.00344 announces the passage).
 
+**All critical points with a decayed bias.** Without b, minimised out, f = ‖(Z−Y)P^½‖²/2N + …, P = I
+less (1−ρ) times the projection on 1. At a critical point of rank r, AV = μU and AᵀU = μV for A =
+(Y−Z)P/N, Z = UΣVᵀ. Let S = (Y−ȳ1ᵀ)(Y−ȳ1ᵀ)ᵀ, û = ȳ/‖ȳ‖, X = UΣUᵀ and c = Nμ. On the range R of U
+this is S = (X+c)² − yyᵀ, y = σ(X+c)(X+c/ρ)⁻¹û, and off it qᵀS|_R = −ρσ⟨q,û⟩yᵀ for the part of û
+that is not in R. If û ∈ R or û ⟂ R, R is invariant under S: a set of modes. Otherwise Sû = 0 makes
+(X+c)(X+c/ρ)û_R a multiple of û_R, so û_R is an eigenvector of X, the plane of û_R and q invariant
+under S: û mixes with one contrast i alone. With a = σ_i² and m = ρ²σ² that happens iff each
+withstands the other,
+
+    m/(ρ(σ_i−c)+c) < σ_i    and    a/(σ−c/ρ+c) < ρσ        (i taken and û left, and the reverse),
+
+as the values of the two alone lie on a circle of which both are minima; then a third point lies
+between them, a saddle, and `critical_points` refuses. Otherwise the critical points are the sets of
+modes on, and of a pair of them one gives way to the other: the pairs of the index above, σ_i > σ_a,
+are read so where one of the two is û. The minimum takes the d modes of the largest gain ρ_i s_i².
+
 Sources: Zhou et al. 2022 (arXiv 2203.01238), Tirer and Bruna 2022 (arXiv 2202.08087); regression:
 arXiv 2409.04180. The list of critical points is held against censuses by the tests.
 """
@@ -43,12 +59,14 @@ from ufm.losses import SquaredError
 from ufm.model.problem import Params, Problem, check_problem
 
 MOST_POINTS = 2**16
+_TIE = 1e-10  # relative difference up to which two modes count as equal
 
 
 class CriticalPoint(NamedTuple):
     """One orbit of critical points.
 
-    modes: which singular values it takes, by falling σ.  rank: of W, their number.
+    modes: which singular values it takes, by falling σ, the mean of a decayed bias after all
+        others.  rank: of W, their number.
     value: f.  morse_index, nullity: of ∇²f.
     """
 
@@ -91,18 +109,42 @@ def fails(problem: Problem) -> str | None:
             "no bias, one without decay, or targets whose mean is orthogonal to their contrasts, "
             f"as for equal classes (got lam_b={problem.lam_b})"
         )
-    on = int(np.sum(_shrunk(problem, modes) > 0))
-    if on > problem.d:
-        return f"d >= {on}, the modes of the minimum with a decayed bias (got d={problem.d})"
     return None
 
 
 def landscape_fails(problem: Problem) -> str | None:
     """The first assumption of `critical_points` that a problem does not meet, or None."""
     reason = fails(problem)
-    if reason is None and problem.bias and float(problem.lam_b) > 0:
-        return f"no bias, or one without decay (got lam_b={problem.lam_b})"
-    return reason
+    if reason is not None:
+        return reason
+    return _mixing(problem, _split(problem))
+
+
+def _mixing(problem: Problem, modes: _Modes) -> str | None:
+    """Why the mean of a decayed bias may mix with a contrast at critical points, or None."""
+    beats = _beats(problem, modes)
+    on = np.flatnonzero(_shrunk(problem, modes) > 0)
+    for i in on:
+        if modes.stiffness[on[-1]] == 1 or i == on[-1]:
+            break
+        if beats[i, on[-1]] == beats[on[-1], i]:
+            return (
+                f"a mean that gives way to contrast {i}, or the reverse (got "
+                f"lam_b={problem.lam_b}, with which each withstands the other, so a critical point "
+                "mixes the two), as for other lam_b"
+            )
+    return None
+
+
+def _beats(problem: Problem, modes: _Modes) -> np.ndarray:
+    """(m, m), whether ∇²f is negative in the direction from a mode a taken to a mode i left out.
+
+    The pull of i where a is taken, ρ_i²σ_i²/(ρ_i s_a + Nμ) in units of its own, over that of a.
+    """
+    rho, c = modes.stiffness, problem.N * float(problem.mu)
+    s = _shrunk(problem, modes)
+    pull = (rho * modes.sigma)[:, None] ** 2 / (rho[:, None] * s[None, :] + c)
+    return pull > (rho * modes.sigma)[None, :] * (1 + _TIE)
 
 
 def _split(problem: Problem) -> _Modes:
@@ -145,9 +187,10 @@ def _value(problem: Problem, modes: _Modes, on: np.ndarray) -> float:
 
 
 def _largest(problem: Problem, modes: _Modes) -> np.ndarray:
-    """The modes of the global minimum: the d largest of those that are on."""
-    on = _shrunk(problem, modes) > 0
-    return on & (np.cumsum(on) <= problem.d)
+    """The modes of the global minimum: of those that are on the d of the largest gain, ρs²/2N."""
+    s = _shrunk(problem, modes)
+    first = np.argsort(-modes.stiffness * s**2, kind="stable")[: problem.d]
+    return (s > 0) & np.isin(np.arange(len(s)), first)
 
 
 def global_value(problem: Problem) -> float:
@@ -179,6 +222,24 @@ def norms(problem: Problem) -> tuple[float, float]:
     total = float(np.sum(_shrunk(problem, modes)[_largest(problem, modes)]))
     tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
     return total**0.5 * tilt, total**0.5 / tilt
+
+
+def check_unique(problem: Problem) -> None:
+    """Refuse a problem whose minimisers are not one orbit: equal modes compete for the last of d.
+
+    Raises:
+        Refused: as `global_value`; such a problem.
+    """
+    modes = _modes(problem)
+    taken = _largest(problem, modes)
+    gain = modes.stiffness * _shrunk(problem, modes) ** 2
+    left = (gain > 0) & ~taken
+    if np.any(left) and np.min(gain[taken]) - np.max(gain[left]) <= _TIE * gain.max():
+        raise Refused(
+            f"got d={problem.d} dimensions for {np.sum(taken | left)} modes, of which equal ones "
+            "compete for the last: the minimum has no one geometry; allowed: distinct ones, such "
+            "as unequal class counts give, or more dimensions"
+        )
 
 
 def margin(problem: Problem) -> float:
@@ -224,47 +285,52 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
     return Params(*(jnp.asarray(x, dtype) for x in (W, means[:, problem.labels], b)))
 
 
+def _check_distinct(modes: _Modes, on: list[int]) -> None:
+    """Refuse equal singular values of the contrasts that are on."""
+    sigma = modes.sigma[modes.stiffness == 1]
+    if any(sigma[i] - sigma[i + 1] <= _TIE * sigma[0] for i in on if i + 1 < len(sigma)):
+        raise Refused(
+            f"got singular values {np.array2string(sigma, precision=6)} of the targets, of which "
+            "some are equal: their critical points are no isolated orbits; allowed: distinct ones, "
+            "such as unequal class counts give"
+        )
+
+
 def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
     """Every critical point of the squared error up to its orbit, by rising value.
 
     Args:
-        problem: any counts, any d, any targets; no bias, or one without decay; the singular values
-            of the targets above Nμ must differ.
+        problem: any counts, any d, any targets; the singular values of the targets above Nμ must
+            differ. With a decayed bias the mean of the targets must be orthogonal to their
+            contrasts, and no critical point mix the two.
 
     Returns:
-        A `CriticalPoint` for every set of at most d modes.
+        A `CriticalPoint` for every set of at most d modes that are on.
 
     Raises:
-        Refused: as `global_value`; equal singular values, whose modes turn into one another; more
-            than 65,536 sets.
+        Refused: as `global_value`; equal singular values, whose modes turn into one another; a
+            mean that mixes with a contrast; more than 65,536 sets.
     """
     check_problem(problem)
     reason = landscape_fails(problem)
     if fails(problem) is None and reason is not None:
         raise Refused(
             "got a problem whose critical points have no closed form here, which needs "
-            f"{reason}; find them with ufm.critical.search.census"
+            f"{reason}; find them with ufm.critical.census"
         )
     modes = _modes(problem)
-    sigma = modes.sigma
-    level = problem.N * float(problem.mu)
-    on = [i for i, x in enumerate(sigma) if x > level]
-    if any(sigma[i] - sigma[i + 1] <= 1e-10 * sigma[0] for i in on if i + 1 < len(sigma)):
-        raise Refused(
-            f"got singular values {np.array2string(sigma, precision=6)} of the targets, of which "
-            "some are equal: their critical points are no isolated orbits; allowed: distinct ones, "
-            "such as unequal class counts give"
-        )
+    on = [int(i) for i in np.flatnonzero(_shrunk(problem, modes) > 0)]
+    _check_distinct(modes, on)
     count = sum(math.comb(len(on), r) for r in range(min(len(on), problem.d) + 1))
     if count > MOST_POINTS:
         raise Refused(f"got {count:,} critical points; allowed: {MOST_POINTS:,}. Lower d or K")
+    beats = _beats(problem, modes)
     found = []
     for r in range(min(len(on), problem.d) + 1):
         for S in itertools.combinations(on, r):
-            taken = np.isin(np.arange(len(sigma)), S)
+            taken = np.isin(np.arange(len(modes.sigma)), S)
             left = [i for i in on if i not in S]
-            pairs = sum(sigma[i] > sigma[a] for i in left for a in S)
-            index = (problem.d - r) * len(left) + int(pairs)
+            index = (problem.d - r) * len(left) + int(np.sum(beats[np.ix_(left, S)]))
             nullity = r * (r - 1) // 2 + r * (problem.d - r)
             found.append(CriticalPoint(S, r, _value(problem, modes, taken), index, nullity))
     return tuple(sorted(found, key=lambda x: x.value))

@@ -1,0 +1,195 @@
+"""What each paper states, which scripts check it, what they found, and what no script checks.
+
+The page docs/papers.md is written from this list, the titles of the scripts and the verdicts beside
+the figures, whenever a figure is drawn. A script names its papers in its docstring; the tests hold
+these ids against the list.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.tables import counted
+from ufm.runs import claims
+
+
+class Paper(NamedTuple):
+    """A paper, by what of it bears on the model.
+
+    authors: and year, as far as the scripts name them.  states: what it proves or observes.
+    checked: of each script, by its number, parts of the claims of its verdicts; () takes all.
+    left: what no script here checks.
+    """
+
+    authors: str
+    states: str
+    checked: Mapping[str, tuple[str, ...]]
+    left: str
+
+
+PAPERS = {
+    "2105.02375": Paper(
+        "Zhu et al. 2021",
+        "For equal classes and d > K every critical point of the unconstrained feature model under "
+        "cross-entropy is a strict saddle or a global minimiser, and the minimisers are simplex "
+        "ETFs (theorems 3.1 and 3.2); networks show it under three optimisers, with random labels, "
+        "and with a fixed classifier (section 5).",
+        {
+            **dict.fromkeys((f"c{i:02}" for i in range(1, 11)), ()),
+            "c12": ("cross-entropy: ",),
+            **dict.fromkeys(("n01", "n02", "n03", "n04"), ()),
+        },
+        "MNIST, CIFAR-10 and CIFAR-100, ResNet-50 and the other trainings at their size: networks "
+        "here are small and see FashionMNIST.",
+    ),
+    "2407.10702": Paper(
+        "",
+        "The landscape is benign for d = K as well.",
+        {"c08": (), "c09": (), "c10": ("d = K:",)},
+        "Its proof. That it holds from d = K−1 on is proved in Derivations, and checked.",
+    ),
+    "2106.15933": Paper(
+        "Jacot et al. 2021",
+        "Deep linear networks from a small start go from saddle to saddle.",
+        {"c04": ("slow passages",)},
+        "Networks of more than two linear layers, and the limit of a vanishing start.",
+    ),
+    "2203.01238": Paper(
+        "Zhou et al. 2022",
+        "Under the squared error the minimisers are simplex ETFs, or orthogonal frames without a "
+        "bias, and the landscape is benign for d ≥ K.",
+        {"c11": (), "c12": ("squared: ",)},
+        "The rescaled loss (k, M) on networks: `SquaredError(own, shift)` descends and is "
+        "certified here, and has no closed form.",
+    ),
+    "2202.08087": Paper(
+        "Tirer and Bruna 2022",
+        "The squared error with and without a bias: simplex ETF and orthogonal frame; extensions "
+        "by a layer and by ReLU.",
+        {"c11": ()},
+        "The added layer and the ReLU features.",
+    ),
+    "2606.00344": Paper(
+        "",
+        "Between the frames of no bias and of a free bias there is a transition.",
+        {"c11": ("passage",)},
+        "Everything in it but the cosine of class means over the decay of the bias.",
+    ),
+    "2210.02192": Paper(
+        "Zhou et al. 2022",
+        "Cross-entropy, label smoothing, focal and squared losses have one geometry at the "
+        "minimum.",
+        {"c12": ("smoothing 0.1: ", "focal 2: ", "cross-entropy: ")},
+        "That test accuracies agree across losses, and the landscape of the focal loss where it is "
+        "not convex.",
+    ),
+    "2402.03979": Paper(
+        "",
+        "Label smoothing collapses faster, and conditions the loss better.",
+        {"c12": ("smoothing",)},
+        "Its trainings. Which matrix is better conditioned depends: ∇²f is not, WᵀSW is.",
+    ),
+    "2505.05813": Paper(
+        "",
+        "Binary cross-entropy collapses to a simplex ETF.",
+        {"c12": ("binary: ",)},
+        "A decayed bias, under which one mode more appears, and its trainings.",
+    ),
+    "2309.09725": Paper(
+        "Dang et al. 2023",
+        "For unequal classes minority classes merge iff √m ≤ Nμ.",
+        {"c13": ("plain", "threshold in λ", "of the minority 1% above")},
+        "Its model with ReLU features, and its trainings.",
+    ),
+    "2101.12699": Paper(
+        "Fang et al. 2021",
+        "In the layer-peeled model minority classes become one at a finite ratio of the counts.",
+        {"c13": ("layer-peeled",)},
+        "Its constrained form (the ball E_W, E_H in place of decays) and its trainings.",
+    ),
+    "2208.05512": Paper(
+        "Thrampoulidis et al. 2022",
+        "As the decay falls to 0 logits tend in direction to SELI, whatever the counts.",
+        {"c13": ("SELI",)},
+        "The path of gradient descent without decay, and step-imbalanced networks.",
+    ),
+    "2310.15903": Paper(
+        "Li et al. 2023",
+        "Under the pick-all-labels loss classes form a simplex ETF, and the mean of a tag set is a "
+        "scaled average of those of its tags.",
+        {"c14": ("tags",)},
+        "Unequal counts among sets of one size, and its trainings.",
+    ),
+    "2402.06171": Paper(
+        "Fisher, Meng and Papyan 2024",
+        "Under mixup features of mixtures lie in the plane of their two classes, and are no "
+        "mixtures of class means.",
+        {"c14": ("mixtures",)},
+        "Mixing ratios of a continuous law, mixtures within a class, and its trainings.",
+    ),
+    "2408.15417": Paper(
+        "",
+        "With soft labels log-odds on the support stay finite, and a low-rank part grows.",
+        {"c14": ("soft labels",)},
+        "The direction and rank of the growing part, and language models.",
+    ),
+    "2409.04180": Paper(
+        "",
+        "In regression WWᵀ is √(λ_H/λ_W)[Σ^½ − √(λ_Wλ_H)]₊, Σ the covariance of the targets.",
+        {"c14": ("regression",)},
+        "Its trainings; `ufm.metrics.regression` measures networks.",
+    ),
+    "2502.10691": Paper(
+        "Harun, Gallardo and Kanan 2025",
+        "Collapse helps to detect foreign classes and harms transfer to them.",
+        {"n05": ()},
+        "Its large networks and data sets.",
+    ),
+    "2010.03759": Paper(
+        "Liu et al. 2020",
+        "Energy scores detect samples of foreign classes.",
+        {"n05": ("detection",)},
+        "The score against others: it is used here, not judged.",
+    ),
+}  # fmt: skip
+HEAD = """# Papers
+
+What each paper states, which script checks it and with what outcome, and what no script checks.
+This page is written from the list in `experiments/papers.py` and the verdicts beside the figures
+whenever one is drawn; `python -m experiments --paper ID` runs what belongs to a paper. Wordings
+are ours.
+
+"""
+
+
+def page(listed: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page as Markdown.
+
+    Args:
+        listed: what is told of every figure, by its stem, as `gallery.listed` reads it.
+    """
+    told = {stem.split("_")[0]: found for stem, found in listed.items()}
+    parts = [_entry(name, paper, told) for name, paper in PAPERS.items()]
+    return HEAD + "\n\n".join(parts) + "\n"
+
+
+def _entry(name: str, paper: Paper, told: Mapping[str, Mapping[str, Any]]) -> str:
+    """A heading, what the paper states, a row for each script, what is left."""
+    lines = [f"## arXiv {name}", ""]
+    by = f"{paper.authors}, " if paper.authors else ""
+    lines += [f"{by}[arXiv {name}](https://arxiv.org/abs/{name}). {paper.states}", ""]
+    lines += ["| script | checked here | verdicts |", "|---|---|---|"]
+    for script, claim_parts in paper.checked.items():
+        if script in told:
+            found = told[script]
+            rows = chosen(found["verdicts"], claim_parts)
+            title = found["title"].replace("|", "\\|")
+            if claim_parts:
+                title += f" ({len(rows)} of {len(found['verdicts'])} verdicts)"
+            verdicts = counted([claims.read(row) for row in rows])
+            lines.append(f"| [{script}](../figures/README.md#{script}) | {title} | {verdicts} |")
+    return "\n".join([*lines, "", f"**Not checked.** {paper.left}"])
+
+
+def chosen(rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The verdicts with one of some parts in their claim; all where none is given."""
+    return [row for row in rows if not parts or any(part in row["claim"] for part in parts)]
