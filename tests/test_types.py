@@ -148,6 +148,13 @@ CALLS = {
     "theory.critical_points": (theory.critical_points, lambda: (SQUARED,)),
     "theory.gd_rate": (theory.gd_rate, lambda: (P, 0.1)),
     "theory.global_minimizer": (theory.global_minimizer, lambda: (P, 0)),
+    "theory.global_minimizer of groups": (
+        functools.partial(theory.global_minimizer, ufm.Problem(3, 4, (3, 2, 1), lam=1e-2)),
+        lambda: (0,),
+    ),
+    "theory.global_minimizer of squares": (
+        functools.partial(theory.global_minimizer, SQUARED), lambda: (0,)
+    ),
     "theory.orbit_dimension": (theory.orbit_dimension, lambda: (P, 2)),
 }  # fmt: skip
 # Odd as it looks, it has a meaning there.
@@ -166,6 +173,8 @@ MEANINGFUL = {
     ("Plan", 3): [None],
     ("Problem.from_features", 2): [None, np.zeros(3)],
     ("theory.global_minimizer", 1): [None],
+    ("theory.global_minimizer of groups", 0): [None],
+    ("theory.global_minimizer of squares", 0): [None],
     # Arrays of decays, to be mapped over; an axis.
     ("Problem", 3): [np.zeros(3)],
     ("Problem", 4): [np.zeros(3)],

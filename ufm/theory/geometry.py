@@ -48,6 +48,14 @@ def orthonormal_frame(key: Array, d: int, r: int, dtype=None) -> Float[Array, "d
     return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
 
 
+def rotation(d: int, key: Array | None) -> np.ndarray:
+    """An orthogonal matrix (d, d) in float64, Haar-random; the identity without a key."""
+    if key is None:
+        return np.eye(d)
+    with jax.enable_x64(True):
+        return np.asarray(jax.random.orthogonal(key, d, dtype=jnp.float64))
+
+
 def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[Array, "K d"]:
     """Rows m_k of a simplex ETF: M Mᵀ = K/(K−1) (I − 11ᵀ/K), ‖m_k‖ = 1, Σ_k m_k = 0.
 

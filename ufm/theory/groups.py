@@ -36,6 +36,7 @@ from jaxtyping import Array
 from ufm.check import Refused, normal_decays
 from ufm.losses import CrossEntropy
 from ufm.model.problem import Params, Problem, check_problem
+from ufm.theory import geometry
 
 MOST_GROUPS = 16  # the Hessian in the numbers of the module's head is dense
 _STEPS = 500
@@ -321,7 +322,7 @@ def is_collapsed(problem: Problem) -> bool:
     return least(problem).rank == 0
 
 
-def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
     """A global minimiser in a Haar-random orientation.
 
     Raises:
@@ -334,8 +335,7 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
     U, s, Vt = np.linalg.svd(X)
     kept = least_of.rank  # roots of singular values that are rounding would be 1e-8
     tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
-    with jax.enable_x64(True):
-        Q = np.asarray(jax.random.orthogonal(key, problem.d, dtype=jnp.float64))[:, :kept]
+    Q = geometry.rotation(problem.d, key)[:, :kept]
     half = np.sqrt(s[:kept])
     W = tilt * (U[:, :kept] * half) @ Q.T
     means = Q @ (half[:, None] * Vt[:kept]) / roots / tilt

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ufm import check
 from ufm.check import Refused
 from ufm.losses import SquaredError
 from ufm.metrics.alignment import Geometry, geometry
@@ -91,17 +92,18 @@ def norms(problem: Problem) -> Norms:
     return minimum.norms_of(problem, symmetric.least(problem).t)
 
 
-def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
     """A global minimiser in a Haar-random orientation.
 
     Args:
         problem: within the assumptions of its closed form, with scalar decays.
-        key: a JAX PRNG key; it draws the orientation.
+        key: a JAX PRNG key, or an integer seed; it draws the orientation. None takes a fixed one.
         dtype: floating dtype; None takes JAX's default.
 
     Raises:
-        Refused: as `global_value`.
+        Refused: as `global_value`; a key that is none.
     """
+    key, dtype = None if key is None else check.key(key), check.floating("dtype", dtype)
     if _is_squared(problem):
         return squared.global_minimizer(problem, key, dtype)
     if _is_grouped(problem):

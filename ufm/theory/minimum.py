@@ -165,7 +165,7 @@ def norms_of(problem: Problem, t) -> Norms:
     return Norms((size * tilt)[()], (size / tilt)[()])
 
 
-def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
     """A global minimiser in a Haar-random orientation.
 
     W is √(ρ/K) times a simplex ETF of unit rows, h_i = √(λ_W/(λ_H n)) w_{y_i}, b = 0. All global
@@ -182,7 +182,7 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
     return etf(problem, norms(problem), key, dtype)
 
 
-def etf(problem: Problem, size: Norms, key: Array, dtype=None) -> Params:
+def etf(problem: Problem, size: Norms, key: Array | None, dtype=None) -> Params:
     """The balanced simplex ETF of given norms in a Haar-random orientation, b = 0.
 
     Raises:

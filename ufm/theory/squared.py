@@ -49,7 +49,6 @@ import itertools
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -57,6 +56,7 @@ from jaxtyping import Array
 from ufm.check import Refused, normal_decays
 from ufm.losses import SquaredError
 from ufm.model.problem import Params, Problem, check_problem
+from ufm.theory import geometry
 
 MOST_POINTS = 2**16
 _TIE = 1e-10  # relative difference up to which two modes count as equal
@@ -259,12 +259,12 @@ def margin(problem: Problem) -> float:
     return max(1 - problem.N * float(problem.mu) / float(problem.n) ** 0.5, 0.0)
 
 
-def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
+def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
     """A global minimiser in a Haar-random orientation.
 
     Args:
         problem: as `global_value` takes it.
-        key: a JAX PRNG key; it draws the orientation.
+        key: a JAX PRNG key; it draws the orientation. None takes a fixed one.
         dtype: floating dtype; None takes JAX's default.
 
     Raises:
@@ -274,8 +274,7 @@ def global_minimizer(problem: Problem, key: Array, dtype=None) -> Params:
     on = _largest(problem, modes)
     s = _shrunk(problem, modes)[on]
     tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
-    with jax.enable_x64(True):
-        Q = np.asarray(jax.random.orthogonal(key, problem.d, dtype=jnp.float64))[:, : len(s)]
+    Q = geometry.rotation(problem.d, key)[:, : len(s)]
     W = tilt * (modes.U[:, on] * np.sqrt(s)) @ Q.T
     means = Q @ (np.sqrt(s)[:, None] * modes.Vt[on]) / np.sqrt(problem.counts) / tilt
     share = problem.counts / problem.N
