@@ -7,9 +7,9 @@ vanish. Without a bias the logits tend in direction to Ẑ = I − 11ᵀ/K, SELI
 counts: margins are log(1/μ) − log c_jk + O(1/log(1/μ)), where μc_jk is the probability of a wrong
 class j for a sample of k that the optimality of SELI gives.
 
-Source. Dang et al. (arXiv 2309.09725) for plain decay; Fang et al. 2021 (arXiv 2101.12699) for the
-layer-peeled model, minority collapse; Thrampoulidis et al. 2022 (arXiv 2208.05512) for SELI. The
-minimum for any counts is that of `ufm.theory.groups`, solved and certified.
+Source. Hong and Ling 2023 (arXiv 2309.09725) for plain decay; Fang et al. 2021 (arXiv 2101.12699)
+for the layer-peeled model, minority collapse; Thrampoulidis et al. 2022 (arXiv 2208.05512) for
+SELI. The minimum for any counts is that of `ufm.theory.groups`, solved and certified.
 
 Reproduces. The thresholds of 2309.09725 (5 + 5 classes of 500 and 100: .003333; 3 + 7: .004545) and
 the minority collapse of 2101.12699 (K = 10, E_H = 5, E_W = 1, ratios to 10⁴), both by descent from

@@ -57,7 +57,7 @@ PAPERS = {
         "Zhou et al. 2022",
         "Under the squared error the minimisers are simplex ETFs, or orthogonal frames without a "
         "bias, and the landscape is benign for d ≥ K.",
-        {"c11": (), "c12": ("squared: ",)},
+        {"c11": (), "c12": ("squared: ",), "c15": ("squared",)},
         "The rescaled loss (k, M) on networks: `SquaredError(own, shift)` descends and is "
         "certified here, and has no closed form.",
     ),
@@ -78,7 +78,10 @@ PAPERS = {
         "Zhou et al. 2022",
         "Cross-entropy, label smoothing, focal and squared losses have one geometry at the "
         "minimum.",
-        {"c12": ("smoothing 0.1: ", "focal 2: ", "cross-entropy: ")},
+        {
+            "c12": ("smoothing 0.1: ", "focal 2: ", "cross-entropy: "),
+            "c15": ("smoothing",),
+        },
         "That test accuracies agree across losses, and the landscape of the focal loss where it is "
         "not convex.",
     ),
@@ -95,7 +98,7 @@ PAPERS = {
         "A decayed bias, under which one mode more appears, and its trainings.",
     ),
     "2309.09725": Paper(
-        "Dang et al. 2023",
+        "Hong and Ling 2023",
         "For unequal classes minority classes merge iff √m ≤ Nμ.",
         {"c13": ("plain", "threshold in λ", "of the minority 1% above")},
         "Its model with ReLU features, and its trainings.",

@@ -51,6 +51,9 @@ CHOSEN = {
         ("c14", "mixtures: worst error of a multiple"),
         ("c14", "growth of a logit's distance"),
         ("c14", "regression, 5 decays"),
+        ("c15", "binary, d ≥ K: 204"),
+        ("c15", "tag sets: worst relative error"),
+        ("c15", "binary, K=6, d = K−1"),
     ),
     "networks": (
         ("n01", "SGD: NC1 at the end"),

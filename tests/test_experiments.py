@@ -27,7 +27,7 @@ from experiments.verdicts import (
 from ufm.descent.loop import Status
 from ufm.runs import record
 
-SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12", "c13", "c14")
+SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12", "c13", "c14", "c15")
 TINY = {
     "c01_certified_minimum": {
         "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
@@ -57,6 +57,10 @@ TINY = {
     "c11_squared_loss": {"counts": ((3, 1),), "starts": 16, "points": 3},
     "c13_unequal_classes": {"ratios": (1, 1000), "starts": 1, "seli_lams": (1e-1, 1e-3)},
     "c14_targets": {"mus": (1e-3,), "shares": (0.5, 0.8), "strengths": (0.6,)},
+    "c15_saddles_of_losses": {
+        "losses": ("smoothing",), "counts": (2, 1, 1), "starts": 16, "K": 4, "widths": (4,),
+        "boundary": ("binary",), "boundary_starts": 16,
+    },
     "c12_every_loss": {"points": 3, "pushes": 8, "smoothings": (0.0, 0.2)},
 }  # fmt: skip
 
@@ -450,6 +454,17 @@ def moved(column: int, by: float):
         ("c13_unequal_classes", "logits", lambda x: x[::-1], "SELI: decays"),
         ("c13_unequal_classes", "logits", lambda x: 1.02 * x, "worst error of a margin"),
         ("c13_unequal_classes", "optimal", lambda x: ~x.astype(bool), "SELI: share"),
+        ("c15_saddles_of_losses", "orbits", moved(3, 3), "binary, d ≥ K"),
+        (
+            "c15_saddles_of_losses",
+            "orbits",
+            lambda x: x * (1 + 1e-6 * (np.arange(10) == 8)),
+            "tag sets: worst relative error of λ₋",
+        ),
+        ("c15_saddles_of_losses", "orbits", moved(6, 1), "squared: orbits with undecided"),
+        ("c15_saddles_of_losses", "minima", lambda x: np.r_[x, [[0, 5, 9]]], "smoothing, K=6, d ≥"),
+        ("c15_saddles_of_losses", "minima", lambda x: x[x[:, 0] == 0], "binary, K=6, d < K−1"),
+        ("c15_saddles_of_losses", "minima", lambda x: x[x[:, 0] == 0], "binary, K=6, d = K−1"),
         ("c14_targets", "tags_multiples", lambda x: x + 1e-4, "tags: worst error of a multiple"),
         ("c14_targets", "tags_off", lambda x: x + 1e-4, "tags: worst distance of a mean"),
         ("c14_targets", "mixed_frame", lambda x: x + 1e-4, "mixtures: worst distance of W"),

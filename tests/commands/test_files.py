@@ -1,5 +1,6 @@
 """Files of other programs: what lies in them is used or refused, and none is trusted."""
 
+import dataclasses
 import io
 import json
 import os
@@ -77,6 +78,34 @@ def test_certify_uses_the_labels_of_a_file(capsys, path):
         assert status == 0
         got = json.loads(out)["value"]
         assert got == pytest.approx(value(arrays(b=made.get("b"))), rel=1e-13)
+
+
+def test_a_file_is_certified_under_the_loss_that_is_named(capsys, tmp_path):
+    made = arrays()
+    save(tmp_path / "f.npz", made)
+    H, (W, b) = made["features"].T, (made["W"], made["b"])
+    problem, params = ufm.Problem.from_features(W, H, b, made["labels"], **DECAYS)
+    problem = dataclasses.replace(problem, loss="Focal(gamma=2.0)")
+    status, out, _ = run(
+        capsys, "certify", tmp_path / "f.npz", "--loss", "Focal(gamma=2.0)", "--json"
+    )
+    assert status == 0
+    told, expected = json.loads(out), ufm.certify(problem, params)
+    assert told["value"] == pytest.approx(expected.value, rel=1e-12)
+    assert told["lower_bound"] == pytest.approx(expected.lower_bound, rel=1e-9)
+    assert "allowed: CrossEntropy" in refused(
+        capsys, "certify", tmp_path / "f.npz", "--loss", "Hinge"
+    )
+
+
+def test_a_run_holds_its_own_loss(capsys, tmp_path):
+    words = ["--K", 3, "--d", 3, "--n", 2, "--steps", 5, "--loss", "SquaredError"]
+    assert run(capsys, "descend", *words, "--out", tmp_path / "run")[0] in (0, 3)
+    status, out, _ = run(capsys, "certify", tmp_path / "run", "--json")
+    assert status == 0
+    assert json.loads(out)["value"] < 0.4  # of the squared error at its start; log 3 is not below
+    error = refused(capsys, "probe", tmp_path / "run", "--loss", "SquaredError")
+    assert "A run holds its own loss" in error
 
 
 @pytest.mark.long

@@ -365,3 +365,22 @@ def test_idle_dimensions_and_merged_samples_are_counted_although_the_core_is_coa
     at_zero = hessian.inertia(problem, laws.zeros(problem))
     assert at_zero[:3] == (problem.d * (problem.K - 1), 0, problem.size - 10)
     assert at_zero.note == ""
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_below_its_modes_the_squared_error_is_judged_by_its_closed_form(d):
+    """The certificate bounds the problem of any width, whose minimum lies below."""
+    problem = ufm.Problem(3, d, (6, 3, 1), 5e-3, 7e-3, bias=False, loss="SquaredError")
+    point = ufm.theory.global_minimizer(problem, jax.random.key(0), jnp.float64)
+    found = ufm.hessian.verdict(problem, point)
+    assert found.gap > 1e-3
+    assert found.kind == "global minimiser"
+    assert "closed form of the squared error" in found.reason
+    # Another set of as many modes, the smaller ones, is a saddle as before.
+    T = np.eye(3)[:, ::-1][:, :d] if d == 1 else np.eye(3)[:, 1:]
+    sigma = np.sqrt(np.array([6, 3, 1])) @ T
+    s = np.sqrt(sigma - problem.N * problem.mu)
+    tilt = (problem.lam_H / problem.lam_W) ** 0.25
+    H = (T * s).T / np.sqrt(np.array([6, 3, 1])) / tilt
+    other = ufm.Params(*map(jnp.asarray, (tilt * T * s, H[:, problem.labels], np.zeros(3))))
+    assert ufm.hessian.verdict(problem, other).kind == "strict saddle"

@@ -25,12 +25,16 @@ class Certify(Compiling):
     """of a file's labels: the K labels in the order of the rows of W, where they are not 0 … K−1"""
     ignore: tuple[str, ...] = ()
     """of a file's labels: those of samples to leave out"""
+    loss: str = ""
+    """of a file's point, as `ufm descend --loss` takes it; by default CrossEntropy. A run knows its
+    own"""
     json: bool = False
     """print JSON for machines instead of a table; infinite numbers as null"""
 
     def act(self) -> int:
         """Print the certificate of the point."""
-        certificate = certify(*stored_point(self.point, self.classes, self.ignore))._asdict()
+        point = stored_point(self.point, self.classes, self.ignore, self.loss)
+        certificate = certify(*point)._asdict()
         names = {
             "value f (nats)": "value",
             "lower bound on f*": "lower_bound",

@@ -71,6 +71,9 @@ class Probe(Compiling):
     """of a file's labels: the K labels in the order of the rows of W, where they are not 0 … K−1"""
     ignore: tuple[str, ...] = ()
     """of a file's labels: those of samples to leave out"""
+    loss: str = ""
+    """of a file's point, as `ufm descend --loss` takes it; by default CrossEntropy. A run knows its
+    own"""
     polish: bool = False
     """first go to the critical point that Newton's method finds from there, of any index"""
     k: int = 3
@@ -84,7 +87,7 @@ class Probe(Compiling):
 
     def act(self) -> int:
         """Print the evidence; draw if asked."""
-        problem, params = stored_point(self.point, self.classes, self.ignore)
+        problem, params = stored_point(self.point, self.classes, self.ignore, self.loss)
         self._check_place()
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with watched(*columns) as progress:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class ModelFlags:
 
 
 def stored_point(
-    path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = ()
+    path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = (), loss: str = ""
 ) -> tuple[Problem, Params]:
     """The problem and the last point of a finished run, or those of a file.
 
@@ -100,13 +100,19 @@ def stored_point(
     Args:
         path: folder of a run, or an .npz or a .safetensors file.
         classes, ignore: as given on the command line, for the labels of a file.
+        loss: likewise, the text of a file's loss; "" takes cross-entropy.
 
     Raises:
         Refused: no such run or file, a run that is not finished or of another kind, a file in
             which something is missing or does not fit.
     """
     if is_file(path):
-        return _point_of_file(path, classes, ignore)
+        problem, params = _point_of_file(path, classes, ignore)
+        return (replace(problem, loss=loss) if loss else problem), params
+    if loss:
+        raise Refused(
+            f"got --loss {loss} for {path}; allowed: for a file. A run holds its own loss"
+        )
     if classes or ignore:
         raise Refused(
             f"got --classes or --ignore for the run {path}; allowed: for a file with labels. The "

@@ -31,7 +31,7 @@ from ufm.hessian.signs import Inertia
 from ufm.hessian.stationarity import EPS, logit_rounding, measured
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
-from ufm.theory import landscape
+from ufm.theory import landscape, squared
 from ufm.theory.spectra import orbit_dimension
 
 Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
@@ -171,7 +171,8 @@ def verdict(problem: Problem, point: Params) -> Verdict:
     2. ‖G‖₂ > μ, and a direction orthogonal to the row space, or d ≥ K−1, where every critical
        point but the minimisers has one, and negative curvature: "strict saddle".
     3. certified gap f − f* within rounding and residual, and these within 1e-6 f*: "global
-       minimiser".
+       minimiser". For the squared error f* is known where the certificate is not tight, as with
+       fewer dimensions than modes (`ufm.theory.squared`); the reason says so.
     4. no such direction (r = d): eigenvalues of ∇²f off the symmetry orbit. A negative one makes a
        "strict saddle"; only positive ones, a "local minimiser".
     5. otherwise "undecided".
@@ -249,8 +250,11 @@ def _decided(
     held = lam_W * np.sum(core.W**2) + lam_b * np.sum(core.b**2)
     held += np.sum(core.H**2 * (core.merged * core.decay))
     slack = 16 * float(proof.resolution) + doubt.of(mu, mu) / mu * float(held)
+    known = ""
+    if gap > slack and (least_value := _known_minimum(problem)) is not None:
+        gap, known = value - least_value, ", the closed form of the squared error,"
     if gap <= slack <= SHARE * value:
-        reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
+        reason = f"f exceeds the global minimum{known} by at most {gap:.3g} (slack {slack:.3g})"
         return "global minimiser", reason, None
     if core.idle == 0:
         counts = _off_the_orbit(problem, core, doubt)
@@ -265,6 +269,11 @@ def _decided(
         ),
         None,
     )
+
+
+def _known_minimum(problem: Problem) -> float | None:
+    """f* of the squared error, which no convex bound reaches where d is below its modes."""
+    return squared.global_value(problem) if squared.fails(problem) is None else None
 
 
 def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:

@@ -15,8 +15,8 @@ with a row and a column a group: K = 1000 classes in three groups are a 3×3 pro
     p_own − p_other = (1 − μ√ρ_g/w_g)₊,
 
 1 − Nμ/√n_g for plain decay and 1 − Nμ/n_g for that of the layer-peeled model, ω_k = 1/n_k: **the
-classes of a group merge iff √n_g ≤ Nμ**, n_g ≤ Nμ (Dang et al., arXiv 2309.09725; Fang et al. 2021,
-arXiv 2101.12699, minority collapse).
+classes of a group merge iff √n_g ≤ Nμ**, n_g ≤ Nμ (Hong and Ling 2023, arXiv 2309.09725; Fang et
+al. 2021, arXiv 2101.12699, minority collapse).
 
 **SELI** (Thrampoulidis et al. 2022, arXiv 2208.05512): without a bias, as λ → 0 the direction
 of the logits tends to that of Ẑ = Y − 11ᵀ/K whatever the counts. It is optimal for max ‖Z‖_*^-1 min
