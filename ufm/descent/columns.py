@@ -58,7 +58,8 @@ def _off_the_orbit(problem: Problem, params: Params) -> float:
     return hessian.smallest(problem, params, orbit=True)
 
 
-# Columns that have a name here, in float64 whatever the precision of the run.
+# Columns that have a name here, in float64 whatever the precision of the run. Near a critical point
+# the orbit's eigenvalues are of the order of ‖∇f‖, some below 0, where `index` counts them.
 NAMED = {
     "index": Host(_index),  # Morse index: negative eigenvalues of ∇²f
     "lam_min": Host(_smallest),  # smallest eigenvalue of ∇²f
