@@ -14,7 +14,7 @@ from ufm.critical import atlas
 from ufm.model import quotient
 from ufm.model.problem import Problem
 from ufm.report import stored
-from ufm.sweeps import batches
+from ufm.sweeps import batches, settings
 from ufm.sweeps.grid import PROBLEM, SweepCell
 
 
@@ -92,7 +92,7 @@ def test_lanes_and_shapes_of_a_sweep_carry_every_field():
     assert isinstance(batches.Shape.of(cells[0]).example().problem, Tempered)
     unlike = SweepCell(replace(MUTE, clusters=(1.0, 1.0, 1.0)), *METHOD)
     assert batches.Shape.of(unlike) != batches.Shape.of(SweepCell(MUTE, *METHOD))
-    assert set(batches._described(cells)) >= {f.name for f in fields(Tempered)}
+    assert set(settings.described(cells)) >= {f.name for f in fields(Tempered)}
 
 
 def test_grids_and_flags_have_an_axis_for_every_field():
@@ -149,7 +149,7 @@ def test_a_field_that_a_reader_does_not_know_is_refused_not_dropped():
 
 
 def test_what_cannot_be_described_is_refused_before_a_file_is_written(tmp_path):
-    for call in (MUTE.describe, lambda: batches._described([SweepCell(MUTE, *METHOD)])):
+    for call in (MUTE.describe, lambda: settings.described([SweepCell(MUTE, *METHOD)])):
         with pytest.raises(ufm.Refused, match="'clusters' names no type in JSON"):
             call()
     census = ufm.critical.census(replace(MUTE, d=2), jax.random.key(0), starts=2, rounds=1)

@@ -26,8 +26,7 @@ class Certify(Compiling):
     ignore: tuple[str, ...] = ()
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
-    """of a file's point, as `ufm descend --loss` takes it; by default CrossEntropy. A run knows its
-    own"""
+    """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
     json: bool = False
     """print JSON for machines instead of a table; infinite numbers as null"""
 

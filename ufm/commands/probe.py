@@ -72,8 +72,7 @@ class Probe(Compiling):
     ignore: tuple[str, ...] = ()
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
-    """of a file's point, as `ufm descend --loss` takes it; by default CrossEntropy. A run knows its
-    own"""
+    """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
     polish: bool = False
     """first go to the critical point that Newton's method finds from there, of any index"""
     k: int = 3
