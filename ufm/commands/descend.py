@@ -57,7 +57,7 @@ class Descend(Compiling):
     seed: int = 0
     """seed of the start and of the minibatches"""
     record_every: int | None = None
-    """steps between rows of the history, where tolerances are tested; default: 100, at first less"""
+    """steps between rows of the history, which test the tolerances; default: 100, at first less"""
     grad_tol: float | None = None
     """stop when the gradient norm is below this"""
     record: tuple[str, ...] = ()
