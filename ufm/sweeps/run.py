@@ -76,18 +76,8 @@ def sweep(
             none; several processes of `jax.distributed`, of which each would run all cells.
         RecordError: a folder that holds something else.
     """
-    if jax.process_count() > 1:
-        raise Refused(
-            f"got a sweep in one of {jax.process_count()} processes of jax.distributed; allowed: "
-            "one process, which deals the cells to others by executor=, such as "
-            "dask.distributed.Client(address).get_executor()"
-        )
+    _check_place_and_plan(plan)
     executor = None if executor is None else executors.checked(executor)
-    if not isinstance(plan, Plan):
-        raise Refused(
-            f"got a {type(plan).__name__} as plan; allowed: a ufm.Plan, such as "
-            "ufm.Plan(ufm.Grid(lam_W=[1e-3, 1e-2]))"
-        )
     memory = check.integer("memory", memory, 1)
     history = check.flag("history", history)
     cells = plan.cells()
@@ -119,6 +109,21 @@ def sweep(
         results = {"cells": len(cells)} | dict(zip(map(str, names), map(int, counts), strict=True))
         record.close_run(handle, columns, results)
     return columns
+
+
+def _check_place_and_plan(plan: Any) -> None:
+    """Refuse a process of several, and what is no plan."""
+    if jax.process_count() > 1:
+        raise Refused(
+            f"got a sweep in one of {jax.process_count()} processes of jax.distributed; allowed: "
+            "one process, which deals the cells to others by executor=, such as "
+            "dask.distributed.Client(address).get_executor()"
+        )
+    if not isinstance(plan, Plan):
+        raise Refused(
+            f"got a {type(plan).__name__} as plan; allowed: a ufm.Plan, such as "
+            "ufm.Plan(ufm.Grid(lam_W=[1e-3, 1e-2]))"
+        )
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Columns, dict[str, Any]]:
