@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ufm
-from ufm import check, cli
+from ufm import check, cli, losses
 from ufm.descent import arguments, optimizers
 from ufm.model.problem import DECAYS
 from ufm.sweeps.grid import PROBLEM, Grid, Plan
@@ -100,6 +100,55 @@ def test_a_count_is_taken_at_its_value_or_refused(value):
             assert refused is not None, taken
 
 
+PARAMETERS = {
+    "smoothing": (lambda x: losses.CrossEntropy(smoothing=x).smoothing, 0.0, np.nextafter(1, 0)),
+    "gamma": (lambda x: losses.Focal(gamma=x).gamma, 0.0, math.inf),
+    "own": (lambda x: losses.SquaredError(own=x).own, 5e-324, math.inf),
+    "shift": (lambda x: losses.SquaredError(shift=x).shift, -math.inf, math.inf),
+    "scale": (lambda x: losses.LogitAdjusted(scale=x).scale, 5e-324, math.inf),
+    "weights": (
+        lambda x: ufm.Problem(2, 1, 1, 1, 1, weights=[2, x]).weights[1],
+        1e-100,
+        np.nextafter(1e100, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+@examples(150)
+@given(odd.anything)
+def test_a_parameter_of_a_loss_is_taken_at_its_value_or_refused(name, value):
+    door, least, most = PARAMETERS[name]
+    expected = odd.value_of(value)
+    taken, refused = outcome(door, value)
+    if check.several(value) is not None:
+        # One a class, or an array to be mapped over: then each of them is in range.
+        each = [] if taken is None else np.ravel(np.asarray(taken, float)).tolist()
+        assert refused or all(least <= x <= most for x in each)
+    elif expected is not None and least <= expected <= most:
+        assert (taken, type(taken)) == (expected, float), refused
+    else:
+        assert refused is not None, taken
+
+
+@examples(200)
+@given(
+    st.sampled_from(["CrossEntropy", "SquaredError", "BinaryCrossEntropy", "Focal"]),
+    st.lists(st.lists(odd.anything, min_size=2, max_size=2), min_size=2, max_size=2),
+)
+def test_a_target_matrix_is_taken_entry_by_entry_or_refused(loss, rows):
+    def given_as(rows):
+        return ufm.Problem(2, 2, 1, 1.0, 1.0, loss=loss, targets=rows).targets
+
+    expected = [[odd.value_of(x) for x in row] for row in rows]
+    taken, refused = outcome(given_as, rows)
+    if refused is None:
+        assert loss != "Focal"
+        assert taken.tolist() == expected
+    elif all(x is not None and 0 < x <= 1 for row in expected for x in row) and loss != "Focal":
+        pytest.fail(refused)
+
+
 @examples(300)
 @given(st.dictionaries(st.sampled_from(list(Grid.__dataclass_fields__)), odd.anything,
                        min_size=1, max_size=3))  # fmt: skip
@@ -126,6 +175,10 @@ def test_a_grid_is_cells_that_say_what_was_asked_or_a_refusal(axes):
 
 
 PROBLEMS = ((3, 2, (2, 1, 1)), (2, 3, 2))
+MEMBERS = (
+    "CrossEntropy", "CrossEntropy(smoothing=0.1)", "SquaredError", "SquaredError(own=3, shift=2)",
+    "BinaryCrossEntropy", "Focal", "LogitAdjusted(scale=2)",
+)  # fmt: skip
 KINDS = ("global minimiser", "local minimiser", "strict saddle", "not critical", "undecided")
 decays = st.one_of(st.just(0.0), odd.sizes.filter(math.isfinite))
 corruptions = st.sampled_from(
@@ -149,10 +202,30 @@ dtypes = st.sampled_from(
 
 
 @st.composite
-def points(draw):
+def members(draw, K):
+    """What makes a problem another member of the family: its loss, targets and weights."""
+    weight = st.builds(lambda m, e: m * 10.0**e, st.floats(1, 9.9), st.integers(-99, 98))
+    weights = st.none() | st.lists(weight, min_size=K, max_size=K)
+    targets = st.none() | st.lists(
+        st.lists(st.floats(0, 1), min_size=K, max_size=K), min_size=K, max_size=K
+    )
+    return {
+        "loss": draw(st.sampled_from(MEMBERS)),
+        "weights": draw(weights),
+        "decay_weights": draw(weights),
+        "targets": draw(targets),
+    }
+
+
+@st.composite
+def points(draw, family=False):
     """(problem, params, whether somebody could mean it)."""
     K, d, n = draw(st.sampled_from(PROBLEMS))
-    problem = ufm.Problem(K, d, n, *(draw(decays) for _ in range(3)), bias=draw(st.booleans()))
+    lams, bias = [draw(decays) for _ in range(3)], draw(st.booleans())
+    problem = ufm.Problem(K, d, n, *lams, bias=bias)
+    if family:
+        made, _ = outcome(ufm.Problem, K, d, n, *lams, bias=bias, **draw(members(K)))
+        problem = made or problem
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scales = draw(st.one_of(st.just((1.0, 1.0)), st.tuples(odd.sizes, odd.sizes)))
     dtype, make = draw(dtypes), draw(st.sampled_from([np.asarray, np.asarray, jnp.asarray]))
@@ -194,6 +267,23 @@ def exact_value(problem, params):
     lam_W, lam_H, lam_b = (np.longdouble(x) for x in (problem.lam_W, problem.lam_H, problem.lam_b))
     decay = lam_W * np.sum(W**2) + lam_H * np.sum(H**2) + (lam_b * np.sum(b**2))
     return total / problem.N + decay / 2
+
+
+@examples(150)
+@given(points(family=True))
+def test_every_member_of_the_family_is_certified_by_numbers_or_refused(drawn):
+    problem, params, sound = drawn
+    proof, refused = outcome(ufm.certify, problem, params)
+    if refused is None:
+        assert sound
+        assert all(math.isfinite(x) for x in proof[:4])
+        assert 0 <= proof.lower_bound <= proof.value
+        assert proof.spectral_ratio >= 0
+    found, refused = outcome(ufm.hessian.verdict, problem, params)
+    if refused is None:
+        assert found.kind in KINDS
+        assert math.isfinite(found.residual)
+        assert math.isfinite(found.gap)
 
 
 @examples(150)

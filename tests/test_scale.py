@@ -1,5 +1,6 @@
 """Numbers of any size: certificates, norms and values hold from 1e-300 to 1e300, or are refused."""
 
+import itertools
 import json
 import re
 
@@ -255,6 +256,29 @@ def test_a_descent_under_any_decay_records_numbers(lam):
     if lam > 1:  # ∇f is λx there
         np.testing.assert_allclose(first, lam * norm(params), rtol=1e-14)
         assert run.history["grad_norm"][-1] < 1e-6 * first
+
+
+LOSSES = (
+    "CrossEntropy", "CrossEntropy(smoothing=0.1)", "SquaredError", "BinaryCrossEntropy", "Focal",
+    "LogitAdjusted(scale=[1,2,3])",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("lam_b", [0.0, 1e-2])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_certificates_hold_whatever_the_classes_weigh(loss, lam_b):
+    # Classes outweigh each other by more than their rounding, and c/√ω by 1e150.
+    steep = (1e-100, 1.0, 9e99)
+    for weights, decays in itertools.product((steep, (1e-17, 1, 1), (9e99,) * 3), repeat=2):
+        problem = Problem(
+            3, 4, (2, 900, 1), 1e-2, 1e-2, lam_b, loss=loss, weights=weights, decay_weights=decays
+        )
+        for scale in (0.0, 1.0, 300.0):
+            found = certify(problem, ufm.init_params(0, problem, scale))
+            assert np.all(np.isfinite(found))
+            assert 0 <= found.lower_bound <= found.value
+    with pytest.raises(ufm.Refused, match=r"weights\[0\]=1e-101; allowed: a finite number >= 1e-1"):
+        Problem(3, 4, 2, lam=1e-2, weights=(1e-101, 1, 1))
 
 
 @pytest.mark.parametrize("name", ["lam_W", "lam_H", "lam_b"])

@@ -118,7 +118,9 @@ def _shares(problem: Problem, dtype) -> Array:
 def _mean_target(problem: Problem, dtype) -> Array:
     """t̄, the weighted mean of the targets, (K,): the frequencies of the classes for labels."""
     pi = _shares(problem, dtype) / _mass(problem, dtype)
-    return pi if problem.targets is None else jnp.asarray(problem.targets, dtype) @ pi
+    pi = pi if problem.targets is None else jnp.asarray(problem.targets, dtype) @ pi
+    # A class that others outweigh by more than their rounding would ask for infinite mixing.
+    return jnp.maximum(pi, float(jnp.finfo(dtype).eps) ** 2)
 
 
 def _penalised(problem: Problem, dtype) -> Array:
@@ -176,9 +178,12 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
     dual, info = _dual(problem, columns, residual), jnp.finfo(dtype)
     scale: Array | float = 1.0
+    inverse: Array | float = 1.0
     if any_size:
-        scale = 2.0 ** (info.maxexp // 2 - 2) / _largest(problem, dtype)
-        scale = scale / _longest(problem, dual, columns)
+        # With its inverse: XLA takes x/(c/y) for xy/c, which overflows.
+        inverse = _largest(problem, dtype) * _longest(problem, dual, columns)
+        inverse = inverse * 2.0 ** (2 - info.maxexp // 2)
+        scale = 1 / inverse
     omega = problem.decay_weights
     omega = None if omega is None else jnp.asarray(omega, dtype)
 
@@ -189,7 +194,7 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
 
     # Beyond N classes the Gram matrix of the samples is the smaller one, and they stay together.
     gram, sums = blocks.total(moments, columns, labels, K) if K <= N else moments(columns, labels)
-    sigma, mu = _root(gram, any_size) / scale, jnp.asarray(problem.mu, dtype)
+    sigma, mu = _root(gram, any_size) * inverse, jnp.asarray(problem.mu, dtype)
     # Entries whose squares are below the smallest normal number are lost, √(KN) of them in all.
     safe = sigma + (float(info.tiny) * (1 if any_size else info.tiny**-0.5)) * (K * N) ** 0.5
     alpha = jnp.where(safe > mu, mu / safe, 1)
@@ -206,7 +211,7 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     if problem.bias:
         penalised = _penalised(problem, dtype)
         root = jnp.sqrt(jnp.where(penalised, jnp.asarray(problem.lam_b, dtype), 1))
-        slope = alpha * (jnp.sqrt(jnp.sum(jnp.square(sums))) / scale) / root
+        slope = alpha * (jnp.sqrt(jnp.sum(jnp.square(sums))) * inverse) / root
         penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
 
     scaled = partial(_scaled, dual, alpha)

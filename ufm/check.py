@@ -6,6 +6,7 @@ PyTorch, Decimal, Fraction), zero-dimensional arrays among them; text, booleans,
 dates, masked values, NaN and infinities are not, unless a function says so.
 """
 
+import dataclasses
 import decimal
 import math
 import numbers
@@ -192,10 +193,25 @@ def one_problem(problem: Any) -> None:
                 f"got {name} with shape {np.shape(lam)}; allowed: one number, a problem at a time. "
                 "Loop over the values, or give a traceable function to jax.vmap"
             )
+    one_loss(problem.loss)
     for x in (problem.weights, problem.decay_weights):
         if x is not None and (traced(x) or np.ndim(x) != 1):
             raise Refused(
                 f"got weights of shape {np.shape(x)}; allowed: numbers, one a class, of one problem"
+            )
+
+
+def one_loss(loss: Any) -> None:
+    """Refuse a loss that is several, by a parameter that is an array.
+
+    Raises:
+        Refused: naming the parameter.
+    """
+    for f in dataclasses.fields(loss) if dataclasses.is_dataclass(loss) else ():
+        if f.metadata.get("number") and np.ndim(getattr(loss, f.name)):
+            raise Refused(
+                f"got {f.name} with shape {np.shape(getattr(loss, f.name))}; allowed: one number, "
+                "a loss at a time. Loop over the values, or give a traceable function to jax.vmap"
             )
 
 

@@ -118,6 +118,7 @@ def test_a_diverged_run_has_columns_of_its_sound_records():
         ({"mine": lambda _, params: float(params.W[0, 0])}, r"cannot trace.*ufm\.host"),
         ({"mine": hessian.smallest}, r"cannot trace \(got traced.*ufm\.host"),
         ({"mine": lambda _, params: params.W}, "one real number"),
+        ({"mine": lambda *_: "much"}, r"cannot trace.*ufm\.host"),
         ({"mine": ufm.host(lambda _, params: params.W)}, "one real number"),
         ({"mine": lambda _: 0.0}, "too many positional arguments"),
         ({"mine": "largest"}, "index, lam_min"),

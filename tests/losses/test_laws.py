@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -173,6 +174,26 @@ def test_the_text_of_a_loss_is_read_back():
 def test_a_loss_that_is_none_is_refused(text, message):
     with pytest.raises(ufm.Refused, match=message):
         ufm.Problem(3, 4, 2, 1e-3, 1e-3, loss=text)
+
+
+def test_an_array_of_losses_is_mapped_over_and_asked_nothing_else():
+    several = np.array([0.0, 0.1])
+    problem = ufm.Problem(3, 4, 2, lam=1e-2, loss=CrossEntropy(smoothing=several))
+    params = ufm.init_params(0, problem)
+    axes = jax.tree.map(lambda x: 0 if np.ndim(x) else None, problem)
+    found = jax.vmap(ufm.objective, (axes, None))(problem, params)
+    for smoothing, value in zip(several, found, strict=True):
+        one = dataclasses.replace(problem, loss=CrossEntropy(smoothing=smoothing))
+        assert value == pytest.approx(float(ufm.objective(one, params)), rel=1e-6)
+    for ask in (ufm.certify, ufm.solve, ufm.hessian.verdict, partial(ufm.descend, steps=3)):
+        with pytest.raises(ufm.Refused, match=r"smoothing with shape \(2,\); allowed: one number"):
+            ask(problem, params)
+    with pytest.raises(ufm.Refused, match=r"smoothing with shape"):
+        ufm.theory.global_value(problem)
+    with pytest.raises(ufm.Refused, match=r"gamma\[1\]=-1"):
+        ufm.losses.Focal(gamma=np.array([1.0, -1.0]))
+    with pytest.raises(ufm.Refused, match=r"smoothing=\[0.1, 0.2\]"):
+        CrossEntropy(smoothing=[0.1, 0.2])
 
 
 def test_a_loss_of_ones_own_runs_but_is_not_written_to_files():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ufm import check
@@ -179,8 +180,8 @@ def check_traceable(columns: Columns, problem: Problem, params: Params) -> None:
     """
     for name, f in columns.traced:
         try:
-            found = jax.eval_shape(f.value, problem, params)
-        except (jax.errors.JAXTypeError, Refused) as error:
+            found = jax.eval_shape(lambda *at, f=f: jnp.asarray(f.value(*at)), problem, params)
+        except (jax.errors.JAXTypeError, TypeError, Refused) as error:
             reason = str(error).partition("\n")[0]
             raise Refused(
                 f"got record with a function for {name!r} that JAX cannot trace ({reason}); "

@@ -65,7 +65,9 @@ class BinaryCrossEntropy:
     def shortfall(self, R: Float[Array, "K N"], t: Any, mean: Any, pi: Any) -> Any:
         """The least s ≥ 0 that keeps (t + r − mean + s t̄)/(1 + s) in [0, 1]."""
         left = self._matrix(t, R) + R - mean[:, None]
-        room = jnp.minimum(jnp.min(left / pi[:, None]), jnp.min((1 - left) / (1 - pi[:, None])))
+        # Where t̄ is 1 to rounding, as beside a class that outweighs all others.
+        above = jnp.maximum(1 - pi, float(jnp.finfo(R.dtype).eps) ** 2)
+        room = jnp.minimum(jnp.min(left / pi[:, None]), jnp.min((1 - left) / above[:, None]))
         return jnp.maximum(-room, 0)
 
     def feasible(self, R: Float[Array, "K N"], t: Any, mean: Any, mixed: Any, pi: Any) -> Any:

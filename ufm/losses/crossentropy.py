@@ -10,7 +10,7 @@ so that nothing cancels when p_y → 1: a loss of 1e-30 keeps its leading digits
 samples throughout.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ufm.losses.loss import Curvature
-from ufm.losses.parameters import nonnegative, parameter, registered
+from ufm.losses.parameters import NUMBER, nonnegative, parameter, registered
 
 # A residual is the inner loop of every gradient. Up to this many classes both of its sums come
 # fastest from one pass; beyond, XLA's pass for two sums at once strides through memory on CPUs.
@@ -120,7 +120,7 @@ class CrossEntropy:
         smoothing: ε in [0, 1).
     """
 
-    smoothing: Any = 0.0
+    smoothing: Any = field(default=0.0, metadata=NUMBER)
 
     convex: ClassVar[bool] = True
     dual: ClassVar[bool] = True

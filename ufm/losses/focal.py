@@ -1,6 +1,6 @@
 """The focal loss, which is not convex."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ufm.losses import crossentropy
 from ufm.losses.crossentropy import Labels, margins
 from ufm.losses.loss import Curvature
-from ufm.losses.parameters import labels_only, parameter, registered
+from ufm.losses.parameters import NUMBER, labels_only, parameter, registered
 
 _LOWEST, _HIGHEST, _HALVINGS = -60.0, 800.0, 60  # margins between which φ′ = −τ is solved
 
@@ -31,7 +31,7 @@ class Focal:
         gamma: γ ≥ 0; 0 is cross-entropy.
     """
 
-    gamma: Any = 2.0
+    gamma: Any = field(default=2.0, metadata=NUMBER)
 
     convex: ClassVar[bool] = False
     dual: ClassVar[bool] = True

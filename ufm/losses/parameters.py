@@ -46,14 +46,22 @@ def _leaf(value: Any) -> Any:
     return np.array(value) if isinstance(value, tuple) else value
 
 
+# Metadata of a field that is one number: an array of it is one loss a number, to be mapped over.
+NUMBER = {"number": True}
+
+
 def parameter(loss: Any, name: str, **bounds: Any) -> None:
-    """Convert and check a parameter that is one number; arrays, to be mapped over, pass.
+    """Convert and check a parameter that is one number, or an array of them to be mapped over.
 
     Raises:
         Refused: outside the bounds of `ufm.check.real`.
     """
     value = getattr(loss, name)
-    if check.traced(value) or np.ndim(value):
+    if check.traced(value):
+        return
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
+        for i, x in enumerate(np.ravel(value).tolist()):
+            check.real(f"{name}[{i}]", x, **bounds)
         return
     object.__setattr__(loss, name, check.real(name, value, **bounds))
 

@@ -1,6 +1,6 @@
 """The squared error, plain on any targets, or rescaled on labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ufm.check import Refused
 from ufm.losses.loss import Curvature
-from ufm.losses.parameters import parameter, registered
+from ufm.losses.parameters import NUMBER, parameter, registered
 
 
 @registered
@@ -25,8 +25,8 @@ class SquaredError:
         shift: M, its target.
     """
 
-    own: Any = 1.0
-    shift: Any = 1.0
+    own: Any = field(default=1.0, metadata=NUMBER)
+    shift: Any = field(default=1.0, metadata=NUMBER)
 
     convex: ClassVar[bool] = True
     dual: ClassVar[bool] = True

@@ -64,11 +64,15 @@ def target_matrix(value: Any, K: int | None = None) -> Any:
     return array
 
 
+# Weights of this range meet in products that float64 holds, as c/√ω of the certificate.
+WEIGHTS = 1e-100, 1e100
+
+
 def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
     """One weight > 0 for each class as Python floats; None where all are 1. Tracers as they are.
 
     Raises:
-        Refused: no K real numbers above 0.
+        Refused: no K real numbers from 1e-100 to 1e100.
     """
     if value is None or traced(value):
         return value
@@ -76,7 +80,9 @@ def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
     if each is None or len(each) != K:
         got = f"{len(each)} numbers" if each is not None else shown(value)
         raise Refused(f"got {name}={got}; allowed: K={K} numbers > 0, one a class, or None")
-    found = tuple(real(f"{name}[{k}]", x, above=0) for k, x in enumerate(each))
+    found = tuple(
+        real(f"{name}[{k}]", x, least=WEIGHTS[0], below=WEIGHTS[1]) for k, x in enumerate(each)
+    )
     return None if set(found) == {1.0} else found
 
 
