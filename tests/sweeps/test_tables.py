@@ -68,6 +68,24 @@ def test_the_title_says_how_many_of_how_many_and_what_they_share(folder, capsys)
     assert printed("--group-by", "learning_rate", "--limit", "2")[0].startswith("2 of 3 groups; ")
 
 
+def test_settings_that_differ_within_a_group_are_named_and_not_averaged(tmp_path, capsys):
+    grid = Grid(K=3, d=[3, 4], n=[2, 5], lam=[1e-2, 1e-3], optimizer="gd", learning_rate=0.5)
+    table = sweeps.sweep(Plan((grid,), steps=3), tmp_path / "run")
+    short = ufm.sweeps.grouped(table, "d")
+    assert {"n", "N", "lam_W", "lam_H", "lam_b"}.isdisjoint(short)
+    np.testing.assert_allclose(
+        short["value"], [np.mean(table["value"][table["d"] == d]) for d in (3, 4)], rtol=1e-15
+    )
+    assert cli.main(["table", str(tmp_path / "run"), "--group-by", "d", "--columns", "gap"]) == 0
+    title, heads, *_ = capsys.readouterr().out.splitlines()
+    assert "lam_W=" not in title
+    assert title.endswith("; over different n, lam_W, lam_H, lam_b")
+    assert heads.split() == ["d", "gap"]
+    # One decay a group: then it is a setting like others.
+    both = ufm.sweeps.grouped(table, ("d", "lam_W"))
+    np.testing.assert_array_equal(both["lam_H"], both["lam_W"])
+
+
 def test_groups_are_printed_as_latex_and_json(folder, capsys):
     options = ["table", str(folder), "--group-by", "learning_rate", "--columns", "learning_rate",
                "rows", "status", "index"]  # fmt: skip

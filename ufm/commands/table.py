@@ -66,9 +66,10 @@ class Table:
             print("no cell is finished yet")
             return 0
         total, order = len(columns["cell"]), "cell"
+        over: list[str] = []
         if self.group_by:
-            columns = tables.grouped(columns, self.group_by, median=self.median)
-            order = self.group_by[0]
+            groups = tables.grouped(columns, self.group_by, median=self.median)
+            over, columns, order = tables.mixed(columns, groups), groups, self.group_by[0]
         unknown = [name for name in (*self.columns, self.sort) if name and name not in columns]
         if unknown:
             raise Refused(f"got the column {unknown[0]!r}; allowed: {', '.join(columns)}")
@@ -77,6 +78,8 @@ class Table:
         columns = {name: x[first[: self.limit]] for name, x in columns.items()}
         unit = "group" if self.group_by else "row"
         title = _title(columns, len(columns[order]), whole, unit)
+        if over:
+            title += f"; over different {', '.join(over)}"
         if manifest["status"] != "complete":
             title += f"; not finished: {total} cells so far"
         self._print(columns, title)
@@ -100,7 +103,7 @@ class Table:
     def _shown(self, columns: sweeps.Columns) -> tuple[str, ...]:
         """The columns to print: those asked for, or those that tell rows apart and the results."""
         chosen = (*self.group_by, *tables.shown(tables.named(columns)))
-        return self.columns or tuple(dict.fromkeys(chosen))
+        return tuple(dict.fromkeys((*self.group_by, *self.columns) if self.columns else chosen))
 
 
 def _title(columns: sweeps.Columns, rows: int, whole: int, unit: str) -> str:

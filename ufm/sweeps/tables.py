@@ -64,7 +64,8 @@ def grouped(table: Columns, by: Any, *, median: bool = False) -> Columns:
 
     Returns:
         The columns of `by`, `rows` (how many make a group), then the others, in the order of the
-        first row of each group.
+        first row of each group. A setting that differs within a group is left out: the mean of
+        several λ is none.
 
     Raises:
         Refused: a table that is none, or a column that it lacks.
@@ -90,8 +91,23 @@ def grouped(table: Columns, by: Any, *, median: bool = False) -> Columns:
     firsts = [rows[0] for rows in members]
     found = {name: columns[name][firsts] for name in dict.fromkeys(names)}
     found["rows"] = np.array([len(rows) for rows in members])
-    rest = {name: x for name, x in columns.items() if name not in {*found, "cell", "seed"}}
+    left_out = {*found, "cell", "seed", *_mixed(columns, members)}
+    rest = {name: x for name, x in columns.items() if name not in left_out}
     return found | {name: _together(x, members, middle) for name, x in rest.items()}
+
+
+def _mixed(columns: Columns, members: list[list[int]]) -> list[str]:
+    """The settings that differ within a group."""
+    return [
+        name
+        for name in (*SETTINGS, "N")
+        if name in columns and any(len(set(map(str, columns[name][x]))) > 1 for x in members)
+    ]
+
+
+def mixed(table: Columns, groups: Columns) -> list[str]:
+    """The settings, less the seed, that differ within some of the groups of a table."""
+    return [x for x in _settings(table) if x not in groups and x != "seed"]
 
 
 def _together(column: np.ndarray, members: list[list[int]], middle: Any) -> np.ndarray:
