@@ -181,7 +181,9 @@ def test_keys_may_be_seeds_and_nothing_else():
         lambda x: ufm.descend(PROBLEM, x, "gd", steps=1, learning_rate=[0.1]),
         lambda x: ufm.descend(PROBLEM, x, "sgd", steps=1, learning_rate=0.1, batch_size=2),
         lambda x: ufm.descend(PROBLEM, x, "sgd", steps=1, batch_size=7, key=0),
-        lambda x: ufm.descend(dataclasses.replace(PROBLEM, lam_H=0.0), x, "gd", steps=1),
+        lambda x: ufm.descend(
+            dataclasses.replace(PROBLEM, lam_H=0.0), x, "gd", steps=1, learning_rate="safe"
+        ),
     ],
 )
 def test_calls_that_make_no_sense_are_refused_in_words(call):
@@ -285,7 +287,7 @@ def test_counts_of_classes_in_a_grid_have_one_meaning(tmp_path):
         ("n = 1000000000000", "GiB"),
         ("gap_tol = inf", "gap_tol=inf"),
         ("scale = inf", "scale=inf"),
-        ('lam_W = 0.0\noptimizer = "gd"', "auto"),
+        ('lam_W = 0.0\noptimizer = "gd"\nlearning_rate = "safe"', "safe"),
         ("\n".join(f"{name} = {[i / 200 for i in range(200)]}" for name in
                    ("lam_W", "lam_H", "lam_b")) + f"\nseed = {list(range(200))}",
          "1,600,000,000 cells"),

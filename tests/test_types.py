@@ -105,7 +105,7 @@ CALLS = {
     "metrics.regression": (
         metrics.regression, lambda: (means(), samples()[0], samples()[0][:, :3])
     ),
-    "optimizers.auto_step": (optimizers.auto_step, lambda: (P, 1.0)),
+    "optimizers.safe_step": (optimizers.safe_step, lambda: (P, 1.0)),
     "optimizers.curvature_bound": (optimizers.curvature_bound, lambda: (P, 1.0)),
     "hessian.dense": (hessian.dense, lambda: (P, point())),
     "hessian.density": (hessian.density, lambda: (P, point(), 0)),

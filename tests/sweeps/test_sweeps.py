@@ -29,7 +29,7 @@ SMALL = {"K": 3, "d": 4, "n": 5, "lam_W": 5e-3, "lam_H": 5e-3, "lam_b": 1e-2}
 PLAN = Plan(
     (
         Grid(**SMALL | {"lam_W": [5e-3, 0.02]}, optimizer="heavy_ball",
-             learning_rate=["auto", 0.5]),
+             learning_rate=["safe", 0.5]),
         Grid(**SMALL, optimizer="sgd", batch_size=5, learning_rate=0.1, seed=[0, 1]),
         # The poisoned cell: this step leaves for infinity.
         Grid(**SMALL, optimizer="heavy_ball", learning_rate=1e4),
@@ -77,7 +77,7 @@ def test_a_diverged_cell_is_a_row_and_leaves_the_others_alone(table):
 def test_columns_say_what_was_run(table):
     assert table["cell"].tolist() == list(range(7))
     assert table["auto"].tolist() == [True, False, True, False, False, False, False]
-    step = ufm.optimizers.auto_step(
+    step = ufm.optimizers.safe_step(
         PLAN.cells()[0].problem,
         ufm.objective(PLAN.cells()[0].problem, ufm.init_params(
             jax.random.split(jax.random.key(0))[0], PLAN.cells()[0].problem)),

@@ -15,7 +15,7 @@ from ufm.sweeps.grid import Grid, Plan
 
 PLAN = Plan(
     (
-        Grid(K=3, d=4, n=5, lam=5e-3, optimizer="gd", learning_rate=["auto", 1e4], seed=[0, 1, 2]),
+        Grid(K=3, d=4, n=5, lam=5e-3, optimizer="gd", learning_rate=["safe", 1e4], seed=[0, 1, 2]),
         Grid(K=3, d=4, n=5, lam=5e-3, optimizer="gd", learning_rate=0.5, seed=[0, 1]),
     ),
     steps=60,
@@ -36,7 +36,7 @@ def test_a_group_is_the_mean_or_the_median_of_its_rows(folder):
     for median, middle in ((False, np.mean), (True, np.median)):
         short = ufm.sweeps.grouped(table, "learning_rate", median=median)
         # Step sizes from the bound differ with the start, and are one group.
-        assert short["learning_rate"].tolist() == ["auto", "10000", "0.5"]
+        assert short["learning_rate"].tolist() == ["safe", "10000", "0.5"]
         assert short["rows"].tolist() == [3, 3, 2]
         assert short["status"].tolist() == ["step_limit", "diverged", "step_limit"]
         assert short["K"].tolist() == [3, 3, 3]
@@ -64,7 +64,7 @@ def test_the_title_says_how_many_of_how_many_and_what_they_share(folder, capsys)
     title, heads, *rows = printed("--group-by", "learning_rate", "--median")
     assert title.startswith("3 groups; the same in all: K=3")
     assert heads.split()[:2] == ["learning_rate", "rows"]
-    assert [row.split()[:2] for row in rows] == [["auto", "3"], ["10000", "3"], ["0.5", "2"]]
+    assert [row.split()[:2] for row in rows] == [["safe", "3"], ["10000", "3"], ["0.5", "2"]]
     assert printed("--group-by", "learning_rate", "--limit", "2")[0].startswith("2 of 3 groups; ")
 
 
@@ -97,7 +97,7 @@ def test_groups_are_printed_as_latex_and_json(folder, capsys):
         r"\toprule",
         r"$\eta$ & rows & status & index \\",
     ]
-    assert lines[5].startswith(r"auto & $3$ & step\_limit & $")
+    assert lines[5].startswith(r"safe & $3$ & step\_limit & $")
     assert lines[-1] == r"\end{tabular}"
     assert cli.main([*options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -46,8 +46,8 @@ class Descend(Compiling):
     """gd, heavy_ball, nesterov, lbfgs, adam, sgd (minibatches), or one of optax, such as adamw"""
     steps: int = 10_000
     """most steps to take"""
-    learning_rate: float | Literal["auto"] | None = None
-    """a number, or auto: a step that provably does not diverge; default: the optimiser's own"""
+    learning_rate: float | Literal["auto", "safe"] | None = None
+    """a number, auto (every step tested) or safe (constant); default: the optimiser's own"""
     momentum: float | None = None
     """momentum of heavy_ball, nesterov and sgd; default 0.9"""
     batch_size: int | None = None

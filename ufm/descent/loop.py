@@ -99,13 +99,15 @@ class Method(NamedTuple):
     """What of the optimiser is compiled in.
 
     optimizer: its name, or a transformation or a factory. schedule: of a named one's learning rate.
-    batch_size: of minibatches. static: hyperparameters of a factory that are no numbers.
+    batch_size: of minibatches. static: hyperparameters of a factory that are no numbers. adapts:
+    whether a named one tests its steps (`ufm.descent.adaptive`).
     """
 
     optimizer: str | ByContent
     schedule: ByContent | None
     batch_size: int | None
     static: factories.Static = ()
+    adapts: bool = False
 
     def transformation(self, hyper) -> optax.GradientTransformationExtraArgs:
         """The optax transformation at the (traced) hyperparameters.
@@ -120,7 +122,7 @@ class Method(NamedTuple):
             return optax.with_extra_args_support(found)
         learning_rate, momentum = hyper
         schedule = self.schedule.value if self.schedule else None
-        return optimizers.named(self.optimizer, schedule or learning_rate, momentum)
+        return optimizers.named(self.optimizer, schedule or learning_rate, momentum, self.adapts)
 
 
 class Limits(NamedTuple):

@@ -1,4 +1,4 @@
-"""Named descent methods as optax transformations, and a step size that cannot diverge.
+"""Named descent methods as optax transformations, and a constant step that cannot diverge.
 
 Curvature bound. On the set where f ≤ F, with δZ = ΔW H + W ΔH + Δb 1ᵀ, the second derivative
 along a unit direction (theory of `ufm.model.problem`) is
@@ -24,7 +24,7 @@ Descent. Let β be the momentum (0 for plain gradient descent), F = f(x_0) and 0
 
 Both start at E_0 = F, so f ≤ F for ever: the iterates stay where L(F) holds. (The segment between
 two iterates does too: at x + s(x⁺ − x), 0 ≤ s ≤ 1, the same lemma gives f ≤ E, and by continuity
-the first exit cannot happen.) `auto_step` returns half of the limit, η = (1−β)/L(F).
+the first exit cannot happen.) `safe_step` returns half of the limit, η = (1−β)/L(F).
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +37,7 @@ import optax
 from ufm import check
 from ufm.check import Refused
 from ufm.descent import factories
+from ufm.descent.adaptive import adaptive
 from ufm.descent.lbfgs import lbfgs
 from ufm.model.problem import Problem, require
 
@@ -46,13 +47,15 @@ NAMES = ("gd", "heavy_ball", "nesterov", "sgd", "adam", "lbfgs")
 FULL_BATCH_ONLY = ("gd", "heavy_ball", "nesterov", "lbfgs")
 MOMENTUM = {"heavy_ball": 0.9, "nesterov": 0.9, "sgd": 0.9}
 LEARNING_RATE = {"sgd": 0.05, "adam": 1e-3}
+# Steps of the full-batch methods by name: tested one by one (`adaptive`), or `safe_step`.
+STEPS = ("auto", "safe")
 
 
 def rate(optimizer: str, learning_rate: Any) -> Any:
     """The learning rate that a named method runs with: the given one, or its default for None.
 
-    "auto" is the default of the full-batch methods; None stands for the line search of "lbfgs" and
-    for what is left to a factory of optax.
+    "auto", an adaptive step, is the default of the full-batch methods; None stands for the line
+    search of "lbfgs" and for what is left to a factory of optax.
     """
     if optimizer == "lbfgs":
         return None
@@ -89,8 +92,8 @@ def curvature_bound(problem: Problem, value):
     return (beta * stretch if problem.bias else 0.0) + norms + coupling + largest
 
 
-def auto_step(problem: Problem, value, momentum=0.0):
-    """η = (1−β)/L(F), F = f(x_0): full-batch gd, heavy ball and Nesterov never diverge.
+def safe_step(problem: Problem, value, momentum=0.0):
+    """η = (1−β)/L(F), F = f(x_0): with it full-batch gd, heavy ball and Nesterov never diverge.
 
     Half of the proven limit derived in the module's head. Without decay (λ_W or λ_H = 0) the
     bound is infinite and η = 0.
@@ -103,12 +106,17 @@ def auto_step(problem: Problem, value, momentum=0.0):
     return (1 - momentum) / curvature_bound(problem, value)
 
 
-def named(name: str, learning_rate, momentum) -> optax.GradientTransformationExtraArgs:
+def named(
+    name: str, learning_rate, momentum, adapts: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """The optax transformation behind a name of `NAMES`; hyperparameters may be traced.
 
     gd: x − η∇f.  heavy_ball, sgd: Polyak's momentum β.  nesterov: Nesterov's.
     adam: optax's defaults.  lbfgs: history 10, zoom line search (no learning rate).
+    With `adapts` gd, heavy_ball and nesterov take steps of `adaptive`, the learning rate first.
     """
+    if adapts:
+        return adaptive(learning_rate, momentum, name)
     if name == "gd":
         return optax.with_extra_args_support(optax.sgd(learning_rate))
     if name in ("heavy_ball", "sgd"):
@@ -124,8 +132,8 @@ class Settings(NamedTuple):
     """A method and its hyperparameters, converted and checked; None stands for a default.
 
     optimizer: a name of `NAMES`, an optax transformation or a factory of such. learning_rate: a
-    float, "auto" or an optax schedule. momentum: a float. batch_size: an int. hyperparameters: all
-    those of a factory, as `factories.checked` gives them.
+    float, "auto", "safe" or an optax schedule. momentum: a float. batch_size: an int.
+    hyperparameters: all those of a factory, as `factories.checked` gives them.
     """
 
     optimizer: Any
@@ -217,14 +225,15 @@ def _batch_size(batch_size: Any) -> int | None:
 
 
 def _learning_rate(name: str, learning_rate: Any) -> Any:
-    auto = isinstance(learning_rate, str) and learning_rate == "auto"
+    own = isinstance(learning_rate, str) and learning_rate in STEPS
     if name == "lbfgs" and learning_rate is not None:
         raise Refused("got a learning_rate for 'lbfgs', whose line search finds the step")
-    if auto and name not in FULL_BATCH_ONLY:
+    if own and name not in FULL_BATCH_ONLY:
         raise Refused(
-            "got learning_rate='auto', which is derived for full-batch gd, heavy_ball and "
+            f"got learning_rate={learning_rate!r}, which is for full-batch gd, heavy_ball and "
             f"nesterov; give {name!r} a number or an optax schedule"
         )
-    if auto or learning_rate is None or callable(learning_rate):
+    if own or learning_rate is None or callable(learning_rate):
         return learning_rate
-    return check.real("learning_rate", learning_rate, above=0, also="'auto', or a schedule")
+    also = "'auto', 'safe', or a schedule"
+    return check.real("learning_rate", learning_rate, above=0, also=also)

@@ -83,9 +83,11 @@ def descend(
             name or as a function ("adamw", optax.adamw, one of your own), whose hyperparameters
             are keywords. Numbers among these are traced: all learning rates are one program.
         steps: limit on the steps in all, those of a resumed run included.
-        learning_rate: a number, an optax schedule, or "auto" (`optimizers.auto_step`: full-batch
-            descent that provably does not diverge). By default "auto" for the full-batch
-            methods, 0.05 for sgd and 1e-3 for adam (Zhu et al. 2021).
+        learning_rate: a number, an optax schedule, or for the full-batch methods "auto" (each step
+            is tested before it is taken and grows where the landscape is flat:
+            `ufm.descent.adaptive`) or "safe" (the constant `optimizers.safe_step`); with both f
+            provably never exceeds its start. By default "auto" for the full-batch methods, 0.05
+            for sgd and 1e-3 for adam (Zhu et al. 2021).
         momentum: β for heavy_ball, nesterov and sgd, 0.9 by default.
         batch_size: minibatches of this size, drawn without replacement epoch by epoch.
         key: PRNG key of the minibatches, or an integer seed; needed with batch_size.
@@ -132,7 +134,7 @@ def _begun(
     value = resume.state.start if isinstance(resume, Run) else asked.value
     method, hyper = prepare(problem, value, *asked.settings)
     _check_step(problem, params, hyper)
-    # Python's numbers, wherever they are from: "auto" and 0.1 are then one program.
+    # Python's numbers, wherever they are from: "safe" and 0.1 are then one program.
     hyper = jax.tree.map(float, hyper)
     if isinstance(resume, Run):
         run = _continued(problem, params, method, hyper, asked.key, resume)
@@ -197,9 +199,9 @@ def _check_step(problem: Problem, params: Params, hyper: Any) -> None:
     ):
         return
     raise Refused(
-        f"got a learning rate of {float(hyper[0]):g}, which is 0 in {params.W.dtype}: 'auto' is "
+        f"got a learning rate of {float(hyper[0]):g}, which is 0 in {params.W.dtype}: 'safe' is "
         f"proportional to the smaller of lam_W={problem.lam_W:g} and lam_H={problem.lam_H:g}. Give "
-        "learning_rate a number, or use 'lbfgs'"
+        "learning_rate a number or 'auto', or use 'lbfgs'"
     )
 
 
@@ -234,7 +236,7 @@ def prepare(
 
     Args:
         problem: the model.
-        value: f at the start, from which "auto" derives the step.
+        value: f at the start, from which "safe" derives the step.
         optimizer, learning_rate, momentum, batch_size, hyperparameters: as `optimizers.settings`
             gives them.
     """
@@ -247,8 +249,10 @@ def prepare(
     momentum = optimizers.MOMENTUM.get(optimizer, 0.0) if momentum is None else momentum
     if callable(learning_rate):
         return Method(optimizer, by_content(learning_rate), batch_size), (None, momentum)
+    if learning_rate == "auto":
+        return Method(optimizer, None, batch_size, adapts=True), (1.0, momentum)
     if isinstance(learning_rate, str):
-        learning_rate = optimizers.auto_step(problem, value, momentum)
+        learning_rate = optimizers.safe_step(problem, value, momentum)
     return Method(optimizer, None, batch_size), (learning_rate, momentum)
 
 

@@ -26,7 +26,7 @@ class FromValue:
 
     Descents, critical points, spectra, indices and censuses are those of this loss. What it lacks
     is what needs the conjugate: certificates, and so the verdict "global minimiser"; closed forms;
-    and, without `bound`, the step "auto". `check_loss` tells whether what is said of it holds.
+    and, without `bound`, the step "safe". `check_loss` tells whether what is said of it holds.
 
     Args:
         function: (z (K,), t) → ℓ ≥ 0, traceable and twice differentiable; t is a label or a column

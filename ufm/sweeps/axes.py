@@ -29,12 +29,12 @@ def _counts(x: Any) -> int | tuple[int, ...]:
 def _rate(x: Any) -> float | str | None:
     if callable(x):
         raise Refused(
-            f"got learning_rate={check.shown(x)}; allowed in a grid: a number > 0, 'auto' or None. "
-            "A row could not name a schedule; run it with ufm.descend"
+            f"got learning_rate={check.shown(x)}; allowed in a grid: a number > 0, 'auto', 'safe' "
+            "or None. A row could not name a schedule; run it with ufm.descend"
         )
-    if x is None or (isinstance(x, str) and x == "auto"):
+    if x is None or (isinstance(x, str) and x in optimizers.STEPS):
         return x
-    return check.real("learning_rate", x, above=0, also="'auto' or None")
+    return check.real("learning_rate", x, above=0, also="'auto', 'safe' or None")
 
 
 def _weights(name: str) -> Callable[[Any], Any]:

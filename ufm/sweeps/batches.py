@@ -45,6 +45,7 @@ class Shape(NamedTuple):
     batch_size: int | None
     static: factories.Static = ()  # of a factory: what is compiled in, and the names of the numbers
     traced: tuple[str, ...] = ()
+    adapts: bool = False
 
     @classmethod
     def of(cls, cell: SweepCell) -> "Shape":
@@ -52,19 +53,22 @@ class Shape(NamedTuple):
         leaves, problem = jax.tree.flatten(cell.problem)
         static, traced = factories.split(dict(cell.settings().hyperparameters))
         sizes = tuple(map(np.shape, leaves))
-        return cls(problem, sizes, cell.optimizer, cell.batch_size, static, tuple(traced))
+        adapts = optimizers.rate(cell.optimizer, cell.learning_rate) == "auto"
+        return cls(problem, sizes, cell.optimizer, cell.batch_size, static, tuple(traced), adapts)
 
     def example(self) -> SweepCell:
         """A cell of this shape."""
         problem = jax.tree.unflatten(self.problem, [np.ones(shape)[()] for shape in self.leaves])
         options = {name: x.value for name, x in self.static} | dict.fromkeys(self.traced, 0.5)
         named = tuple(options.items())
-        return SweepCell(problem, self.optimizer, None, None, self.batch_size, 0, named)
+        fixed = self.optimizer in optimizers.FULL_BATCH_ONLY and self.optimizer != "lbfgs"
+        rate = 0.5 if fixed and not self.adapts else None
+        return SweepCell(problem, self.optimizer, rate, None, self.batch_size, 0, named)
 
     def method(self) -> Method:
         """The compiled part of the method."""
         if self.optimizer in optimizers.NAMES and not self.traced:
-            return Method(self.optimizer, None, self.batch_size)
+            return Method(self.optimizer, None, self.batch_size, adapts=self.adapts)
         factory = by_content(self.example().settings().optimizer)
         return Method(factory, None, self.batch_size, self.static)
 
@@ -95,7 +99,7 @@ class _Lanes(NamedTuple):
     """The cells of one call, each field behind one axis: a problem and its hyperparameters."""
 
     problem: Problem
-    auto: Any
+    safe: Any
     rate: Any
     momentum: Any
     seed: Any
@@ -188,15 +192,15 @@ def _stacked(asked: Asked, rows: Sequence[dict[str, float]]) -> Columns:
 
 def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
     first = cells[0]
-    # Cells hold numbers, None or "auto": `ufm.sweeps.grid` has converted everything else.
+    # Cells hold numbers, None or names: `ufm.sweeps.grid` has converted everything else.
     rates = [optimizers.rate(cell.optimizer, cell.learning_rate) for cell in cells]
     momentum = optimizers.MOMENTUM.get(first.optimizer, 0.0)
     given = [factories.split(dict(cell.settings().hyperparameters))[1] for cell in cells]
     momenta = [momentum if cell.momentum is None else cell.momentum for cell in cells]
     return _Lanes(
         jax.tree.map(lambda *x: np.array(x, float), *(cell.problem for cell in cells)),
-        np.array([rate == "auto" for rate in rates]),
-        np.array([0.0 if rate in ("auto", None) else rate for rate in rates], float),
+        np.array([rate == "safe" for rate in rates]),
+        np.array([{"auto": 1.0, "safe": 0.0, None: 0.0}.get(x, x) for x in rates], float),
         np.array(momenta, float),
         np.array([cell.seed for cell in cells], np.uint32),
         jax.tree.map(lambda *x: np.array(x, float), *given),
@@ -209,9 +213,13 @@ def _begin(lanes: _Lanes, scale, *, method: Method, dtype: str) -> tuple[State, 
         # The start and the minibatches of `ufm descend` with this seed.
         params_key, batch_key = jax.random.split(jax.random.key(lane.seed))
         params = init_params(params_key, lane.problem, scale, jnp.dtype(dtype))
-        step = optimizers.auto_step(lane.problem, objective(lane.problem, params), lane.momentum)
+        step = lane.rate
+        if not method.adapts and method.optimizer in optimizers.FULL_BATCH_ONLY:
+            value = objective(lane.problem, params)
+            safe = optimizers.safe_step(lane.problem, value, lane.momentum)
+            step = jnp.where(lane.safe, safe, step)
         # In the precision of the run: otherwise velocities become float64.
-        own = (jnp.where(lane.auto, step, lane.rate), lane.momentum)
+        own = (step, lane.momentum)
         hyper = jax.tree.map(lambda x: x.astype(dtype), lane.given or own)
         key = None if method.batch_size is None else batch_key
         return loop.start(lane.problem, params, method, hyper, key), hyper
@@ -307,7 +315,7 @@ def _run(
         **settings.read_back(lanes.problem),
         "seed": np.asarray(lanes.seed, np.int64),
         **_hyperparameters(shape, hyper, len(lanes.seed)),
-        "auto": np.asarray(lanes.auto),
+        "auto": np.full(len(lanes.seed), shape.adapts) | np.asarray(lanes.safe),
         "status": np.array([Status(int(code)).name for code in codes]).astype("U12"),
         "steps": np.asarray(state.step, np.int64),
         **{name: np.asarray(x) for name, x in row.items()},
@@ -335,9 +343,10 @@ def _recorded(
 
 
 def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
-    """Step size and momentum of every cell; NaN where the method has none, or has its default."""
+    """Step size and momentum of every cell; NaN where the method has none, or finds it itself."""
     if isinstance(hyper, tuple):
-        used = (shape.optimizer != "lbfgs", shape.optimizer in optimizers.MOMENTUM)
+        constant = shape.optimizer != "lbfgs" and not shape.adapts
+        used = (constant, shape.optimizer in optimizers.MOMENTUM)
         hyper = {
             name: x
             for name, x, uses in zip(("learning_rate", "momentum"), hyper, used, strict=True)

@@ -295,10 +295,10 @@ def _check_cell(cell: SweepCell, precision: str) -> None:
     if settings.batch_size is not None:
         arguments.check_batch(problem, settings.batch_size)
     rate = optimizers.rate(cell.optimizer, cell.learning_rate)
-    if rate == "auto" and not problem.mu > 0:
+    if rate == "safe" and not problem.mu > 0:
         raise Refused(
-            f"got learning_rate 'auto' with lam_W={problem.lam_W}, lam_H={problem.lam_H}; allowed: "
-            "both > 0, since its step is proportional to the smaller one. Give a number"
+            f"got learning_rate 'safe' with lam_W={problem.lam_W}, lam_H={problem.lam_H}; allowed: "
+            "both > 0, since its step is proportional to the smaller one. Give a number or 'auto'"
         )
     check_memory(problem, jnp.dtype(precision).itemsize, records=True)
 

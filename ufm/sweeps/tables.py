@@ -21,13 +21,19 @@ ABSENT = ("", "nan", "0")  # no weights, no momentum, full batches
 
 
 def named(table: Columns) -> Columns:
-    """The table with "auto" for step sizes from the curvature bound, which differ with the seed."""
+    """The table with "auto" and "safe" for steps that the method or a bound finds, seed by seed."""
     auto, rates = table.get("auto"), table.get("learning_rate")
     if auto is None or rates is None or rates.dtype.kind != "f" or not np.any(auto):
         return table
     pairs = zip(rates.tolist(), auto.tolist(), strict=True)
-    text = ["auto" if auto else "" if rate != rate else f"{rate:.6g}" for rate, auto in pairs]
-    return table | {"learning_rate": np.array(text)}
+    return table | {"learning_rate": np.array([_named_rate(*pair) for pair in pairs])}
+
+
+def _named_rate(rate: float, auto: bool) -> str:
+    """A step that a sweep's row holds, in words; an adaptive one is no number."""
+    if auto:
+        return "safe" if rate == rate else "auto"
+    return f"{rate:.6g}" if rate == rate else ""
 
 
 def shown(table: Columns) -> tuple[str, ...]:

@@ -1,0 +1,136 @@
+"""Gradient descent, heavy ball and Nesterov's method with a step that is tested before it is taken.
+
+With u the velocity in units of length, β the momentum and η the step, one step tries
+
+    u⁺ = βu + η∇f,   x⁺ = x − u⁺  (heavy ball),   x⁺ = x − (η∇f + βu⁺)  (Nesterov),
+
+and takes it if the energy E = f + (c/η)‖u‖² falls enough,
+
+    f(x⁺) + (1/2η)‖u⁺‖² ≤ f(x) + (c/η)‖u‖²,   c = β/2 (heavy ball), (1+β)/4 (Nesterov),
+
+else it halves η and tries again. β = 0 makes both plain gradient descent with Armijo's rule,
+f(x⁺) ≤ f(x) − (η/2)‖∇f‖². The left side is E⁺ + (κ/η)‖u⁺‖², κ = 1/2 − c ≥ 0: E falls at every step
+that moves, and f never exceeds f(x_0). Where η changes, u is multiplied by √(η⁺/η) if that is below
+1, so that E does not grow by it.
+
+The test is passed wherever the curvature between x and x⁺ is at most L and η ≤ (1−β)/L: for heavy
+ball since f(x⁺) ≤ f − ⟨∇f, u⁺⟩ + (L/2)‖u⁺‖² and η∇f = u⁺ − βu; for Nesterov the difference of the
+two sides is a quadratic form in (u⁺, u), at most −((1−β)/4η)‖u‖² there. So η stays above half of
+(1−β)/L(f(x_0)), L the bound of `ufm.descent.optimizers` on the sublevel set, which no step leaves;
+and where the landscape is flatter than that bound, as it mostly is, η grows.
+
+Where the terms of the test are of the size of the rounding of f it can tell nothing. Such a step is
+taken, and the next gradient tells the mean curvature along it,
+
+    q = ⟨∇f(x⁺) − ∇f(x), x⁺ − x⟩/‖x⁺ − x‖²:
+
+η is halved where q > (1−β)/η, and grows where it is not.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from ufm.model.objective import norm
+
+# After a test that is passed at once; until the first one that fails the step is doubled.
+GROWTH = 1.1
+FIRST = 2.0
+# Halvings at most in one step: from 1 to below every normal number.
+TRIALS = 1100
+# The test decides where its terms exceed so many units of the rounding of f.
+BLIND = 64.0
+
+
+class Pace(NamedTuple):
+    """What the next step depends on.
+
+    eta: η.  growth: by which η grows before the next trial.  move: x⁺ − x of the step before, −u of
+    heavy ball.  slope: ⟨∇f, move⟩ where it began.  velocity: u of Nesterov's method, () of others.
+    blind: whether rounding decided the step before.
+    """
+
+    eta: Array
+    growth: Array
+    move: Any
+    slope: Array
+    velocity: Any
+    blind: Array
+
+
+def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformationExtraArgs:
+    """The methods of the module's head as an optax method.
+
+    `update` wants value and value_fn: f at params, and f as a function.
+
+    Args:
+        first: half of η of the first trial.
+        momentum: β in [0, 1); not used by "gd", which keeps no velocity.
+        name: "gd", "heavy_ball" or "nesterov".
+    """
+    heavy, nesterov = name != "gd", name == "nesterov"
+    share = (1 + momentum) / 4 if nesterov else momentum / 2
+
+    def init(params):
+        zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+        none = jax.tree.map(jnp.zeros_like, params)
+        velocity = none if nesterov else ()
+        return Pace(zero + first, zero + FIRST, none, zero, velocity, jnp.zeros((), bool))
+
+    def stepped(grad, state, eta):
+        """(x⁺ − x, u⁺) with a step η; () for a velocity that need not be kept."""
+        if not heavy:
+            return jax.tree.map(lambda g: -eta * g, grad), ()
+        kept = momentum * jnp.minimum(1, jnp.sqrt(eta / state.eta))
+        if not nesterov:
+            return jax.tree.map(lambda v, g: kept * v - eta * g, state.move, grad), ()
+        u = jax.tree.map(lambda u, g: kept * u + eta * g, state.velocity, grad)
+        return jax.tree.map(lambda u, g: -(eta * g + momentum * u), u, grad), u
+
+    def pace(grad, state):
+        """By which η grows before the next trial."""
+        length = norm(state.move)
+        turned = (_dot(grad, state.move) - state.slope) / length  # q‖x⁺ − x‖
+        steep = state.blind & (turned > (1 - momentum) * (length / state.eta))
+        return jnp.where(steep, 0.5, jnp.where(state.blind, GROWTH, state.growth))
+
+    def update(updates, state, params, *, value, value_fn, **_: Any):
+        speed = norm(state.velocity if nesterov else state.move) if heavy else jnp.zeros(())
+        unit = BLIND * jnp.finfo(value.dtype).eps * jnp.abs(value)
+        size = norm(updates)
+
+        def trial(eta):
+            """Whether a step passes, and whether rounding decides."""
+            move, u = stepped(updates, state, eta)
+            there = value_fn(jax.tree.map(jnp.add, params, move))
+            length = norm(u if nesterov else move)
+            # A factor at a time: squares may leave the numbers where these products do not.
+            kept = speed / jnp.maximum(state.eta, eta) * speed * share
+            added = length / eta * length / 2
+            blind = kept + added <= unit
+            passed = jnp.where(blind, there <= value + unit, there + added <= value + kept)
+            return passed | ~jnp.isfinite(size), blind
+
+        def again(carry):
+            eta, count, _, _ = carry
+            eta = jnp.where(count == 0, eta, eta / 2)
+            return eta, count + 1, *trial(eta)
+
+        no = jnp.zeros((), bool)
+        begun = (state.eta * pace(updates, state)).astype(state.eta.dtype)
+        eta, count, _passed, blind = jax.lax.while_loop(
+            lambda carry: ~carry[2] & (carry[1] < TRIALS), again, (begun, jnp.int32(0), no, no)
+        )
+        growth = jnp.where(count == 1, state.growth, GROWTH).astype(eta.dtype)
+        move, u = stepped(updates, state, eta)
+        return move, Pace(eta, growth, move, _dot(updates, move), u, blind)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _dot(x: Any, y: Any) -> Array:
+    parts = jax.tree.map(lambda x, y: jnp.sum(x * y), x, y)
+    return jax.tree.reduce(jnp.add, parts)
