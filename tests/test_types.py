@@ -1,5 +1,6 @@
 """Every public function takes its arguments or says in words which one makes no sense."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -203,6 +204,36 @@ def test_odd_arguments_are_refused_in_words(name):
                 odd is x or np.array_equal(odd, x) for x in MEANINGFUL.get((name, place), [])
             )
             assert same or meant, f"argument {place} took {odd!r}"
+
+
+# What knows features that are not free, or asks nothing of them; all else refuses them.
+KNOWN = {
+    "gradient", "init_params", "objective", "mesh.init_params", "mesh.place", "mesh.shardings",
+    "optimizers.auto_step", "optimizers.curvature_bound",
+    "hessian.dense", "hessian.flatten", "hessian.gauss_newton_product", "hessian.linearize",
+    "hessian.product", "hessian.unflatten", "theory.claims",
+}  # fmt: skip
+
+
+def behind_a_relu(x):
+    """A problem with H ≥ 0, or a point of it; anything else as it is."""
+    if isinstance(x, ufm.Problem):
+        return dataclasses.replace(x, features="nonnegative")
+    return x._replace(H=jnp.abs(x.H)) if isinstance(x, ufm.Params) else x
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function_knows_features_that_are_not_free_or_refuses_them(name):
+    call, sound = CALLS[name]
+    arguments = sound()
+    if not any(isinstance(x, ufm.Problem) for x in arguments):
+        return
+    arguments = [behind_a_relu(x) for x in arguments]
+    if name in KNOWN:
+        call(*arguments)
+        return
+    with pytest.raises(ufm.Refused, match="features='nonnegative'"):
+        call(*arguments)
 
 
 def test_every_public_function_is_tried():

@@ -30,6 +30,7 @@ from ufm.check import Refused, normal_decays, one_problem, traced
 from ufm.linalg import scaling
 from ufm.linalg.products import matmul
 from ufm.losses import BinaryCrossEntropy, CrossEntropy
+from ufm.model import layers
 from ufm.model import objective as terms
 from ufm.model.evaluation import Evaluated
 from ufm.model.objective import gradient_norm, logits, mean_weighed, objective, weighed
@@ -332,6 +333,7 @@ def certify(problem: Problem, params: Params) -> Certificate:
             largest one.
     """
     check_params(problem, params)
+    layers.require_free(problem, "certify")
     if not problem.loss.dual:
         raise Refused(
             f"got the loss {type(problem.loss).__name__}, whose conjugate is not known, and so no "
@@ -353,6 +355,7 @@ def certify(problem: Problem, params: Params) -> Certificate:
 
 def certified(at: Evaluated) -> Certificate:
     """`certify` of a point that has been evaluated; NaN for a bound where none is known."""
+    layers.require_free(at.problem, "certify")
     normal_decays(at.problem)
     with jax.enable_x64(True):
         found = _certificate_at_compiled(at.problem, at.params, at.value, at.grad_norm, at.residual)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,10 +66,13 @@ class ModelFlags:
     """K weights of the decay of features, class by class; layer-peeled model: 1/n_k"""
     targets: Path | None = None
     """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
+    features: Literal["free", "nonnegative"] = "free"
+    """what the features may be; nonnegative: as behind a ReLU"""
 
     def config(self) -> dict[str, Any]:
         """As a run folder holds it: loss and weights only where they were given."""
         later = {"loss": "CrossEntropy", "weights": (), "decay_weights": (), "targets": None}
+        later["features"] = "free"
         found = {name: x for name, x in self._fields().items() if x != later.get(name, self)}
         if self.targets is not None:
             found["targets"] = self.problem().targets.tolist()

@@ -24,8 +24,8 @@ from ufm.hessian import reduction
 from ufm.hessian.decision import judged
 from ufm.hessian.signs import inertia_of
 from ufm.linalg.products import matmul
+from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
-from ufm.model import points, quotient
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import orbit_dimension
@@ -72,6 +72,7 @@ class Orbit(NamedTuple):
 def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     """f and the sorted invariants of the module's head, in units of tr C. Traceable."""
     points.check_types(problem, params)
+    layers.require_free(problem, "critical.fingerprint")
     D = _class_sizes(problem, params.W.dtype)
     A = jnp.sqrt(D)[:, None] * params.W
     C = matmul(A, A.T)

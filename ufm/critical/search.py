@@ -20,7 +20,7 @@ from ufm import check as door
 from ufm.check import Refused
 from ufm.critical import newton, orbits, sources
 from ufm.critical.orbits import Orbit
-from ufm.model import quotient
+from ufm.model import layers, quotient
 from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem, check_problem
 from ufm.theory.landscape import rank_bound
@@ -76,6 +76,7 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
             array-valued decays.
     """
     check_problem(problem)
+    layers.require_free(problem, "critical.census")
     for name in ("lam_W", "lam_H"):
         if not float(getattr(problem, name)) > 0:
             raise Refused(

@@ -24,8 +24,8 @@ from ufm import check
 from ufm.check import Refused
 from ufm.critical import newton
 from ufm.descent.loop import Method, start, step
+from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
-from ufm.model import points, quotient
 from ufm.model.evaluation import check_entries
 from ufm.model.problem import Params, Problem
 from ufm.runtime.threads import lapack_on_one_thread
@@ -133,6 +133,7 @@ def _compiled(f: Callable, many: bool) -> Callable:
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:
     points.check_types(problem, params)
+    layers.require_free(problem, "solve")
     if check.traced(params):
         raise Refused("got traced params: solve runs on the host; call it outside jit and vmap")
     check.one_problem(problem)

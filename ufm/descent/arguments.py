@@ -13,6 +13,7 @@ from ufm import check as door
 from ufm.check import Refused
 from ufm.descent import columns, lbfgs, optimizers
 from ufm.descent.loop import HISTORY
+from ufm.model import layers
 from ufm.model.objective import objective
 from ufm.model.points import check_memory, check_point, check_precision
 from ufm.model.problem import Params, Problem
@@ -61,6 +62,7 @@ def check(
         Refused: with what was got, what is allowed and how to mend it.
     """
     check_point(problem, params)
+    layers.require_free(problem, "descend")
     check_precision(params)
     settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size, hyperparameters)
     # State of the optimiser beside params, gradient and their update, in copies of the params.

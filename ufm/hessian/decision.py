@@ -29,6 +29,7 @@ from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
 from ufm.hessian.reduction import Core
 from ufm.hessian.signs import Inertia
 from ufm.hessian.stationarity import EPS, logit_rounding, measured
+from ufm.model import layers
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
 from ufm.theory import landscape, squared
@@ -100,6 +101,7 @@ def witness(problem: Problem, point: Params) -> Witness:
         Refused: a point that is not critical, wrong shapes or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    layers.require_free(problem, "hessian.witness")
     at = evaluate(problem, point)
     return _witness(at, reduction.collapsed(measured(at)))
 
@@ -190,6 +192,7 @@ def verdict(problem: Problem, point: Params) -> Verdict:
         Refused: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    layers.require_free(problem, "hessian.verdict")
     return judged(evaluate(problem, point)).verdict
 
 

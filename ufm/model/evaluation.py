@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from ufm.check import Refused
 from ufm.losses.loss import Curvature
+from ufm.model import layers, points
 from ufm.model import objective as terms
-from ufm.model import points
 from ufm.model import problem as model
 from ufm.model.problem import Params, Problem
 
@@ -77,8 +77,9 @@ def evaluate(problem: Problem, params: Params) -> Evaluated:
         params: any point of it. Memory: four matrices of K × N numbers.
 
     Raises:
-        Refused: wrong shapes, entries that are not finite or beyond 1e150; arrays that are not
-            real floating, mixed dtypes, array-valued decays, traced values.
+        Refused: wrong shapes, entries that are not finite or beyond 1e150; negative features
+            where H ≥ 0; arrays that are not real floating, mixed dtypes, array-valued decays,
+            traced values.
     """
     point = _on_the_host(problem, params)
     with jax.enable_x64(True):
@@ -123,6 +124,7 @@ def _on_the_host(problem: Problem, point: Params) -> Params:
     if not all(np.all(np.isfinite(x)) for x in host):
         points.check_finite(point)
     check_entries(host)
+    layers.check_feasible(problem, host)
     return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
 
 

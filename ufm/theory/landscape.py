@@ -36,6 +36,7 @@ import numpy as np
 from ufm.check import Refused, real
 from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
+from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
 from ufm.theory import groups, squared, symmetric
 
@@ -73,6 +74,7 @@ def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
             the decay of the features.
     """
     check_problem(problem)
+    layers.require_free(problem, "theory.least_free_eigenvalue")
     if problem.decay_weights is not None:
         raise Refused(
             f"got decay_weights={problem.decay_weights}; allowed: None, where the features have "
@@ -157,7 +159,8 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
         text = "The global minimisers are simplex ETFs, or zero iff K² n λ_W λ_H ≥ 1."
         labels = None if problem.targets is None else "labels (got targets)"
         source = f"{ZHU}, theorem 3.1"
-        simplex = Claim("simplex", text, _joined(labels, equal, wide, decays), source)
+        needed = _joined(_free(problem), labels, equal, wide, decays)
+        simplex = Claim("simplex", text, needed, source)
         return (simplex, *_unequal(problem))
     source = "arXiv 2210.02192, 2402.03979, 2505.05813"
     text = "The global minimisers are simplex ETFs of the margin of ufm.theory.margin, or zero."
@@ -197,6 +200,7 @@ def _unequal(problem: Problem) -> tuple[Claim, ...]:
 def _landscape(problem: Problem) -> tuple[Claim, ...]:
     """What holds for every convex loss."""
     decays, _, planar, _, plain = _assumptions(problem)
+    decays, plain = _joined(_free(problem), decays), _joined(_free(problem), plain)
     loss, least, name = problem.loss, rank_bound(problem), width_name(problem)
     convex = None if loss.convex else f"a convex loss (got {type(loss).__name__})"
     wide = None if problem.d >= least else f"d >= {name} (got d={problem.d}, {name}={least})"
@@ -271,6 +275,12 @@ def _assumptions(problem: Problem) -> tuple[str | None, ...]:
         _alike(problem),
         None if problem.decay_weights is None else "features of one decay (got decay_weights)",
     )
+
+
+def _free(problem: Problem) -> str | None:
+    if layers.is_free(problem):
+        return None
+    return f"free features (got features={problem.features!r})"
 
 
 def _alike(problem: Problem) -> str | None:
