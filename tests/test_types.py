@@ -18,6 +18,7 @@ from ufm.report.studies import study
 from ufm.theory import geometry
 
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
+BIASLESS = ufm.Problem(3, 4, (3, 2, 1), lam=5e-3, bias=False)
 SQUARED = ufm.Problem(3, 4, (3, 2, 1), 1e-2, 1e-2, bias=False, loss="SquaredError")
 ODD = [None, 5, -1, "x", "", b"", [], {}, 1j, True, float("nan"), np.zeros(3), print]
 
@@ -143,6 +144,8 @@ CALLS = {
             "seli", "seli_is_optimal",
         )
     },
+    "theory.margins": (theory.margins, lambda: (behind_a_relu(P),)),
+    "theory.switched_off": (theory.switched_off, lambda: (behind_a_relu(BIASLESS),)),
     "theory.least_free_eigenvalue": (theory.least_free_eigenvalue, lambda: (P, 0.1)),
     "theory.least_eigenvalue_bound": (theory.least_eigenvalue_bound, lambda: (P, 0.1)),
     "theory.claims": (theory.claims, lambda: (P,)),
@@ -208,10 +211,14 @@ def test_odd_arguments_are_refused_in_words(name):
 
 # What knows features that are not free, or asks nothing of them; all else refuses them.
 KNOWN = {
+    "certify", "descend",
     "gradient", "init_params", "objective", "mesh.init_params", "mesh.place", "mesh.shardings",
     "optimizers.auto_step", "optimizers.curvature_bound",
     "hessian.dense", "hessian.flatten", "hessian.gauss_newton_product", "hessian.linearize",
-    "hessian.product", "hessian.unflatten", "theory.claims",
+    "hessian.product", "hessian.unflatten", "theory.claims", "theory.global_minimizer",
+    *(f"theory.{name}" for name in (
+        "geometry_of", "global_value", "is_collapsed", "margin", "margins", "norms", "switched_off",
+    )),
 }  # fmt: skip
 
 

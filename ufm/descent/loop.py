@@ -2,6 +2,8 @@
 
     x_{t+1} = x_t + u_t,   u_t = optimizer(∇f(x_t)), or of a minibatch estimate of ∇f
 
+(where H ≥ 0 the nearest point to that, `ufm.descent.projected`).
+
 The loop runs in chunks of `record_every` steps, or of fewer at first. After each chunk the point is
 measured and the stopping rules are tested, all inside the compiled program. Failure is a status,
 never an exception or a NaN passed on.
@@ -18,7 +20,7 @@ import optax
 from jaxtyping import Array
 
 from ufm import certificate
-from ufm.descent import factories, minibatch, optimizers
+from ufm.descent import factories, minibatch, optimizers, projected
 from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
 from ufm.linalg import scaling
@@ -235,7 +237,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
     read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
     done = jnp.where(read, 1, jnp.nan)
     updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
-    params = optax.apply_updates(params, updates)
+    params, opt_state = projected.moved(problem, method.optimizer, params, updates, opt_state)
     return state._replace(params=params, opt_state=opt_state, step=state.step + 1, order=order)
 
 

@@ -46,7 +46,8 @@ class Evaluated(NamedTuple):
     value: f, in nats.
     S: the Hessians S_i of the loss in the logits of every sample.
     residual: R = [r_i], (K, N), every entry with its relative accuracy; P − Y for cross-entropy.
-    gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖.
+    gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖, where H ≥ 0 that of the
+        projected gradient.
     """
 
     problem: Problem
@@ -111,7 +112,8 @@ def _evaluated(problem: Problem, params: Params) -> tuple[Array, Curvature, Arra
     S, residual = _residuals(problem, params)
     G = terms.weighed(problem, residual, problem.labels)
     gradient = terms.gradient(problem, params, G)
-    return terms.objective(problem, params), S, residual, gradient, terms.norm(gradient)
+    slope = layers.slope(problem, params, gradient)
+    return terms.objective(problem, params), S, residual, gradient, terms.norm(slope)
 
 
 def _on_the_host(problem: Problem, point: Params) -> Params:

@@ -26,11 +26,10 @@ import jax.numpy as jnp
 
 from ufm import check
 from ufm.check import Refused
-from ufm.descent import arguments, columns, optimizers
+from ufm.descent import arguments, columns, optimizers, projected
 from ufm.descent.loop import HISTORY
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
-from ufm.model import layers
 from ufm.model.fields import decays, target_matrix
 from ufm.model.points import check_memory
 from ufm.model.problem import DECAYS, Problem
@@ -294,11 +293,11 @@ class Plan:
 
 def _check_cell(cell: SweepCell, precision: str) -> None:
     problem = cell.problem
-    layers.require_free(problem, "sweep")
     settings = cell.settings()
     if settings.batch_size is not None:
         arguments.check_batch(problem, settings.batch_size)
     rate = optimizers.rate(cell.optimizer, cell.learning_rate)
+    projected.check(problem, cell.optimizer, rate)
     if rate == "auto" and not problem.mu > 0:
         raise Refused(
             f"got learning_rate 'auto' with lam_W={problem.lam_W}, lam_H={problem.lam_H}; allowed: "

@@ -38,7 +38,7 @@ from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
 from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import groups, squared, symmetric
+from ufm.theory import groups, nonnegative, squared, symmetric
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
@@ -131,7 +131,34 @@ def claims(problem: Problem) -> tuple[Claim, ...]:
         Refused: array-valued or traced decays.
     """
     check_problem(problem)
+    if not layers.is_free(problem):
+        return (*_nonnegative(problem), *_landscape(problem))
     return (*_minima(problem), *_landscape(problem))
+
+
+def _nonnegative(problem: Problem) -> tuple[Claim, ...]:
+    """What is known where H ≥ 0."""
+    # What the paper states; weights, a bias and the squared error are ours.
+    stated = isinstance(problem.loss, CrossEntropy) and not problem.bias
+    stated = stated and problem.weights is None and problem.decay_weights is None
+    return (
+        Claim(
+            "orthogonal means",
+            "At the minimum the means of the classes are orthogonal, those with n_k ≤ N²λ_Wλ_H·"
+            "K/(K−1) zero (cross-entropy), and the columns of W are along e_k − 1/K.",
+            nonnegative.fails(problem),
+            "Dang et al. 2024, arXiv 2401.02058" if stated else "ours, ufm.theory.nonnegative",
+            "theorem" if stated else "candidate",
+        ),
+        Claim(
+            "classes that stay off",
+            "Every set of at most d classes that are on at the minimum is on, alone, at a local "
+            "minimum: those of ufm.theory.switched_off.",
+            nonnegative.off_fails(problem),
+            "ours, ufm.theory.nonnegative",
+            "candidate",
+        ),
+    )
 
 
 def _minima(problem: Problem) -> tuple[Claim, ...]:
