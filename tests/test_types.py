@@ -211,6 +211,7 @@ def test_odd_arguments_are_refused_in_words(name):
 
 # What knows features that are not free, or asks nothing of them; all else refuses them.
 KNOWN = {
+    "critical.census", "critical.fingerprint", "hessian.verdict", "solve",
     "certify", "descend",
     "gradient", "init_params", "objective", "mesh.init_params", "mesh.place", "mesh.shardings",
     "optimizers.auto_step", "optimizers.curvature_bound",
