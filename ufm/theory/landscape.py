@@ -317,4 +317,5 @@ def _alike(problem: Problem) -> str | None:
 
 
 def _joined(*failed: str | None) -> str | None:
-    return "; ".join(x for x in failed if x is not None) or None
+    reasons = "; ".join(x for x in failed if x is not None).split("; ")
+    return "; ".join(dict.fromkeys(reasons)) or None
