@@ -103,6 +103,13 @@ PAPERS = {
         {"c13": ("plain", "threshold in λ", "of the minority 1% above")},
         "Its model with ReLU features, and its trainings.",
     ),
+    "2401.02058": Paper(
+        "Dang et al. 2024",
+        "With features that are not negative, cross-entropy, no bias and unequal classes the class "
+        "means at the minimum are orthogonal, with closed forms of lengths, angles and thresholds.",
+        {"c16": ()},
+        "Its trainings. That other local minima exist, with classes off, is shown here.",
+    ),
     "2101.12699": Paper(
         "Fang et al. 2021",
         "In the layer-peeled model minority classes become one at a finite ratio of the counts.",

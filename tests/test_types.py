@@ -1,5 +1,6 @@
 """Every public function takes its arguments or says in words which one makes no sense."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -17,6 +18,7 @@ from ufm.report.studies import study
 from ufm.theory import geometry
 
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
+BIASLESS = ufm.Problem(3, 4, (3, 2, 1), lam=5e-3, bias=False)
 SQUARED = ufm.Problem(3, 4, (3, 2, 1), 1e-2, 1e-2, bias=False, loss="SquaredError")
 ODD = [None, 5, -1, "x", "", b"", [], {}, 1j, True, float("nan"), np.zeros(3), print]
 
@@ -142,6 +144,8 @@ CALLS = {
             "seli", "seli_is_optimal",
         )
     },
+    "theory.margins": (theory.margins, lambda: (behind_a_relu(P),)),
+    "theory.switched_off": (theory.switched_off, lambda: (behind_a_relu(BIASLESS),)),
     "theory.least_free_eigenvalue": (theory.least_free_eigenvalue, lambda: (P, 0.1)),
     "theory.least_eigenvalue_bound": (theory.least_eigenvalue_bound, lambda: (P, 0.1)),
     "theory.claims": (theory.claims, lambda: (P,)),
@@ -203,6 +207,41 @@ def test_odd_arguments_are_refused_in_words(name):
                 odd is x or np.array_equal(odd, x) for x in MEANINGFUL.get((name, place), [])
             )
             assert same or meant, f"argument {place} took {odd!r}"
+
+
+# What knows features that are not free, or asks nothing of them; all else refuses them.
+KNOWN = {
+    "critical.census", "critical.fingerprint", "hessian.verdict", "solve",
+    "certify", "descend",
+    "gradient", "init_params", "objective", "mesh.init_params", "mesh.place", "mesh.shardings",
+    "optimizers.safe_step", "optimizers.curvature_bound",
+    "hessian.dense", "hessian.flatten", "hessian.gauss_newton_product", "hessian.linearize",
+    "hessian.product", "hessian.unflatten", "theory.claims", "theory.global_minimizer",
+    *(f"theory.{name}" for name in (
+        "geometry_of", "global_value", "is_collapsed", "margin", "margins", "norms", "switched_off",
+    )),
+}  # fmt: skip
+
+
+def behind_a_relu(x):
+    """A problem with H ≥ 0, or a point of it; anything else as it is."""
+    if isinstance(x, ufm.Problem):
+        return dataclasses.replace(x, features="nonnegative")
+    return x._replace(H=jnp.abs(x.H)) if isinstance(x, ufm.Params) else x
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function_knows_features_that_are_not_free_or_refuses_them(name):
+    call, sound = CALLS[name]
+    arguments = sound()
+    if not any(isinstance(x, ufm.Problem) for x in arguments):
+        return
+    arguments = [behind_a_relu(x) for x in arguments]
+    if name in KNOWN:
+        call(*arguments)
+        return
+    with pytest.raises(ufm.Refused, match="features='nonnegative'"):
+        call(*arguments)
 
 
 def test_every_public_function_is_tried():

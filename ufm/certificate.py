@@ -15,6 +15,12 @@ problem has a solution of rank ≤ d (Zhu et al. 2021, proof of theorem 3.2, use
 problem). For cross-entropy −ℓ* is the entropy of the distribution y + αr. For λ_b = 0 the dual asks
 for A1 = 0, and G is moved there first, as it is where λ_b is so small that the rounding of G1
 would decide the last term; without a bias that term is absent.
+
+**Features H ≥ 0.** Over W the smallest of ⟨A, WH⟩ + (λ_W/2)‖W‖² is −‖AHᵀ‖²/(2λ_W), and for rows of
+H that are not negative ‖AHᵀ‖² ≤ ρ ‖HΩ^½‖², ρ the spectral radius of the entrywise positive part of
+Ω^-½AᵀAΩ^-½. So ρ ≤ μ² will do in place of ‖AΩ^-½‖₂ ≤ μ, and the larger of the two bounds is taken.
+Both are of class means of the r_i: as f has a minimiser of equal features in each class, and ℓ* is
+convex, nothing is lost by it, and the matrix has a row a class whatever N is.
 """
 
 import math
@@ -27,12 +33,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
 from ufm.check import Refused, normal_decays, one_problem, traced
-from ufm.linalg import scaling
+from ufm.linalg import perron, scaling
 from ufm.linalg.products import matmul
-from ufm.losses import BinaryCrossEntropy, CrossEntropy
+from ufm.model import layers, magnitudes, quotient
 from ufm.model import objective as terms
 from ufm.model.evaluation import Evaluated
-from ufm.model.objective import gradient_norm, logits, mean_weighed, objective, weighed
+from ufm.model.objective import gradient_norm, mean_weighed, objective, weighed
 from ufm.model.points import check_finite, check_params, check_precision, in_float64
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
@@ -44,10 +50,11 @@ class Certificate(NamedTuple):
     value: f at the point, in nats.
     lower_bound: no point of this problem has a smaller objective.
     gap: value − lower_bound ≥ value − f* ≥ 0: the point is suboptimal by at most this much.
-    grad_norm: ‖∇f‖.
+    grad_norm: ‖∇f‖, where H ≥ 0 that of the projected gradient.
     spectral_ratio: ‖GΩ^-½‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
         where μ = 0 and G ≠ 0). For λ_b = 0 (or below ε min(μ, 1)) of the G whose mean column is
-        removed, which at a critical point is G itself.
+        removed, which at a critical point is G itself. Where H ≥ 0, √ρ/μ of the module's head if
+        that is smaller.
     resolution: an estimate of the rounding errors in gap, not a bound by interval arithmetic; a
         gap below it cannot be told from 0.
     """
@@ -164,25 +171,41 @@ def lower_bound(
             there may be: their squares vanish nowhere then. Otherwise the bound is as valid,
             but loose where μ is below √(smallest number); the G of a record is used as it is.
     """
-    if R is not None:
-        return _bound(problem, R, lambda R, _: R, any_size)
 
     def residual(H, labels):
         return terms.residual(problem, params._replace(H=H), labels)
 
+    if not layers.is_free(problem):
+        if R is None:
+            means = quotient.means_of(problem, residual, params.H)
+        else:
+            means = quotient.class_means(problem, R)
+        return _bound_of_means(problem, means, any_size)
+    if R is not None:
+        return _bound(problem, R, lambda R, _: R, any_size)
     return _bound(problem, params.H, residual, any_size)
+
+
+def _bound_of_means(problem: Problem, means: Array, any_size: bool) -> Bound:
+    """The bound for H ≥ 0 from the mean residuals of the classes, one column each."""
+    merged = quotient.of_width(problem, problem.d)
+    found = _bound(merged, means, lambda R, _: R, any_size)
+    # μ of the merged columns holds the count of balanced classes, which weigh nothing else.
+    unit = problem.n**0.5 if isinstance(problem.n, int) else 1.0
+    return found._replace(spectral_norm=found.spectral_norm / unit)
 
 
 def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool) -> Bound:
     """`lower_bound` from R, which `residual` makes of a block of columns and its labels."""
     K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
-    dual, info = _dual(problem, columns, residual), jnp.finfo(dtype)
+    dual = _dual(problem, columns, residual)
     scale: Array | float = 1.0
     inverse: Array | float = 1.0
     if any_size:
         # With its inverse: XLA takes x/(c/y) for xy/c, which overflows.
-        inverse = _largest(problem, dtype) * _longest(problem, dual, columns)
-        inverse = inverse * 2.0 ** (2 - info.maxexp // 2)
+        inverse = magnitudes.largest_weight(problem, dtype)
+        inverse = inverse * magnitudes.longest_residual(problem, dual, columns)
+        inverse = inverse * 2.0 ** (2 - jnp.finfo(dtype).maxexp // 2)
         scale = 1 / inverse
     omega = problem.decay_weights
     omega = None if omega is None else jnp.asarray(omega, dtype)
@@ -194,7 +217,27 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
 
     # Beyond N classes the Gram matrix of the samples is the smaller one, and they stay together.
     gram, sums = blocks.total(moments, columns, labels, K) if K <= N else moments(columns, labels)
-    sigma, mu = _root(gram, any_size) * inverse, jnp.asarray(problem.mu, dtype)
+    sigma = _root(gram, any_size) * inverse
+    pull = jnp.sqrt(jnp.sum(jnp.square(sums))) * inverse  # ‖A1‖
+    nuclear = _at(problem, columns, dual, pull, sigma, any_size)
+    if layers.is_free(problem):
+        return nuclear
+    B = weighed(problem, dual(columns, labels) * scale, labels)
+    B = B if omega is None else B / jnp.sqrt(omega)[labels]
+    s = scaling.binade(jnp, B) if any_size else 1
+    root = s * jnp.sqrt(perron.radius(B / s)) * inverse
+    positive = _at(problem, columns, dual, pull, root, any_size)
+    better = positive.proven > nuclear.proven
+    larger = Bound(*(jnp.where(better, x, y) for x, y in zip(positive, nuclear, strict=True)))
+    return larger._replace(spectral_norm=jnp.minimum(root, sigma))
+
+
+def _at(
+    problem: Problem, columns: Array, dual: Callable, pull: Scalar, sigma: Scalar, any_size: bool
+) -> Bound:
+    """The bound at dual variables A, scaled so that a norm σ of theirs is at most μ."""
+    K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
+    mu, info = jnp.asarray(problem.mu, dtype), jnp.finfo(dtype)
     # Entries whose squares are below the smallest normal number are lost, √(KN) of them in all.
     safe = sigma + (float(info.tiny) * (1 if any_size else info.tiny**-0.5)) * (K * N) ** 0.5
     alpha = jnp.where(safe > mu, mu / safe, 1)
@@ -211,7 +254,7 @@ def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool)
     if problem.bias:
         penalised = _penalised(problem, dtype)
         root = jnp.sqrt(jnp.where(penalised, jnp.asarray(problem.lam_b, dtype), 1))
-        slope = alpha * (jnp.sqrt(jnp.sum(jnp.square(sums))) * inverse) / root
+        slope = alpha * pull / root
         penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
 
     scaled = partial(_scaled, dual, alpha)
@@ -244,48 +287,6 @@ def _proven(problem: Problem, columns: Array, dual: Callable, penalty: Scalar, s
     return Bound(jnp.maximum(value, 0), jnp.maximum(proven, 0), sigma, rounding)
 
 
-def _largest(problem: Problem, dtype) -> Array | float:
-    """A bound ≥ 1 on c_k/√ω_k and c_k, by which weights may enlarge the entries of G."""
-    largest: Array | float = 1.0
-    if problem.weights is not None:
-        largest = jnp.maximum(largest, jnp.max(jnp.asarray(problem.weights, dtype)))
-    if problem.decay_weights is not None:
-        omega = jnp.min(jnp.asarray(problem.decay_weights, dtype))
-        largest = largest / jnp.sqrt(jnp.minimum(omega, 1))
-    return largest
-
-
-def _longest(problem: Problem, dual: Callable, columns: Array) -> Array | float:
-    """A bound ≥ 1 on ‖r'_i‖: 1 serves for differences of distributions, others are looked at."""
-    loss, targets = problem.loss, problem.targets
-    if isinstance(loss, CrossEntropy | BinaryCrossEntropy) and targets is None:
-        return 1.0
-
-    def longest(part, labels):
-        return problem.K * jnp.max(jnp.abs(dual(part, labels)))
-
-    found = blocks.total(longest, columns, problem.labels, problem.K, jnp.maximum)
-    return jnp.maximum(found, 1)
-
-
-def _value_rounding(problem: Problem, params: Params) -> Scalar | float:
-    """What the rounding of the logits moves the data term by.
-
-    A logit is a sum of d products and a bias: it is known to δ = (2 + √d) ε (|W||h| + |b|).
-    """
-    if not problem.loss.dual:
-        return 0.0
-    unit = (2 + problem.d**0.5) * jnp.finfo(params.H.dtype).eps
-    largest = params._replace(W=jnp.abs(params.W), b=jnp.abs(params.b))
-
-    def moved(H, labels):
-        delta = unit * jnp.max(logits(problem, largest._replace(H=jnp.abs(H))), axis=0)
-        Z = logits(problem, params._replace(H=H))
-        return problem.loss.moved(Z, problem.target(labels), delta)
-
-    return mean_weighed(problem, moved, params.H)
-
-
 def _certificate(problem: Problem, params: Params) -> Certificate:
     value, bound = objective(problem, params), lower_bound(problem, params)
     return _summed(problem, params, value, gradient_norm(problem, params), bound)
@@ -305,7 +306,7 @@ def _summed(problem: Problem, params: Params, value, grad_norm, bound: Bound) ->
     # Rounding may not lift the bound above the minimum, nor above f itself.
     least = jnp.minimum(proven, value)
     resolution = (
-        16 * info.eps * jnp.abs(value) + 2 * rounding + _value_rounding(problem, params)
+        16 * info.eps * jnp.abs(value) + 2 * rounding + magnitudes.value_rounding(problem, params)
         + 16 * float(info.tiny)
     )  # fmt: skip
     return Certificate(value, least, value - least, grad_norm, ratio, resolution)
@@ -332,11 +333,12 @@ def certify(problem: Problem, params: Params) -> Certificate:
     Raises:
         Refused: wrong shapes, or entries that are not finite;
             arrays that are not real floating, or mixed dtypes; half precision under jit;
-            array-valued decays, or decays
+            negative features where H ≥ 0; array-valued decays, or decays
             between 0 and the smallest normal number; a point at which f or ‖∇f‖ exceeds the
             largest one.
     """
     check_params(problem, params)
+    layers.check_feasible(problem, params)
     if not problem.loss.dual:
         raise Refused(
             f"got the loss {type(problem.loss).__name__}, whose conjugate is not known, and so no "

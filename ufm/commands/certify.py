@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -27,12 +28,14 @@ class Certify(Compiling):
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
     """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
+    features: Literal["", "free", "nonnegative"] = ""
+    """of a file's point: what its features may be, nonnegative: behind a ReLU"""
     json: bool = False
     """print JSON for machines instead of a table; infinite numbers as null"""
 
     def act(self) -> int:
         """Print the certificate of the point."""
-        point = stored_point(self.point, self.classes, self.ignore, self.loss)
+        point = stored_point(self.point, self.classes, self.ignore, self.loss, self.features)
         certificate = certify(*point)._asdict()
         names = {
             "value f (nats)": "value",

@@ -1,7 +1,7 @@
 """`ufm measure`: NC1–NC4 and kin of the features of any network, and what the model says."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from ufm.commands.files import arrays_of
 from ufm.commands.shared import named, show
 from ufm.metrics import frames, streaming
 from ufm.metrics.features import columns, fit, numbers
+from ufm.model import layers
 from ufm.model.problem import Params, Problem
 
 # What stands for a field in a table; all others stand for themselves.
@@ -65,7 +66,7 @@ class Measure:
     Example: ufm measure features.npz --ignore -100
     """
 
-    features: tyro.conf.Positional[tuple[Path, ...]]
+    files: tyro.conf.Positional[tuple[Path, ...]]
     """the .npz or .safetensors file, or files"""
     classes: tuple[str, ...] = ()
     """the K labels in the order of the rows of W, where they are not 0 … K−1"""
@@ -85,14 +86,16 @@ class Measure:
     """λ_H; by default λ_W‖W‖²/‖H‖², as at critical points"""
     lam_b: float = 0.0
     """λ_b"""
+    features: Literal["free", "nonnegative"] = "free"
+    """what the features of that model may be; nonnegative: as behind a ReLU"""
     json: bool = False
     """print JSON for machines instead of a table; infinite and unknown numbers as null"""
 
     def act(self) -> int:
         """Print the metrics of the files."""
-        if not self.features:
+        if not self.files:
             raise Refused("got no file; allowed: ufm measure features.npz, or several files")
-        first = arrays_of(self.features[0], ("labels",))
+        first = arrays_of(self.files[0], ("labels",))
         W, b = numbers("W", first["W"]), first.get("b")
         seen = self._seen(W, b, first, self._means(W) if self.about else None)
         rows = seen.collapse()._asdict() | _scalars(seen.detail(), W)
@@ -103,13 +106,13 @@ class Measure:
         names = tuple(rows)
         if not self.json:
             rows = {LABELS.get(name, name): _short(x) for name, x in rows.items()}
-        title = "Neural collapse of " + ", ".join(map(str, self.features))
+        title = "Neural collapse of " + ", ".join(map(str, self.files))
         show(title, rows, names, self.json)
         return 0
 
     def _seen(self, W, b, first: dict[str, np.ndarray], means) -> metrics.Accumulator:
         """All features, gone through twice."""
-        if len(self.features) == 1:
+        if len(self.files) == 1:
             (part,) = self._parts(W, first)
             options = named(part.labels, self.classes, self.ignore)
             every = means is None and self.missing == "refuse"
@@ -128,14 +131,14 @@ class Measure:
 
     def _parts(self, W, first: dict[str, np.ndarray]) -> Iterator[_Part]:
         """The features of every file, one after the other."""
-        for path in self.features:
+        for path in self.files:
             arrays = first
-            if path != self.features[0]:
+            if path != self.files[0]:
                 arrays = arrays_of(path, ("labels",), shard=True)
                 others = [x for x in ("W", "b") if x in arrays and not _same(x, arrays, first)]
                 if others:
                     raise Refused(
-                        f"got {path} with another {others[0]} than {self.features[0]}; allowed: "
+                        f"got {path} with another {others[0]} than {self.files[0]}; allowed: "
                         "shards of one network, W and b in the first or the same in all"
                     )
             H = columns(W, arrays.get("H"), arrays.get("features"))
@@ -163,6 +166,7 @@ class Measure:
         problem, params = Problem.from_features(
             W, H, b, labels, self.lam_W, lam_H=self.lam_H, lam_b=self.lam_b, **options
         )
+        problem = replace(problem, features=self.features)
         proof = certify(problem, params)
         return {
             "value": proof.value,
@@ -180,10 +184,17 @@ def _same(name: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
 def _predicted(problem: Problem) -> dict[str, Any]:
     """‖W‖ and the margin at the global minimum, where there is a closed form."""
     try:
-        size, margin = theory.norms(problem).W, theory.margin(problem)
+        size, margin = theory.norms(problem).W, _mean_margin(problem)
     except Refused as refused:
         return {"predicted_norm_W": None, "predicted_margin": None, "closed_form": str(refused)}
     return {"predicted_norm_W": float(size), "predicted_margin": float(margin)}
+
+
+def _mean_margin(problem: Problem) -> float:
+    """The margin at the minimum, the mean over the samples where H ≥ 0 gives each class its own."""
+    if layers.is_free(problem):
+        return theory.margin(problem)
+    return float(theory.margins(problem) @ problem.counts / problem.N)
 
 
 def _margin(problem: Problem, params: Params) -> float:

@@ -17,9 +17,10 @@ from ufm.commands.files import FORMATS
 from ufm.commands.progress import watched
 from ufm.commands.shared import Compiling, show, stored_point
 from ufm.hessian import ends
-from ufm.hessian.decision import judged
+from ufm.hessian.decision import Verdict, judged
 from ufm.hessian.reduction import Core, reduced
 from ufm.hessian.signs import counted, width_of
+from ufm.model import layers
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 from ufm.runs import storage, values
@@ -44,6 +45,7 @@ LABELS = {
     "positive": "eigenvalues above τ",
     "tolerance": "τ",
     "smallest_off_orbit": "smallest eigenvalue off the orbit",
+    "curvature": "least curvature off the symmetries",
     "note": "note",
 }
 
@@ -62,6 +64,8 @@ class Probe(Compiling):
     lam_H=problem.lam_H, lam_b=problem.lam_b, bias=problem.bias). All is computed in float64. A run
     that stopped at a tolerance is near a critical point, not at one: --polish goes there first.
 
+    Where features are not negative, counts are of class means, off the zeros of the features.
+
     Example: ufm probe runs/first --polish --density
     """
 
@@ -73,6 +77,8 @@ class Probe(Compiling):
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
     """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
+    features: Literal["", "free", "nonnegative"] = ""
+    """of a file's point: what its features may be, nonnegative: behind a ReLU"""
     polish: bool = False
     """first go to the critical point that Newton's method finds from there, of any index"""
     k: int = 3
@@ -86,7 +92,8 @@ class Probe(Compiling):
 
     def act(self) -> int:
         """Print the evidence; draw if asked."""
-        problem, params = stored_point(self.point, self.classes, self.ignore, self.loss)
+        options = self.classes, self.ignore, self.loss, self.features
+        problem, params = stored_point(self.point, *options)
         self._check_place()
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with watched(*columns) as progress:
@@ -116,7 +123,7 @@ class Probe(Compiling):
         say("verdict, index and nullity")
         evidence = polished | _evidence(problem, params)
         pairs = {}
-        for end in ENDS:
+        for end in ENDS if layers.is_free(problem) else ():
             say(f"{self.k} {end} eigenvalues")
             pairs[end] = _pairs(problem, params, self.k, end)
         drawn = []
@@ -157,26 +164,44 @@ def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
     """Verdict and counts, under the names that JSON prints."""
     at = evaluate(problem, params)
     verdict, certificate, critical_core = judged(at)
-    core = reduced(at) if critical_core is None else critical_core
-    counts = verdict.inertia or counted(problem, core)
-    off = _along_the_orbit(core, verdict.residual)
-    if critical_core and not verdict.inertia and off > counts.tolerance:
-        counts = counted(problem, core, tolerance=counts.tolerance + off)
-    rank = core.W.shape[1]
-    return {
+    shared = {
         "verdict": verdict.kind,
         "reason": verdict.reason,
         "value": certificate.value,
         "gap": verdict.gap,
         "grad_norm": verdict.residual,
         "spectral_ratio": verdict.spectral_ratio,
-        "index": counts.negative,
-        "nullity": counts.zero,
-        "orbit_dimension": orbit_dimension(problem, rank),
-        "rank": rank,
-        "positive": counts.positive,
-        "tolerance": counts.tolerance,
-    } | (_off_the_orbit(problem, core) | ({"note": counts.note} if counts.note else {}))
+    }
+    if not layers.is_free(problem):
+        return shared | _on_the_face(verdict)
+    core = reduced(at) if critical_core is None else critical_core
+    counts = verdict.inertia or counted(problem, core)
+    off = _along_the_orbit(core, verdict.residual)
+    if critical_core and not verdict.inertia and off > counts.tolerance:
+        counts = counted(problem, core, tolerance=counts.tolerance + off)
+    rank = core.W.shape[1]
+    return (
+        shared
+        | {
+            "index": counts.negative,
+            "nullity": counts.zero,
+            "orbit_dimension": orbit_dimension(problem, rank),
+            "rank": rank,
+            "positive": counts.positive,
+            "tolerance": counts.tolerance,
+        }
+        | (_off_the_orbit(problem, core) | ({"note": counts.note} if counts.note else {}))
+    )
+
+
+def _on_the_face(verdict: Verdict) -> dict[str, Any]:
+    """Counts of the class means' variables that are not at a zero of H; none if not critical."""
+    counts = verdict.inertia
+    if counts is None:
+        return {}
+    names = ("negative", "index"), ("zero", "nullity"), ("positive", "positive")
+    found: dict[str, Any] = {name: getattr(counts, field) for field, name in names}
+    return found | {"tolerance": counts.tolerance, "curvature": verdict.curvature}
 
 
 def _off_the_orbit(problem: Problem, core: Core) -> dict[str, float]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,10 +66,13 @@ class ModelFlags:
     """K weights of the decay of features, class by class; layer-peeled model: 1/n_k"""
     targets: Path | None = None
     """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
+    features: Literal["free", "nonnegative"] = "free"
+    """what the features may be; nonnegative: as behind a ReLU"""
 
     def config(self) -> dict[str, Any]:
         """As a run folder holds it: loss and weights only where they were given."""
         later = {"loss": "CrossEntropy", "weights": (), "decay_weights": (), "targets": None}
+        later["features"] = "free"
         found = {name: x for name, x in self._fields().items() if x != later.get(name, self)}
         if self.targets is not None:
             found["targets"] = self.problem().targets.tolist()
@@ -90,7 +93,11 @@ class ModelFlags:
 
 
 def stored_point(
-    path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = (), loss: str = ""
+    path: Path,
+    classes: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    loss: str = "",
+    features: str = "",
 ) -> tuple[Problem, Params]:
     """The problem and the last point of a finished run, or those of a file.
 
@@ -101,6 +108,7 @@ def stored_point(
         path: folder of a run, or an .npz or a .safetensors file.
         classes, ignore: as given on the command line, for the labels of a file.
         loss: likewise, the text of a file's loss; "" takes cross-entropy.
+        features: likewise, what a file's features may be; "" takes free ones.
 
     Raises:
         Refused: no such run or file, a run that is not finished or of another kind, a file in
@@ -108,11 +116,15 @@ def stored_point(
     """
     if is_file(path):
         problem, params = _point_of_file(path, classes, ignore)
-        return (replace(problem, loss=loss) if loss else problem), params
-    if loss:
-        raise Refused(
-            f"got --loss {loss} for {path}; allowed: for a file. A run holds its own loss"
-        )
+        given: dict[str, Any] = {
+            name: x for name, x in (("loss", loss), ("features", features)) if x
+        }
+        return (replace(problem, **given) if given else problem), params
+    for name, x in (("loss", loss), ("features", features)):
+        if x:
+            raise Refused(
+                f"got --{name} {x} for {path}; allowed: for a file. A run holds its own {name}"
+            )
     if classes or ignore:
         raise Refused(
             f"got --classes or --ignore for the run {path}; allowed: for a file with labels. The "

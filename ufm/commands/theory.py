@@ -12,12 +12,13 @@ from rich.table import Table
 from ufm import theory
 from ufm.check import Refused
 from ufm.commands.shared import ModelFlags, show
+from ufm.model import layers
 from ufm.model.problem import Problem
 from ufm.runs import values
 from ufm.theory import minimum
 
 # The claims that come with a minimum in closed form, or one solved and certified.
-MINIMA = ("simplex", "groups", "squared minimum")
+MINIMA = ("simplex", "groups", "squared minimum", "orthogonal means")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _closed_form(problem: Problem) -> list[tuple[str, str, Any]]:
     if problem.decay_weights is None:
         norms = theory.norms(problem)
         rows += [("W", "‖W‖", norms.W), ("H", "‖H‖", norms.H)]
-    if minimum.plain(problem) and problem.balanced and problem.uniform:
+    if layers.is_free(problem) and minimum.plain(problem) and problem.uniform:
         # Exact, since neither factor alone need be within the range of float64.
         threshold = 1 - minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
         told = float(threshold) if threshold < 2**1023 else math.inf

@@ -126,7 +126,7 @@ def stretch(problem: Problem, dtype) -> Scalar:
     return jnp.ldexp(jnp.ones((), dtype), jnp.where(far, exponent, 0).astype(jnp.int32))
 
 
-def _units(problem: Problem, dtype) -> Array:
+def units(problem: Problem, dtype) -> Array:
     """D, the unit of every entry of a flattened point: r, √(ω̄/ω_i)/r and 1, powers of two."""
     r, (K, d, N) = stretch(problem, dtype), (problem.K, problem.d, problem.N)
     columns = jnp.full(N, 1 / r)
@@ -177,7 +177,7 @@ class Step(NamedTuple):
 def step(problem: Problem, x: Float[Array, " size"], factor) -> Step:
     """The step s(σ) of the module's head with σ = factor ‖∇f‖/(1 + ‖x‖). Traceable."""
     g, _ = _slope(problem, x)
-    return Step(_step(problem, x, g, _units(problem, x.dtype), factor), g)
+    return Step(_step(problem, x, g, units(problem, x.dtype), factor), g)
 
 
 def _step(problem: Problem, x: Array, g: Array, D: Array, factor) -> Array:
@@ -217,7 +217,7 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
         return _Loop(x, g, size, factor, distance, steps, status, residuals)
 
     x = flatten(problem, params)
-    D = _units(problem, x.dtype)
+    D = units(problem, x.dtype)
     g, size = _slope(problem, x)
     none, factor = jnp.int32(0), jnp.ones((), x.dtype)
     residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(length(g))

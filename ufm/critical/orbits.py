@@ -7,9 +7,11 @@ sorted
 
     eigenvalues of C,   C_kk,   C_jk (j < k),   Σ_j C_jk³,
 
-all of which are continuous and none of which the symmetries change. Two points with equal
-fingerprints are taken for one orbit: a common orbit implies it, the converse is what no pair of
-orbits seen so far contradicts.
+(where H ≥ 0 of HᵀH too), all of which are continuous and none of which the symmetries change. Two
+points with equal fingerprints are taken for one orbit: a common orbit implies it, the converse is
+what no pair of orbits seen so far contradicts. Where H ≥ 0 only permutations of the axes and turns
+that keep the zeros are symmetries, and the number of axes in use belongs to the fingerprint; points
+whose classes share as many axes otherwise count as one.
 """
 
 from typing import NamedTuple
@@ -19,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm import certificate
 from ufm.check import Refused
-from ufm.hessian import reduction
+from ufm.hessian import faces, reduction
 from ufm.hessian.decision import judged
 from ufm.hessian.signs import inertia_of
 from ufm.linalg.products import matmul
+from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
-from ufm.model import points, quotient
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import orbit_dimension
@@ -33,6 +36,7 @@ from ufm.theory.spectra import orbit_dimension
 # Distance of fingerprints, relative to their size, up to which two points are on one orbit: points
 # polished to 1e-14 agree to 1e-14/λ_min, some 1e-9.
 SAME = 1e-7
+_UNUSED = 1e-6  # largest feature on an axis that is not in use, of the largest of all
 
 
 class Orbit(NamedTuple):
@@ -42,9 +46,10 @@ class Orbit(NamedTuple):
     value: f, in nats.  rank: of W.  groups: sizes of the groups of classes with equal rows of W.
     morse_index: negative eigenvalues of ∇²f.  nullity: zero ones.
     orbit_dimension: how many of these the symmetries O(d) and b + s1 account for.
+        Where H ≥ 0 these three are of class means, on the face (`ufm.hessian.faces`).
     smallest: least eigenvalue of ∇²f.  predicted: λ₋ of theory, (λ_W+λ_H)/2 −
         √(((λ_W−λ_H)/2)² + ‖G‖₂²), with weights in the decay the least eigenvalue of
-        [[λ_W I, G], [Gᵀ, λ_H Ω]]; the two are compared, not assumed equal.
+        [[λ_W I, G], [Gᵀ, λ_H Ω]]; the two are compared, not assumed equal. NaN where H ≥ 0.
     gap: certified bound on f − f*.  spectral_ratio: ‖G‖₂/μ.
     residual: ‖∇f‖.  newton_step: length of a Newton step from a point of ‖∇f‖ ≤ 1e-14.
     kind, reason: of `hessian.verdict`.
@@ -79,13 +84,24 @@ def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     C = C / jnp.where(size > 0, size, 1)
     # In units of logits of order 1: small means small whatever λ_H/λ_W is.
     size = size / (jnp.mean(D) * unit_of(problem) ** 2)
-    upper = C[np.triu_indices(problem.K, 1)]
-    parts = [jnp.linalg.eigvalsh(C), jnp.diagonal(C), upper, jnp.sum(C**3, axis=0)]
+    parts = _invariants(C)
+    if not layers.is_free(problem):  # H is no multiple of W on its zeros
+        gram = matmul(params.H.T, params.H)
+        total = jnp.trace(gram)
+        parts += _invariants(gram / jnp.where(total > 0, total, 1))
+        used = jnp.max(params.H, axis=1) > _UNUSED * jnp.max(params.H)
+        parts.append(jnp.sum(used)[None].astype(gram.dtype))
     # The size itself, on a scale on which rounding at the origin does not count.
     value = terms.objective(problem, params)
     head = jnp.stack([value, jnp.log1p(size)])
     # Directions mean nothing where W vanishes to rounding.
     return jnp.concatenate([head] + [jnp.where(size > 1e-16, jnp.sort(x), 0) for x in parts])
+
+
+def _invariants(C: Array) -> list[Array]:
+    """What no permutation of the rows and columns of C changes, once sorted."""
+    upper = C[np.triu_indices(len(C), 1)]
+    return [jnp.linalg.eigvalsh(C), jnp.diagonal(C), upper, jnp.sum(C**3, axis=0)]
 
 
 def _class_sizes(problem: Problem, dtype) -> Array:
@@ -125,6 +141,8 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     Raises:
         Refused: if the point is not critical.
     """
+    if not layers.is_free(problem):
+        return _judged_on_face(problem, small, newton_step, hits)
     mean_problem = quotient.of_width(problem, problem.d)
     frame = jnp.eye(problem.d, small.W.shape[1])
     at = evaluate(mean_problem, quotient.lift(mean_problem, small, frame))
@@ -134,16 +152,12 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     core = reduction.spread_out(problem, core)
     spectrum = reduction.spectrum_of(core)
     counts = inertia_of(spectrum)
-    W, H = np.asarray(small.W), np.asarray(small.H)
-    unit = float(unit_of(problem))
-    sizes = np.linalg.svd(np.concatenate([W.T / unit, H * unit], axis=1), compute_uv=False)
-    # Of order 1 in these units but at the origin, where rounding has a rank but no meaning.
-    rank = int(np.sum(sizes > 1e-8 * max(float(sizes[0]), 1.0)))
+    unit, rank = float(unit_of(problem)), _rank(problem, small)
     return Orbit(
         params=jax.tree.map(np.asarray, small),
         value=at.value,
         rank=rank,
-        groups=groups(W, unit),
+        groups=groups(np.asarray(small.W), unit),
         morse_index=counts.negative,
         nullity=counts.zero,
         orbit_dimension=orbit_dimension(problem, rank),
@@ -155,5 +169,42 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
         newton_step=newton_step,
         kind=found.kind,
         reason=found.reason,
+        hits=hits,
+    )
+
+
+def _rank(problem: Problem, small: Params) -> int:
+    """The rank of [Wᵀ, H]."""
+    W, H, unit = np.asarray(small.W), np.asarray(small.H), float(unit_of(problem))
+    sizes = np.linalg.svd(np.concatenate([W.T / unit, H * unit], axis=1), compute_uv=False)
+    # Of order 1 in these units but at the origin, where rounding has a rank but no meaning.
+    return int(np.sum(sizes > 1e-8 * max(float(sizes[0]), 1.0)))
+
+
+def _judged_on_face(
+    problem: Problem, small: Params, newton_step: float, hits: dict[str, int]
+) -> Orbit:
+    """`judge` where H ≥ 0: counts are of the class means' variables off the zeros of H."""
+    at = evaluate(quotient.of_width(problem, problem.d), small)
+    proof = certificate.certified(at)
+    face = faces.judged(at, float(proof.gap), float(proof.resolution))
+    if face.counts is None:
+        raise Refused(f"got a point that is {face.kind}: {face.reason}")
+    return Orbit(
+        params=jax.tree.map(np.asarray, small),
+        value=at.value,
+        rank=_rank(problem, small),
+        groups=groups(np.asarray(small.W), float(unit_of(problem))),
+        morse_index=face.counts.negative,
+        nullity=face.counts.zero,
+        orbit_dimension=face.symmetries,
+        smallest=face.curvature,
+        predicted=float("nan"),
+        gap=float(proof.gap),
+        spectral_ratio=float(proof.spectral_ratio),
+        residual=at.grad_norm,
+        newton_step=newton_step,
+        kind=face.kind,
+        reason=face.reason,
         hits=hits,
     )

@@ -18,9 +18,9 @@ from jaxtyping import Array
 
 from ufm import check as door
 from ufm.check import Refused
-from ufm.critical import newton, orbits, sources
+from ufm.critical import feasible, kkt, newton, orbits, sources
 from ufm.critical.orbits import Orbit
-from ufm.model import quotient
+from ufm.model import layers, quotient
 from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem, check_problem
 from ufm.theory.landscape import rank_bound
@@ -65,6 +65,8 @@ def quotient_of(problem: Problem) -> Problem:
 
     min(d, K) for a loss that is not invariant under shifts, where W may have full rank.
     """
+    if not layers.is_free(problem):  # rotations would lose the zeros
+        return quotient.of_width(problem, problem.d)
     return quotient.of_width(problem, min(problem.d, rank_bound(problem)))
 
 
@@ -82,6 +84,8 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
                 f"got {name}={getattr(problem, name)}; allowed: > 0. Without decay the infimum is "
                 "not attained, and critical points need not have collapsed"
             )
+    if not layers.is_free(problem):
+        kkt.check(problem)
     size = quotient_of(problem).size
     if size > newton.DENSE_SIZE:
         raise Refused(
@@ -132,7 +136,7 @@ def census(
         for number in range(rounds):
             before = len(ledger.orbits)
             round_key = jax.random.fold_in(key, number)
-            round_sources = FIRST if number == 0 else (*FROM_KNOWN, sources.random, sources.tied)
+            round_sources = _sources(problem, number)
             for source in round_sources:
                 source_key = jax.random.fold_in(round_key, NAMES.index(source.__name__))
                 extra = (_representatives(ledger),) if source in FROM_KNOWN else ()
@@ -148,6 +152,13 @@ def census(
         return _census(problem, ledger)
 
 
+def _sources(problem: Problem, number: int) -> tuple[Callable[..., Params], ...]:
+    """The sources of a round: for H ≥ 0 those whose starts are feasible."""
+    if not layers.is_free(problem):
+        return feasible.SOURCES
+    return FIRST if number == 0 else (*FROM_KNOWN, sources.random, sources.tied)
+
+
 def polish(problem: Problem, starts: Params) -> newton.Polished:
     """Newton's method from many starts, one after the other in one program; NumPy arrays.
 
@@ -159,7 +170,8 @@ def polish(problem: Problem, starts: Params) -> newton.Polished:
 
 @jax.jit
 def _polish(problem: Problem, starts: Params) -> newton.Polished:
-    return jax.lax.map(lambda x: newton.polish(problem, x), starts)
+    one = newton.polish if layers.is_free(problem) else kkt.polish
+    return jax.lax.map(lambda x: one(problem, x), starts)
 
 
 @jax.jit

@@ -22,10 +22,10 @@ from jaxtyping import Array
 
 from ufm import check
 from ufm.check import Refused
-from ufm.critical import newton
+from ufm.critical import kkt, newton
 from ufm.descent.loop import Method, start, step
+from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
-from ufm.model import points, quotient
 from ufm.model.evaluation import check_entries
 from ufm.model.problem import Params, Problem
 from ufm.runtime.threads import lapack_on_one_thread
@@ -49,6 +49,8 @@ class Solution(NamedTuple):
     status: "converged" (residual ≤ 1e-14 scale), "stalled" or "step_limit".
     descent_steps, newton_steps: how many were taken.
     residuals: ‖∇f‖ before each Newton step, in the coordinates of `quotient`, NaN past the end.
+    multiplier: where H ≥ 0, the smallest ∂f/∂h at a zero of H (infinite without zeros), and ‖∇f‖ is
+        that of the projected gradient throughout; None for free features.
     """
 
     params: Params
@@ -58,6 +60,7 @@ class Solution(NamedTuple):
     descent_steps: Any
     newton_steps: Any
     residuals: Any
+    multiplier: Any = None
 
 
 def solve(
@@ -86,11 +89,14 @@ def solve(
 
     Raises:
         Refused: λ_H = 0 (samples need not collapse then), limits below 1, wrong shapes or
-            entries that are not finite;
+            entries that are not finite; negative features where H ≥ 0, or more than 2500
+            variables of class means there;
             arrays that are not real floating, mixed dtypes, array-valued decays.
     """
     _check(problem, params, steps, newton_steps)
     many = params.W.ndim == 3
+    if not layers.is_free(problem):
+        return _behind_zeros(problem, params, steps if descend else 0, newton_steps)
     with jax.enable_x64(True), lapack_on_one_thread():
         starts = points.in_float64(params)
         at = _compiled(quotient.restrict, many)(problem, starts)
@@ -117,6 +123,33 @@ def solve(
     counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
     numbers: tuple = counts if many else tuple(x.item() for x in counts)
     return Solution(*(lifted, *numbers, residuals))
+
+
+def _behind_zeros(problem: Problem, params: Params, steps: int, newton_steps: int) -> Solution:
+    """`solve` where H ≥ 0 (`ufm.critical.kkt`), of one start or of many one after the other."""
+    many = params.W.ndim == 3
+    with jax.enable_x64(True), lapack_on_one_thread():
+        starts = points.in_float64(params)
+        starts = starts if many else jax.tree.map(lambda x: x[None], starts)
+        found = _reached(problem, starts, np.int32(steps), np.int32(newton_steps))
+        lifted, found = found.params, jax.device_get(found._replace(params=None))
+    codes = found.polished.status
+    far = found.residual > 4 * newton.POLISHED * found.scale
+    lost = (codes == newton.Arrival.converged) & far
+    codes = np.where(lost, newton.Arrival.stalled, codes)
+    status = np.array([newton.Arrival(int(code)).name for code in codes])
+    counts = (found.residual, found.scale, status, found.taken, found.polished.steps)
+    last = (found.polished.residuals, found.multiplier)
+    if many:
+        return Solution(lifted, *counts, *last)
+    one = jax.tree.map(lambda x: x[0], lifted)
+    numbers: tuple = tuple(x[0].item() for x in counts)
+    return Solution(*(one, *numbers, last[0][0], last[1][0].item()))
+
+
+@jax.jit
+def _reached(problem: Problem, starts: Params, steps: Any, newton_steps: Any) -> kkt.Reached:
+    return jax.lax.map(lambda x: kkt.reach(problem, x, steps, newton_steps), starts)
 
 
 @functools.cache
@@ -156,6 +189,9 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
     points.check_params(problem, one)
     points.check_finite(params)
     check_entries(params)
+    if not layers.is_free(problem):
+        layers.check_feasible(problem, params)
+        kkt.check(problem)
 
 
 def _lifted(problem: Problem, small: Params, frame: Array):

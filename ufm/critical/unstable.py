@@ -30,7 +30,7 @@ from ufm.descent.content import by_content
 from ufm.descent.loop import Method, State, Status
 from ufm.hessian.curvature import dense, flatten, in_float64, unflatten
 from ufm.hessian.stationarity import measured
-from ufm.model import points
+from ufm.model import layers, points
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 
@@ -123,6 +123,7 @@ def escape(
             arrays that are not real floating, array-valued decays, traced values.
     """
     points.check_types(problem, saddle)
+    layers.require_free(problem, "critical.escape")
     key, delta = check.key(key), check.real("delta", delta, above=0)
     each = check.several(epsilon)
     lengths = np.array(

@@ -64,7 +64,8 @@ class Pace(NamedTuple):
 def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformationExtraArgs:
     """The methods of the module's head as an optax method.
 
-    `update` wants value and value_fn: f at params, and f as a function.
+    `update` wants value and value_fn, f at params and f as a function; it takes project, which
+    gives the nearest point of the problem where not all points are.
 
     Args:
         first: half of η of the first trial.
@@ -81,7 +82,7 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
         return Pace(zero + first, zero + FIRST, none, zero, velocity, jnp.zeros((), bool))
 
     def stepped(grad, state, eta):
-        """(x⁺ − x, u⁺) with a step η; () for a velocity that need not be kept."""
+        """(x⁺ − x before it is projected, u⁺) with a step η; () for a velocity that is not kept."""
         if not heavy:
             return jax.tree.map(lambda g: -eta * g, grad), ()
         kept = momentum * jnp.minimum(1, jnp.sqrt(eta / state.eta))
@@ -97,15 +98,24 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
         steep = state.blind & (turned > (1 - momentum) * (length / state.eta))
         return jnp.where(steep, 0.5, jnp.where(state.blind, GROWTH, state.growth))
 
-    def update(updates, state, params, *, value, value_fn, **_: Any):
+    def update(updates, state, params, *, value, value_fn, project=None, **_: Any):
         speed = norm(state.velocity if nesterov else state.move) if heavy else jnp.zeros(())
         unit = BLIND * jnp.finfo(value.dtype).eps * jnp.abs(value)
         size = norm(updates)
 
+        def ahead(eta):
+            """(x⁺, x⁺ − x, u⁺)."""
+            move, u = stepped(updates, state, eta)
+            there = jax.tree.map(jnp.add, params, move)
+            if project is None:
+                return there, move, u
+            there = project(there)
+            return there, jax.tree.map(jnp.subtract, there, params), u
+
         def trial(eta):
             """Whether a step passes, and whether rounding decides."""
-            move, u = stepped(updates, state, eta)
-            there = value_fn(jax.tree.map(jnp.add, params, move))
+            point, move, u = ahead(eta)
+            there = value_fn(point)
             length = norm(u if nesterov else move)
             # A factor at a time: squares may leave the numbers where these products do not.
             kept = speed / jnp.maximum(state.eta, eta) * speed * share
@@ -125,7 +135,7 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
             lambda carry: ~carry[2] & (carry[1] < TRIALS), again, (begun, jnp.int32(0), no, no)
         )
         growth = jnp.where(count == 1, state.growth, GROWTH).astype(eta.dtype)
-        move, u = stepped(updates, state, eta)
+        _, move, u = ahead(eta)
         return move, Pace(eta, growth, move, _dot(updates, move), u, blind)
 
     return optax.GradientTransformationExtraArgs(init, update)

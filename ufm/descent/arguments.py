@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 from ufm import check as door
 from ufm.check import Refused
-from ufm.descent import columns, lbfgs, optimizers
+from ufm.descent import columns, lbfgs, optimizers, projected
 from ufm.descent.loop import HISTORY
+from ufm.model import layers
 from ufm.model.objective import objective
 from ufm.model.points import check_memory, check_point, check_precision
 from ufm.model.problem import Params, Problem
@@ -61,8 +62,10 @@ def check(
         Refused: with what was got, what is allowed and how to mend it.
     """
     check_point(problem, params)
+    layers.check_feasible(problem, params)
     check_precision(params)
     settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size, hyperparameters)
+    projected.check(problem, settings.optimizer, optimizers.rate(*settings[:2]))
     # State of the optimiser beside params, gradient and their update, in copies of the params.
     copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
     check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
@@ -77,6 +80,7 @@ def check(
             )
     key = None if key is None else door.key(key)
     recorded = columns.split(columns.given(record, HISTORY))
+    columns.check_features(recorded, problem)
     columns.check_traceable(recorded, problem, params)
     _check_decays(problem, params.W.dtype)
     value = _objective(problem, params)

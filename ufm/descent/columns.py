@@ -16,6 +16,7 @@ import numpy as np
 from ufm import check
 from ufm.check import Refused
 from ufm.descent.content import ByContent, by_content
+from ufm.model import layers
 from ufm.model.problem import Params, Problem
 
 Function = Callable[[Problem, Params], Any]
@@ -194,6 +195,18 @@ def check_traceable(columns: Columns, problem: Problem, params: Params) -> None:
                 f"got record with a function for {name!r} that returns {check.shown(found)}; "
                 "allowed: one real number"
             )
+
+
+def check_features(columns: Columns, problem: Problem) -> None:
+    """Refuse columns that have a name where the features are not free: they are of all of ∇²f.
+
+    Raises:
+        Refused: naming the column.
+    """
+    known = [f.function for f in NAMED.values()]
+    for name, f in columns.host:
+        if f in known:
+            layers.require_free(problem, f"the column {name!r}")
 
 
 def called(columns: Columns, problem: Problem, params: Params) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
     x_{t+1} = x_t + u_t,   u_t = optimizer(∇f(x_t)), or of a minibatch estimate of ∇f
 
+(where H ≥ 0 the nearest point to that, `ufm.descent.projected`).
+
 The loop runs in chunks of `record_every` steps, or of fewer at first. After each chunk the point is
 measured and the stopping rules are tested, all inside the compiled program. Failure is a status,
 never an exception or a NaN passed on.
@@ -18,12 +20,13 @@ import optax
 from jaxtyping import Array
 
 from ufm import certificate
-from ufm.descent import factories, minibatch, optimizers
+from ufm.descent import factories, minibatch, optimizers, projected
 from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
 from ufm.linalg import scaling
 from ufm.linalg.scaling import anyone
 from ufm.metrics import measures as metrics
+from ufm.model import layers
 from ufm.model import objective as terms
 from ufm.model.objective import (
     add_decay,
@@ -231,13 +234,17 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
             "grad": grad,
             "value_fn": closed_form(problem),
         }
+        if not layers.is_free(problem):
+            extra["project"] = partial(layers.project, problem)
     updates, opt_state = optimizer.update(grad, state.opt_state, params, **extra)
     # Every update waits for both products, which read the old W and H: otherwise XLA copies W and H
     # before each step. The bare products: with decay the factor would read W and H once more.
     read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
     done = jnp.where(read, 1, jnp.nan)
     updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
-    params = optax.apply_updates(params, updates)
+    params, opt_state = projected.moved(
+        problem, None if method.adapts else method.optimizer, params, updates, opt_state
+    )
     return state._replace(params=params, opt_state=opt_state, step=state.step + 1, order=order)
 
 

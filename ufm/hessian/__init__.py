@@ -6,6 +6,10 @@ any d and n; `smallest` (on or off the symmetry orbit) and `largest` for one eig
 point; `extreme` for a few eigenpairs of any point with their residuals; `density` for the
 shape of the whole spectrum. `verdict` says what a critical point is and why. Everything but the
 products works in float64 whatever the precision of params.
+
+∇²f is that of f as a function of all W, H and b. Where the features are not free the products and
+`dense` are of this f too; what asks for its eigenvalues refuses, as only those on the free
+variables would mean something.
 """
 
 from ufm.hessian.curvature import (

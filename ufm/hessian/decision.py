@@ -15,7 +15,7 @@ without an orthogonal direction, the smallest eigenvalue is computed, and the in
 and all comparisons below as they are: nothing here depends on λ_H/λ_W.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +24,17 @@ import scipy.linalg
 
 from ufm import certificate
 from ufm.check import Refused
-from ufm.hessian import ends, reduction
+from ufm.hessian import ends, faces, reduction
 from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
+from ufm.hessian.faces import Kind
 from ufm.hessian.reduction import Core
 from ufm.hessian.signs import Inertia
 from ufm.hessian.stationarity import EPS, logit_rounding, measured
+from ufm.model import layers
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
 from ufm.theory import landscape, squared
 from ufm.theory.spectra import orbit_dimension
-
-Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
 
 BLIND = 1e-2  # uncertainty of a residual, in the terms that cancel, beyond which nothing is decided
 SHARE = 1e-6  # of f*, by which a global minimiser may exceed it
@@ -100,6 +100,7 @@ def witness(problem: Problem, point: Params) -> Witness:
         Refused: a point that is not critical, wrong shapes or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    layers.require_free(problem, "hessian.witness")
     at = evaluate(problem, point)
     return _witness(at, reduction.collapsed(measured(at)))
 
@@ -182,6 +183,11 @@ def verdict(problem: Problem, point: Params) -> Verdict:
     ∇f that is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the
     smallest λ, saddles whose G is of order 1 down to some 1e-11.
 
+    Where H ≥ 0 the residual is that of the projected gradient, and what decides beside the
+    certificate are the multipliers at the zeros of H and the curvature on the face of the others
+    (`ufm.hessian.faces`): a "strict saddle" has negative curvature there, a "local minimiser"
+    positive one off the symmetries of the face and positive multipliers.
+
     Args:
         problem: any class counts, any d, λ_W, λ_H > 0.
         point: any point; a critical one in float64 is needed for anything but "not critical".
@@ -201,6 +207,8 @@ def judged(at: Evaluated) -> Judged:
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
             "without decay the infimum is not attained"
         )
+    if not layers.is_free(problem):
+        return _on_its_face(at)
     slope, proof = measured(at), certificate.certified(at)
     evidence = (slope.residual, float(proof.gap), float(proof.spectral_ratio))
     if not slope.critical:
@@ -218,6 +226,18 @@ def judged(at: Evaluated) -> Judged:
     doubt = _Doubt(entries, entries / (2 * EPS) * slope.uncertainty)
     kind, reason, counts = _decided(problem, core, proof, doubt, curvature)
     return Judged(Verdict(kind, reason, *evidence, curvature, counts), proof, core)
+
+
+def _on_its_face(at: Evaluated) -> Judged:
+    """The verdict where H ≥ 0 (`ufm.hessian.faces`)."""
+    proof = certificate.certified(at)
+    gap = float(proof.gap)
+    face = faces.judged(at, gap, float(proof.resolution))
+    ratio = float(proof.spectral_ratio)
+    found = Verdict(
+        face.kind, face.reason, at.grad_norm, gap, ratio, face.curvature, face.counts
+    )  # fmt: skip
+    return Judged(found, proof, None)
 
 
 def _decided(

@@ -18,6 +18,7 @@ from ufm.hessian.curvature import (
     unflatten,
 )
 from ufm.linalg.tridiagonal import tridiagonal
+from ufm.model import layers
 from ufm.model.points import check_point
 from ufm.model.problem import Params, Problem
 
@@ -74,6 +75,7 @@ def density(
     if width is not None:
         width = check.real("width", width, above=0, also="or None")
     check_point(problem, params)
+    layers.require_free(problem, "hessian.density")
     key = check.key(key)
     with jax.enable_x64(True):
         at = _linearized(problem, in_float64(params))

@@ -34,8 +34,8 @@ from ufm.hessian.curvature import (
 from ufm.hessian.signs import inertia
 from ufm.linalg import lanczos
 from ufm.linalg.products import matmul
+from ufm.model import layers, points
 from ufm.model import objective as terms
-from ufm.model import points
 from ufm.model.problem import Params, Problem
 
 FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the model: its own error
@@ -242,6 +242,7 @@ def extreme(
             values.
     """
     points.check_point(problem, params)
+    layers.require_free(problem, "hessian.extreme")
     key = None if key is None else check.key(key)
     orbit, exact = check.flag("orbit", orbit), check.flag("exact", exact)
     size, room = problem.size, problem.size

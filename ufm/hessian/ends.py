@@ -25,6 +25,7 @@ import scipy.optimize
 from ufm import check
 from ufm.hessian import reduction, signs
 from ufm.hessian.reduction import EPS, SAMPLE_BLOCK, Core, lifted
+from ufm.model import layers
 from ufm.model.evaluation import residuals
 from ufm.model.problem import Params, Problem
 from ufm.runtime.threads import lapack_on_one_thread
@@ -47,6 +48,7 @@ def smallest(problem: Problem, params: Params, *, orbit: bool = False) -> float:
             finite; arrays that are not real floating, array-valued decays, traced values.
     """
     orbit = check.flag("orbit", orbit)
+    layers.require_free(problem, "hessian.smallest")
     return of_core(problem, reduction.reduced(residuals(problem, params)), orbit)
 
 
@@ -87,6 +89,7 @@ def largest(problem: Problem, params: Params) -> float:
     Raises:
         Refused: as `smallest`.
     """
+    layers.require_free(problem, "hessian.largest")
     core = reduction.reduced(residuals(problem, params))
     outer = float(np.max(_present(*reduction.outside(core)), initial=-np.inf))
     if _size(core) <= DENSE:

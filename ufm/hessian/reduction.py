@@ -28,6 +28,7 @@ from ufm.check import Refused, real
 from ufm.hessian.stationarity import EPS, Stationarity, measured
 from ufm.linalg import pair
 from ufm.losses.loss import Curvature
+from ufm.model import layers
 from ufm.model.evaluation import Evaluated, Residuals, evaluate, residuals
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import Spectrum, group
@@ -96,6 +97,7 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
     Raises:
         Refused: as `ufm.model.evaluation.evaluate`.
     """
+    layers.require_free(problem, "hessian.reduction")
     return reduced(residuals(problem, point), spread)
 
 
@@ -359,6 +361,7 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
     """
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, least=0, also="or None")
+    layers.require_free(problem, "hessian.spectrum")
     return spectrum_of(critical_core(problem, point), tolerance)
 
 

@@ -33,6 +33,7 @@ from ufm.hessian.reduction import (
     outside,
     reduced,
 )
+from ufm.model import layers
 from ufm.model.evaluation import residuals
 from ufm.model.problem import Params, Problem
 from ufm.runtime.threads import lapack_on_one_thread
@@ -209,6 +210,7 @@ def inertia(
     shift = real("shift", shift)
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, above=0, also="or None")
+    layers.require_free(problem, "hessian.inertia")
     return counted(problem, reduced(residuals(problem, point)), shift, tolerance)
 
 

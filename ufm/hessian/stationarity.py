@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ufm.model import layers
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
 
@@ -122,6 +123,7 @@ def stationarity(problem: Problem, point: Params) -> Stationarity:
     Raises:
         Refused: as `ufm.model.evaluation.evaluate`.
     """
+    layers.require_free(problem, "hessian.stationarity")
     return measured(evaluate(problem, point))
 
 

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from ufm.check import Refused
 from ufm.losses.loss import Curvature
+from ufm.model import layers, points
 from ufm.model import objective as terms
-from ufm.model import points
 from ufm.model import problem as model
 from ufm.model.problem import Params, Problem
 
@@ -46,7 +46,8 @@ class Evaluated(NamedTuple):
     value: f, in nats.
     S: the Hessians S_i of the loss in the logits of every sample.
     residual: R = [r_i], (K, N), every entry with its relative accuracy; P − Y for cross-entropy.
-    gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖.
+    gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖, where H ≥ 0 that of the
+        projected gradient.
     """
 
     problem: Problem
@@ -77,8 +78,9 @@ def evaluate(problem: Problem, params: Params) -> Evaluated:
         params: any point of it. Memory: four matrices of K × N numbers.
 
     Raises:
-        Refused: wrong shapes, entries that are not finite or beyond 1e150; arrays that are not
-            real floating, mixed dtypes, array-valued decays, traced values.
+        Refused: wrong shapes, entries that are not finite or beyond 1e150; negative features
+            where H ≥ 0; arrays that are not real floating, mixed dtypes, array-valued decays,
+            traced values.
     """
     point = _on_the_host(problem, params)
     with jax.enable_x64(True):
@@ -110,7 +112,8 @@ def _evaluated(problem: Problem, params: Params) -> tuple[Array, Curvature, Arra
     S, residual = _residuals(problem, params)
     G = terms.weighed(problem, residual, problem.labels)
     gradient = terms.gradient(problem, params, G)
-    return terms.objective(problem, params), S, residual, gradient, terms.norm(gradient)
+    slope = layers.slope(problem, params, gradient)
+    return terms.objective(problem, params), S, residual, gradient, terms.norm(slope)
 
 
 def _on_the_host(problem: Problem, point: Params) -> Params:
@@ -123,6 +126,7 @@ def _on_the_host(problem: Problem, point: Params) -> Params:
     if not all(np.all(np.isfinite(x)) for x in host):
         points.check_finite(point)
     check_entries(host)
+    layers.check_feasible(problem, host)
     return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ufm.check import MOST, Refused, integer, real, several, shown, traced
 
+FEATURES = ("free", "nonnegative")  # what the features of a problem may be
 BOUNDED = "since a negative decay leaves the objective unbounded below"
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Scalar
 from ufm.linalg import scaling
 from ufm.linalg.products import matmul
 from ufm.linalg.scaling import squared_norm
+from ufm.model import layers
 from ufm.model.points import check_params
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
@@ -175,9 +176,16 @@ def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 
 
 def gradient_norm(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Scalar:
-    """‖∇f‖ at a point; the gradient need not exist as a whole. G where it is at hand."""
-    W, H, b = map(squared_norm, gradient(problem, params, G))
-    return scaling.norm(W + H + b, lambda: gradient(problem, params, G))
+    """‖∇f‖ at a point; the gradient need not exist as a whole. G where it is at hand.
+
+    Where H ≥ 0 that of the projected gradient (`ufm.model.layers.slope`): 0 at stationary points.
+    """
+
+    def slope() -> Params:
+        return layers.slope(problem, params, gradient(problem, params, G))
+
+    W, H, b = map(squared_norm, slope())
+    return scaling.norm(W + H + b, slope)
 
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from ufm import check
 from ufm.check import Refused
+from ufm.model import layers
 from ufm.model.problem import Params, Problem, require
 
 
@@ -124,7 +125,7 @@ def check_finite(params: Params) -> None:
 
 
 def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) -> Params:
-    """Entries of W and H drawn from N(0, scale²), b = 0.
+    """Entries of W and H drawn from N(0, scale²), b = 0; |h| in place of h where H ≥ 0.
 
     Args:
         key: a JAX PRNG key, or an integer seed.
@@ -144,7 +145,7 @@ def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) ->
     key_W, key_H = jax.random.split(check.key(key))
     W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
     H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
-    return Params(W, H, jnp.zeros(problem.K, dtype))
+    return Params(W, layers.of(problem).draw(H), jnp.zeros(problem.K, dtype))
 
 
 def check_memory(problem: Problem, itemsize: int, copies: int = 1, records: bool = False) -> None:

@@ -22,7 +22,7 @@ from ufm.check import MOST, Refused
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.metrics.features import balanced, grouped
-from ufm.model.fields import class_counts, class_weights, decays, target_matrix
+from ufm.model.fields import FEATURES, class_counts, class_weights, decays, target_matrix
 from ufm.runs import values
 
 
@@ -50,6 +50,7 @@ _FLAG: dict[str, Any] = {"json": bool, "traced": False}
 # A field that came after the first version is not described where it has its default, so that files
 # of before and of now agree.
 _LOSS: dict[str, Any] = {"json": str, "traced": True, "later": True}
+_FEATURES: dict[str, Any] = {"json": str, "traced": False, "later": True}
 _WEIGHTS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True}
 _TARGETS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True, "matrix": True}
 
@@ -80,6 +81,7 @@ class Problem:
         targets: T (K, G), a column for each group of samples, in place of labels: soft labels, sets
             of labels, mixtures or regression targets, as the loss allows. weights, decay_weights
             and n are then of the G groups.
+        features: "free", or "nonnegative": H ≥ 0, as behind a ReLU (`ufm.model.layers`).
         lam: λ for each of λ_W, λ_H and λ_b that is not given; not kept as a field.
 
     Raises:
@@ -97,6 +99,7 @@ class Problem:
     weights: Any = field(default=None, metadata=_WEIGHTS)
     decay_weights: Any = field(default=None, metadata=_WEIGHTS)
     targets: Any = field(default=None, metadata=_TARGETS)
+    features: str = field(default="free", metadata=_FEATURES)
     lam: InitVar[Any] = None
 
     def __post_init__(self, lam):
@@ -111,6 +114,7 @@ class Problem:
         for name, value in decays(given, lam, {"lam_b": 0.0}).items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "loss", losses.named(self.loss))
+        object.__setattr__(self, "features", check.choice("features", self.features, FEATURES))
         for name in ("weights", "decay_weights"):
             value = class_weights(name, getattr(self, name), self.groups)
             object.__setattr__(self, name, value)

@@ -17,6 +17,7 @@ So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. Ev
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from jaxtyping import Array, Float
 from ufm.check import traced
 from ufm.linalg.products import matmul
 from ufm.model.problem import Params, Problem
+from ufm.runtime import blocks
 
 
 class Restricted(NamedTuple):
@@ -63,6 +65,16 @@ def class_means(problem: Problem, H: Float[Array, "d N"]) -> Float[Array, "d K"]
         H.T, jnp.asarray(problem.labels), problem.groups, indices_are_sorted=True
     )
     return (sums / jnp.asarray(problem.counts, H.dtype)[:, None]).T
+
+
+def means_of(problem: Problem, f: Callable, H: Float[Array, "d N"]) -> Array:
+    """`class_means` of columns that f makes of blocks of H, (H_B, labels) ↦ (K, m)."""
+
+    def sums(part, labels):
+        rows = f(part, labels).T
+        return jax.ops.segment_sum(rows, jnp.asarray(labels), problem.groups).T
+
+    return blocks.total(sums, H, problem.labels, problem.K) / jnp.asarray(problem.counts, H.dtype)
 
 
 def restrict(problem: Problem, params: Params) -> Restricted:

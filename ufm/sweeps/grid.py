@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from ufm import check
 from ufm.check import Refused
-from ufm.descent import arguments, columns, optimizers
+from ufm.descent import arguments, columns, optimizers, projected
 from ufm.descent.loop import HISTORY
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
@@ -42,8 +42,9 @@ DECAY = 5e-4  # of a grid that says nothing of it
 # Of the table of a sweep; a column that a user adds has another name.
 COLUMNS = (
     "cell", "K", "d", "n", "counts", "N", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights",
-    "decay_weights", "targets", "optimizer", "learning_rate", "auto", "momentum", "batch_size",
-    "options", "seed", "status", "steps", "value", "lower_bound", "spectral_ratio", "f_star",
+    "decay_weights", "targets", "features", "optimizer", "learning_rate", "auto", "momentum",
+    "batch_size", "options", "seed", "status", "steps", "value", "lower_bound", "spectral_ratio",
+    "f_star",
 )  # fmt: skip
 MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
@@ -78,10 +79,10 @@ class Grid:
     Values are converted to Python's numbers when the grid is made, whatever library they are of:
     `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
 
-    K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights, targets: of the problem.
-        Decays are 5e-4 by default, or lam, each of whose values is that of all that are not given.
-        weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights too), targets is one
-        matrix. n = 50 is 50 samples a class, n = [[50, 10, 5]] one problem of these counts,
+    K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights, targets, features: of the
+        problem. Decays are 5e-4 by default, or lam, each of whose values is that of all that are
+        not given. weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights too), targets
+        is one matrix. n = 50 is 50 samples a class, n = [[50, 10, 5]] one problem of these counts,
         n = [[50], [10], [5]] three balanced ones.
         [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
         balanced ones.
@@ -105,6 +106,7 @@ class Grid:
     weights: Any = field(default=None, metadata=_LATER)
     decay_weights: Any = field(default=None, metadata=_LATER)
     targets: Any = field(default=None, metadata=_LATER)
+    features: Any = field(default="free", metadata=_LATER)
     optimizer: Any = "lbfgs"
     learning_rate: Any = None
     momentum: Any = None
@@ -295,6 +297,7 @@ def _check_cell(cell: SweepCell, precision: str) -> None:
     if settings.batch_size is not None:
         arguments.check_batch(problem, settings.batch_size)
     rate = optimizers.rate(cell.optimizer, cell.learning_rate)
+    projected.check(problem, cell.optimizer, rate)
     if rate == "safe" and not problem.mu > 0:
         raise Refused(
             f"got learning_rate 'safe' with lam_W={problem.lam_W}, lam_H={problem.lam_H}; allowed: "

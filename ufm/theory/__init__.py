@@ -2,9 +2,9 @@
 
 One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `groups`
 (cross-entropy of unequal classes), `symmetric` (other losses that treat all classes alike),
-`squared`, with `lookup` to choose among them; `spectra` and `landscape` (which claims hold for a
-problem, and the least eigenvalue by them). None of them imports an optimiser or a probe, so that
-agreement with a simulation is evidence.
+`squared`, `nonnegative` (features H ≥ 0), with `lookup` to choose among them; `spectra` and
+`landscape` (which claims hold for a problem, and the least eigenvalue by them). None of them
+imports an optimiser or a probe, so that agreement with a simulation is evidence.
 """
 
 from ufm.theory.groups import least as certified_minimum
@@ -19,6 +19,7 @@ from ufm.theory.lookup import (
     norms,
 )
 from ufm.theory.minimum import Norms, check_assumptions, wrong_probability
+from ufm.theory.nonnegative import SwitchedOff, margins, switched_off
 from ufm.theory.spectra import (
     Spectrum,
     condition_number,
@@ -35,6 +36,7 @@ __all__ = [
     "CriticalPoint",
     "Norms",
     "Spectrum",
+    "SwitchedOff",
     "certified_minimum",
     "check_assumptions",
     "claims",
@@ -49,6 +51,7 @@ __all__ = [
     "least_eigenvalue_bound",
     "least_free_eigenvalue",
     "margin",
+    "margins",
     "merged",
     "norms",
     "optimal_step",
@@ -57,5 +60,6 @@ __all__ = [
     "seli",
     "seli_is_optimal",
     "separation",
+    "switched_off",
     "wrong_probability",
 ]

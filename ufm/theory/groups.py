@@ -35,6 +35,7 @@ from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import CrossEntropy
+from ufm.model import layers
 from ufm.model.problem import Params, Problem, check_problem
 from ufm.theory import geometry
 
@@ -75,6 +76,8 @@ class Least(NamedTuple):
 def fails(problem: Problem) -> str | None:
     """The first assumption that a problem does not meet, or None."""
     loss = problem.loss
+    if not layers.is_free(problem):
+        return f"free features (got features={problem.features!r})"
     if problem.targets is not None or not (isinstance(loss, CrossEntropy) and loss.plain):
         return f"cross-entropy with labels (got {type(loss).__name__} or targets)"
     if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
@@ -109,6 +112,7 @@ def separation(problem: Problem) -> np.ndarray:
         Refused: another loss than plain cross-entropy, targets, decays that are not positive.
     """
     check_problem(problem)
+    layers.require_free(problem, "theory.separation")
     found = _checked(problem)
     law = np.maximum(1 - float(problem.mu) * found.roots / found.weights, 0)
     return np.where(found.sizes > 1, law, np.nan)[found.of]
@@ -139,6 +143,7 @@ def _checked(problem: Problem) -> Groups:
 def seli(problem: Problem) -> np.ndarray:
     """Ẑ = I − 11ᵀ/K, the limit of the logits of the class means as λ → 0 up to a factor, (K, K)."""
     check_problem(problem)
+    layers.require_free(problem, "theory.seli")
     return np.eye(problem.K) - 1 / problem.K
 
 
@@ -149,6 +154,7 @@ def seli_is_optimal(problem: Problem) -> bool:
         Refused: as `separation`.
     """
     check_problem(problem)
+    layers.require_free(problem, "theory.seli_is_optimal")
     found = _checked(problem)
     roots = found.roots[found.of]
     U, s, Vt = np.linalg.svd(seli(problem) * roots)
@@ -167,6 +173,7 @@ def least(problem: Problem) -> Least:
         Refused: naming the assumption that fails; array-valued or traced decays.
     """
     check_problem(problem)
+    layers.require_free(problem, "theory.certified_minimum")
     found = _checked(problem)
     m, mu = len(found.sizes), float(problem.mu)
     # t = 0 where a group has merged, by the law; where it has one class A holds all.

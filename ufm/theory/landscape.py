@@ -36,8 +36,9 @@ import numpy as np
 from ufm.check import Refused, real
 from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
+from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import groups, squared, symmetric
+from ufm.theory import groups, nonnegative, squared, symmetric
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
@@ -73,6 +74,7 @@ def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
             the decay of the features.
     """
     check_problem(problem)
+    layers.require_free(problem, "theory.least_free_eigenvalue")
     if problem.decay_weights is not None:
         raise Refused(
             f"got decay_weights={problem.decay_weights}; allowed: None, where the features have "
@@ -129,7 +131,34 @@ def claims(problem: Problem) -> tuple[Claim, ...]:
         Refused: array-valued or traced decays.
     """
     check_problem(problem)
+    if not layers.is_free(problem):
+        return (*_nonnegative(problem), *_landscape(problem))
     return (*_minima(problem), *_landscape(problem))
+
+
+def _nonnegative(problem: Problem) -> tuple[Claim, ...]:
+    """What is known where H ≥ 0."""
+    # What the paper states; weights, a bias and the squared error are ours.
+    stated = isinstance(problem.loss, CrossEntropy) and not problem.bias
+    stated = stated and problem.weights is None and problem.decay_weights is None
+    return (
+        Claim(
+            "orthogonal means",
+            "At the minimum the means of the classes are orthogonal, those with n_k ≤ N²λ_Wλ_H·"
+            "K/(K−1) zero (cross-entropy), and the columns of W are along e_k − 1/K.",
+            nonnegative.fails(problem),
+            "Dang et al. 2024, arXiv 2401.02058" if stated else "ours, ufm.theory.nonnegative",
+            "theorem" if stated else "candidate",
+        ),
+        Claim(
+            "classes that stay off",
+            "Every set of at most d classes that are on at the minimum is on, alone, at a local "
+            "minimum: those of ufm.theory.switched_off.",
+            nonnegative.off_fails(problem),
+            "ours, ufm.theory.nonnegative",
+            "candidate",
+        ),
+    )
 
 
 def _minima(problem: Problem) -> tuple[Claim, ...]:
@@ -157,7 +186,8 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
         text = "The global minimisers are simplex ETFs, or zero iff K² n λ_W λ_H ≥ 1."
         labels = None if problem.targets is None else "labels (got targets)"
         source = f"{ZHU}, theorem 3.1"
-        simplex = Claim("simplex", text, _joined(labels, equal, wide, decays), source)
+        needed = _joined(_free(problem), labels, equal, wide, decays)
+        simplex = Claim("simplex", text, needed, source)
         return (simplex, *_unequal(problem))
     source = "arXiv 2210.02192, 2402.03979, 2505.05813"
     text = "The global minimisers are simplex ETFs of the margin of ufm.theory.margin, or zero."
@@ -197,6 +227,7 @@ def _unequal(problem: Problem) -> tuple[Claim, ...]:
 def _landscape(problem: Problem) -> tuple[Claim, ...]:
     """What holds for every convex loss."""
     decays, _, planar, _, plain = _assumptions(problem)
+    decays, plain = _joined(_free(problem), decays), _joined(_free(problem), plain)
     loss, least, name = problem.loss, rank_bound(problem), width_name(problem)
     convex = None if loss.convex else f"a convex loss (got {type(loss).__name__})"
     wide = None if problem.d >= least else f"d >= {name} (got d={problem.d}, {name}={least})"
@@ -273,6 +304,12 @@ def _assumptions(problem: Problem) -> tuple[str | None, ...]:
     )
 
 
+def _free(problem: Problem) -> str | None:
+    if layers.is_free(problem):
+        return None
+    return f"free features (got features={problem.features!r})"
+
+
 def _alike(problem: Problem) -> str | None:
     if not problem.balanced:
         return f"equal class counts (got n={problem.n})"
@@ -280,4 +317,5 @@ def _alike(problem: Problem) -> str | None:
 
 
 def _joined(*failed: str | None) -> str | None:
-    return "; ".join(x for x in failed if x is not None) or None
+    reasons = "; ".join(x for x in failed if x is not None).split("; ")
+    return "; ".join(dict.fromkeys(reasons)) or None

@@ -2,7 +2,8 @@
 
 Plain cross-entropy: `ufm.theory.minimum`, and `ufm.theory.groups` for unequal classes. Other losses
 that treat all classes alike: `ufm.theory.symmetric`. The squared error: `ufm.theory.squared`.
-Outside of all assumptions the answer is a refusal that names the one that fails.
+Features H ≥ 0: `ufm.theory.nonnegative`. Outside of all assumptions the answer is a refusal that
+names the one that fails.
 """
 
 from typing import Any
@@ -13,12 +14,26 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm import check
-from ufm.check import Refused
+from ufm.check import Refused, normal_decays
 from ufm.losses import SquaredError
 from ufm.metrics.alignment import Geometry, geometry
-from ufm.model.problem import Params, Problem, require
-from ufm.theory import groups, minimum, squared, symmetric
+from ufm.model import layers
+from ufm.model.problem import Params, Problem, check_problem, require
+from ufm.theory import groups, minimum, nonnegative, squared, symmetric
 from ufm.theory.minimum import Norms
+
+# The closed forms of features that are not free.
+_MEMBERS = {"nonnegative": nonnegative}
+
+
+def _member(problem: Problem) -> Any:
+    """The module of features that are not free, or None; refuses what is no single problem."""
+    require(problem)
+    if layers.is_free(problem):
+        return None
+    check_problem(problem)
+    normal_decays(problem)
+    return _MEMBERS[problem.features]
 
 
 def _is_squared(problem: Problem) -> bool:
@@ -41,6 +56,8 @@ def global_value(problem: Problem) -> Any:
     Raises:
         Refused: naming the assumption of the closed form that fails.
     """
+    if member := _member(problem):
+        return member.global_value(problem)
     if _is_squared(problem):
         return squared.global_value(problem)
     if _is_grouped(problem):
@@ -56,6 +73,8 @@ def is_collapsed(problem: Problem) -> Any:
     Raises:
         Refused: as `global_value`.
     """
+    if member := _member(problem):
+        return member.is_collapsed(problem)
     if _is_squared(problem):
         return squared.is_collapsed(problem)
     if _is_grouped(problem):
@@ -72,6 +91,8 @@ def margin(problem: Problem) -> Any:
         Refused: as `global_value`; the squared error of unequal classes, whose logits have no one
             margin.
     """
+    if member := _member(problem):
+        return member.margin(problem)
     if _is_squared(problem):
         return squared.margin(problem)
     return minimum.margin(problem) if minimum.plain(problem) else symmetric.least(problem).t
@@ -83,6 +104,8 @@ def norms(problem: Problem) -> Norms:
     Raises:
         Refused: as `global_value`.
     """
+    if member := _member(problem):
+        return Norms(*member.norms(problem))
     if _is_squared(problem):
         return Norms(*squared.norms(problem))
     if _is_grouped(problem):
@@ -104,6 +127,8 @@ def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
         Refused: as `global_value`; a key that is none.
     """
     key, dtype = None if key is None else check.key(key), check.floating("dtype", dtype)
+    if member := _member(problem):
+        return member.global_minimizer(problem, key, dtype)
     if _is_squared(problem):
         return squared.global_minimizer(problem, key, dtype)
     if _is_grouped(problem):
@@ -119,7 +144,8 @@ def geometry_of(problem: Problem) -> Geometry:
     """The Gram matrices of the global minimum, for `ufm.metrics.alignment` to measure against.
 
     A simplex for equal classes of most losses; for unequal ones what `ufm.theory.groups` solves,
-    and for the squared error its closed form.
+    and for the squared error its closed form. For H ≥ 0 class means are orthogonal, and the centred
+    means of equal classes a simplex.
 
     Args:
         problem: as `global_minimizer` takes it, with labels.
@@ -135,7 +161,7 @@ def geometry_of(problem: Problem) -> Geometry:
             f"got targets with {problem.groups} columns; allowed: labels, whose classes have a row "
             "of W each"
         )
-    if _is_squared(problem):
+    if layers.is_free(problem) and _is_squared(problem):
         squared.check_unique(problem)
     if is_collapsed(problem):
         raise Refused("got a problem whose minimum is W = H = 0, without a geometry; lower lam")

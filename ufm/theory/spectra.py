@@ -48,6 +48,7 @@ import numpy as np
 from ufm.check import Refused, integer, normal_decays, real
 from ufm.linalg import jacobi, pair
 from ufm.losses import SquaredError
+from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
 from ufm.theory import minimum, squared, symmetric
 
@@ -94,6 +95,7 @@ def orbit_dimension(problem: Problem, rank: int) -> int:
     vanishes along it.
     """
     check_problem(problem)
+    layers.require_free(problem, "theory.orbit_dimension")
     rank = integer("rank", rank, 0, problem.d)
     free_bias = problem.bias and float(problem.lam_b) == 0.0
     free_bias = free_bias and problem.loss.null(problem.K) is not None
@@ -102,6 +104,7 @@ def orbit_dimension(problem: Problem, rank: int) -> int:
 
 def _scalar_decays(problem: Problem) -> tuple[float, float, float]:
     check_problem(problem)
+    layers.require_free(problem, "ufm.theory.spectra")
     decays = (problem.lam_W, problem.lam_H, problem.lam_b)
     return tuple(float(lam) for lam in decays)  # type: ignore[return-value]
 
@@ -215,6 +218,7 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
 def _check_assumptions(problem: Problem) -> None:
     """Refuse what has no table: the minimum must be a simplex ETF, or zero."""
     check_problem(problem)
+    layers.require_free(problem, "ufm.theory.spectra")
     if isinstance(problem.loss, SquaredError):
         squared.margin(problem)
         if not problem.bias or float(problem.lam_b) != 0:

@@ -55,6 +55,7 @@ from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import SquaredError
+from ufm.model import layers
 from ufm.model.problem import Params, Problem, check_problem
 from ufm.theory import geometry
 
@@ -93,6 +94,8 @@ class _Modes(NamedTuple):
 def fails(problem: Problem) -> str | None:
     """The first assumption that a problem does not meet, or None."""
     loss = problem.loss
+    if not layers.is_free(problem):
+        return f"free features (got features={problem.features!r})"
     if not isinstance(loss, SquaredError):
         return f"the squared error (got {type(loss).__name__})"
     if (loss.own, loss.shift) != (1.0, 1.0):
@@ -165,6 +168,7 @@ def _split(problem: Problem) -> _Modes:
 
 def _modes(problem: Problem) -> _Modes:
     check_problem(problem)
+    layers.require_free(problem, "ufm.theory.squared")
     normal_decays(problem)
     reason = fails(problem)
     if reason is not None:
@@ -311,6 +315,7 @@ def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
             mean that mixes with a contrast; more than 65,536 sets.
     """
     check_problem(problem)
+    layers.require_free(problem, "theory.critical_points")
     reason = landscape_fails(problem)
     if fails(problem) is None and reason is not None:
         raise Refused(

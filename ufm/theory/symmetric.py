@@ -27,6 +27,7 @@ import numpy as np
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import BinaryCrossEntropy, CrossEntropy, Focal, LogitAdjusted
+from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
 
 _HALVINGS = 200
@@ -52,6 +53,8 @@ class Symmetric(NamedTuple):
 def fails(problem: Problem) -> str | None:
     """The first assumption that a problem does not meet, or None."""
     loss = problem.loss
+    if not layers.is_free(problem):
+        return f"free features (got features={problem.features!r})"
     if problem.targets is not None:
         return "labels (got targets)"
     if not isinstance(loss, CrossEntropy | BinaryCrossEntropy | Focal | LogitAdjusted):
@@ -78,6 +81,7 @@ def least(problem: Problem) -> Symmetric:
         Refused: naming the assumption that fails; array-valued or traced decays.
     """
     check_problem(problem)
+    layers.require_free(problem, "ufm.theory.symmetric")
     normal_decays(problem)
     reason = fails(problem)
     if reason is not None:

@@ -1,0 +1,231 @@
+"""Stationary points with H ≥ 0: projected descent, then Newton's method on the free variables.
+
+For given W and b each feature is the one minimiser of a strongly convex function over h ≥ 0 (for a
+convex loss), so the samples of a class are equal at every stationary point: the search is for class
+means (`ufm.model.quotient`), in all d dimensions, as rotations would lose the zeros.
+
+1. Spectral projected gradients (Birgin, Martínez and Raydan 2000): x⁺ = x + t(P(x − α∇f) − x) with
+   the step α of Barzilai and Borwein and t halved until f is below the largest of the last ten.
+2. Newton steps s(σ) of `ufm.critical.newton` on F = {h > 0} ∪ {h = 0, ∂f/∂h < 0} and W, b; the
+   zeros that push outwards are released, entries that would turn negative are clamped to 0. Every
+   accepted step lowers the norm of the projected gradient, and σ is in proportion to it.
+
+Everything is traceable and meant for float64.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Scalar
+
+from ufm.check import Refused
+from ufm.critical import newton
+from ufm.critical.newton import FLOOR, Arrival, Polished, length
+from ufm.hessian.curvature import flatten, matrix, unflatten
+from ufm.hessian.stationarity import POLISHED
+from ufm.model import layers, quotient
+from ufm.model import objective as terms
+from ufm.model.problem import Params, Problem
+
+_MEMORY = 10  # values of f that a step may not exceed
+_HANDOVER = 1e-7  # projected gradient, in units of newton.scale, at which Newton takes over
+_ARMIJO, _LEAST, _MOST = 1e-4, 1e-10, 1e10
+
+
+class Reached(NamedTuple):
+    """A stationary point of the large problem, and how it was found.
+
+    params, residual, scale: as in `ufm.Solution`. multiplier: the smallest ∂f/∂h at a zero of H,
+    infinite where there is none. taken: steps of descent. polished: Newton's part.
+    """
+
+    params: Params
+    residual: Scalar
+    scale: Scalar
+    multiplier: Scalar
+    taken: Array
+    polished: Polished
+
+
+def check(problem: Problem) -> None:
+    """Refuse what is too large for matrices.
+
+    Raises:
+        Refused: naming the number of variables.
+    """
+    size = quotient.of_width(problem, problem.d).size
+    if size > newton.DENSE_SIZE:
+        raise Refused(
+            f"got a problem of {size} variables of class means with features="
+            f"{problem.features!r}; allowed: {newton.DENSE_SIZE}. Lower K or d, or use ufm.descend"
+        )
+
+
+def reach(problem: Problem, params: Params, steps: Any, newton_steps: Any) -> Reached:
+    """From a start to a stationary point of the class means, lifted. Traceable.
+
+    Args:
+        problem: with H ≥ 0.
+        params: a start.
+        steps: most steps of descent, 0 for none; may be traced.
+        newton_steps: most steps of Newton's method; may be traced.
+    """
+    small = quotient.of_width(problem, problem.d)
+    point = params._replace(H=quotient.class_means(problem, params.H))
+    point, taken = downhill(small, point, steps)
+    polished = polish(small, point, newton_steps)
+    H = polished.params.H
+    H = H if problem.groups == problem.N else H[:, problem.labels]
+    lifted = polished.params._replace(H=H)
+    G = terms.data_gradient(problem, lifted)
+    slope = terms.gradient(problem, lifted, G)
+    residual = terms.norm(layers.slope(problem, lifted, slope))
+    least = jnp.min(jnp.where(H > 0, jnp.inf, slope.H))
+    return Reached(lifted, residual, newton.scale(problem, lifted, G), least, taken, polished)
+
+
+def _slope(problem: Problem, params: Params) -> tuple[Params, Params, Scalar]:
+    """(∇f, the projected gradient, `newton.scale`) at a point."""
+    G = terms.data_gradient(problem, params)
+    g = terms.gradient(problem, params, G)
+    return g, layers.slope(problem, params, g), newton.scale(problem, params, G)
+
+
+def _dot(x: Params, y: Params) -> Scalar:
+    return sum((jnp.vdot(a, b) for a, b in zip(x, y, strict=True)), jnp.zeros(()))
+
+
+class _Descent(NamedTuple):
+    x: Params
+    g: Params
+    alpha: Array
+    values: Array
+    near: Array
+    step: Array
+
+
+def downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
+    """Spectral projected gradients from one start until Newton's method takes over. Traceable.
+
+    In the coordinates of `newton.stretch`, which leave H ≥ 0 as it is.
+    """
+    r = newton.stretch(problem, params.W.dtype)
+    problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
+    x = layers.project(problem, Params(params.W / r, params.H * r, params.b))
+
+    def near(held, size):
+        return terms.norm(held) <= _HANDOVER * size
+
+    def ahead(state: _Descent) -> _Descent:
+        moved = jax.tree.map(lambda x, g: x - state.alpha * g, state.x, state.g)
+        d = jax.tree.map(jnp.subtract, layers.project(problem, moved), state.x)
+        downwards, most = _dot(state.g, d), jnp.max(state.values)
+
+        def at(t):
+            return jax.tree.map(lambda x, d: x + t * d, state.x, d)
+
+        def high(carry):
+            t, value = carry
+            return ~(value <= most + _ARMIJO * t * downwards) & (t > 1e-12)
+
+        def shorter(carry):
+            t = carry[0] / 2
+            return t, terms.objective(problem, at(t))
+
+        one = jnp.ones((), x.W.dtype)
+        t, value = jax.lax.while_loop(high, shorter, (one, terms.objective(problem, at(one))))
+        new = layers.project(problem, at(t))
+        g, held, size = _slope(problem, new)
+        s = jax.tree.map(jnp.subtract, new, state.x)
+        bent = _dot(s, jax.tree.map(jnp.subtract, g, state.g))
+        alpha = jnp.where(bent > 0, _dot(s, s) / jnp.where(bent > 0, bent, 1), 10 * state.alpha)
+        values = jnp.roll(state.values, 1).at[0].set(value)
+        return _Descent(
+            new, g, jnp.clip(alpha, _LEAST, _MOST), values, near(held, size), state.step + 1
+        )
+
+    g, held, size = _slope(problem, x)
+    value = terms.objective(problem, x)
+    values = jnp.full(_MEMORY, -jnp.inf, value.dtype).at[0].set(value)
+    alpha = 1 / jnp.maximum(terms.norm(held), 1e-12)
+    begin = _Descent(x, g, alpha, values, near(held, size), jnp.int32(0))
+    last = jax.lax.while_loop(lambda state: ~state.near & (state.step < steps), ahead, begin)
+    W, H, b = last.x
+    return Params(W * r, H / r, b), last.step
+
+
+class _Loop(NamedTuple):
+    x: Array
+    residual: Array
+    scale: Array
+    factor: Array
+    newton_step: Array
+    steps: Array
+    status: Array
+    residuals: Array
+
+
+def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
+    """Newton's method on the free variables from one start. Traceable.
+
+    Args:
+        problem: of class means; decays may be mapped over.
+        params: where to start; its dtype should be float64.
+        limit: most steps; may be traced.
+    """
+    D = newton.units(problem, params.W.dtype)
+
+    def measured(x):
+        point = unflatten(problem, x)
+        g, held, size = _slope(problem, point)
+        free = point._replace(
+            W=jnp.ones_like(point.W, bool), H=(point.H > 0) | (g.H < 0),
+            b=jnp.ones_like(point.b, bool),
+        )  # fmt: skip
+        return flatten(problem, held), size, flatten(problem, free)
+
+    def step(x, factor):
+        held, _, free = measured(x)
+        point = unflatten(problem, x)
+        M = matrix(problem, point) * D * D[:, None]
+        M = jnp.where(free & free[:, None], M, 0)
+        sigma = factor * length(D * held) / (1 + length(x / D))
+        sigma = jnp.maximum(sigma, FLOOR * jnp.max(jnp.sum(jnp.abs(M), axis=1)))
+        shifted = M + jnp.diag(jnp.where(free, 1j * sigma, 1))
+        return -D * jnp.linalg.solve(shifted, (D * held).astype(shifted.dtype)).real
+
+    def judged(residual, size, factor, steps):
+        status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
+        status = jnp.where(factor > 1e9, Arrival.stalled, status)
+        status = jnp.where(residual <= POLISHED * size, Arrival.converged, status)
+        return status.astype(jnp.int32)
+
+    def body(state: _Loop) -> _Loop:
+        s = step(state.x, state.factor)
+        new = flatten(problem, layers.project(problem, unflatten(problem, state.x + s)))
+        held, size, _ = measured(new)
+        residual = length(held)
+        better = residual < (1 - 1e-4) * state.residual  # False for NaN
+        x = jnp.where(better, new, state.x)
+        residual = jnp.where(better, residual, state.residual)
+        size = jnp.where(better, size, state.scale)
+        factor = jnp.where(better, jnp.maximum(state.factor / 8, 1e-3), state.factor * 8)
+        steps = state.steps + 1
+        residuals = state.residuals.at[steps].set(residual, mode="drop")
+        status = judged(residual, size, factor, steps)
+        return _Loop(x, residual, size, factor, length(s), steps, status, residuals)
+
+    x = flatten(problem, layers.project(problem, params))
+    held, size, _ = measured(x)
+    residual, none, one = length(held), jnp.int32(0), jnp.ones((), x.dtype)
+    residuals = jnp.full(newton.RECORDS, jnp.nan, x.dtype).at[0].set(residual)
+    first = _Loop(
+        x, residual, size, one, 0 * one, none, judged(residual, size, one, none), residuals
+    )
+    last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
+    return Polished(
+        unflatten(problem, last.x), last.residual, last.scale, last.newton_step, last.steps,
+        last.status, last.residuals,
+    )  # fmt: skip

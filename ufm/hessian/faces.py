@@ -1,0 +1,227 @@
+"""What a stationary point with H ≥ 0 is: second-order conditions on the face on which it lies.
+
+At a stationary point with multipliers M = ∇_H f ≥ 0 at the zeros of H (Karush, Kuhn, Tucker) it is
+the variables off these zeros that decide, if M > 0 (strict complementarity): negative curvature
+among them makes a saddle, positive curvature but for symmetries a local minimum. For convex ℓ the
+samples of a class are equal there, and what is judged is the point of class means
+(`ufm.model.quotient`), whose Hessian has the same signs.
+
+**Symmetries of a face.** (W Qᵀ, Q H) is feasible beside the point for the rotations that keep the
+zeros: its tangents are (−W A, A H) with A antisymmetric and (A H)_ik = 0 wherever H_ik = 0, such as
+those among axes which a class has for itself. With b ↦ b + s n where b has no decay, these are the
+zeros that ∇²f must have.
+
+**Idle axes**, on which W and H are 0, have no multiplier: M = WᵀG + … = 0 there. The second
+derivative along (x, h ≥ 0) on such an axis is λ_W‖x‖² + 2⟨x, Gh⟩ + λ_H hᵀΩh and touches no other
+variable. So the point is a saddle if ‖GΩ^-½h‖ > μ‖h‖ for some h ≥ 0, and the axis is held in place
+if ρ((Ω^-½GᵀGΩ^-½)₊) < μ² (`ufm.linalg.perron`).
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ufm.check import Refused
+from ufm.hessian import curvature
+from ufm.hessian.signs import Inertia
+from ufm.hessian.stationarity import EPS, ORIGIN, TOLERANCE, length, logit_rounding
+from ufm.model import quotient
+from ufm.model.evaluation import Evaluated, evaluate
+from ufm.model.problem import Params
+
+Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
+
+_CAUTION = 64  # times an estimated error is certain
+_IDLE = 1e-6  # largest entries of W and H on an idle axis, of the largest of all
+_SMALL = 1e-4  # entries up to which all are small, where λ_W = λ_H
+_MOST = 2500  # variables of class means whose Hessian is computed
+
+
+class Face(NamedTuple):
+    """What was found on a face.
+
+    kind, reason: as in `ufm.hessian.Verdict`.  curvature: least second derivative off symmetries.
+    counts: of the eigenvalues of ∇²f on the variables that are not held at 0; None if not critical.
+    multiplier: the smallest at a zero of H on an axis in use; infinite without one.
+    symmetries: how many zeros the symmetries of the face account for.
+    """
+
+    kind: Kind
+    reason: str
+    curvature: float
+    counts: Inertia | None
+    multiplier: float
+    symmetries: int = 0
+
+
+def scale(at: Evaluated) -> float:
+    """The size of the terms that cancel in ∇f at a point."""
+    problem, (W, H, b) = at.problem, at.params
+    # Without a bias the origin is stationary, and so is what lies closer to it than float64 tells.
+    pull = length(W) + length(H) + problem.N**0.5 * (1.0 if problem.bias else EPS)
+    decays = problem.class_decays[problem.labels]
+    lam_b = float(problem.lam_b) if problem.bias else 0.0
+    held = float(problem.lam_W) * length(W) + length(H * decays) + lam_b * length(b)
+    return pull * length(at.G) + held
+
+
+def judged(at: Evaluated, gap: float, resolution: float) -> Face:
+    """What a point is, by its certificate or by the conditions of the module's head.
+
+    Args:
+        at: a point with H ≥ 0.
+        gap, resolution: of its certificate.
+
+    Raises:
+        Refused: a loss that is not convex; more than 2500 variables of class means.
+    """
+    problem = at.problem
+    if not problem.loss.convex:
+        raise Refused(
+            f"got the loss {type(problem.loss).__name__} with features={problem.features!r}; "
+            "allowed: a convex loss, for which the samples of a class are equal"
+        )
+    share = at.grad_norm / (scale(at) or 1.0)
+    allowed = TOLERANCE
+    if share > allowed:
+        reason = (
+            f"|projected grad f| = {at.grad_norm:.3g} is {share:.3g} of the terms that cancel "
+            f"(allowed: {allowed:.3g}); polish the point with ufm.solve"
+        )
+        return Face("not critical", reason, float("nan"), None, float("nan"))
+    held = float(problem.lam_W) * np.sum(at.params.W**2) + float(problem.lam_b) * np.sum(
+        at.params.b**2
+    )
+    held += np.sum(at.params.H**2 * problem.class_decays[problem.labels])
+    slack = 16 * resolution + _CAUTION * (share + logit_rounding(at.params)) * float(held)
+    face = _of_means(_balanced(at))
+    if gap <= slack <= 1e-6 * at.value:
+        reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
+        return face._replace(kind="global minimiser", reason=reason)
+    return face
+
+
+def _balanced(at: Evaluated) -> Evaluated:
+    """The class means, in the coordinates in which λ_W = λ_H = μ."""
+    problem = quotient.of_width(at.problem, at.problem.d)
+    if problem.size > _MOST:
+        raise Refused(
+            f"got {problem.size} variables of class means; allowed: {_MOST}, whose Hessian is "
+            "computed. Lower K or d"
+        )
+    W, H, b = at.params
+    H = np.stack([x.mean(axis=1) for x in np.split(H, np.cumsum(at.problem.counts)[:-1], axis=1)],
+                 axis=1)  # fmt: skip
+    turn = float(problem.lam_W) ** 0.25 / float(problem.lam_H) ** 0.25
+    mu = float(problem.mu)
+    problem = dataclasses.replace(problem, lam_W=mu, lam_H=mu)
+    W, H = W * turn, H / turn
+    # Features shorter than anything that f can tell are 0, as `stationarity.settled` has them, and
+    # an axis is idle if all on it is small: f knows the squares of that.
+    top = [max(float(np.max(np.abs(x))), _SMALL) for x in (W, H)]
+    idle = (np.abs(W).max(axis=0) <= _IDLE * top[0]) & (H.max(axis=1) <= _IDLE * top[1])
+    H = np.where(~idle[:, None] & (top[1] * ORIGIN < H), H, 0.0)
+    return evaluate(problem, Params(np.where(idle, 0.0, W), H, b))
+
+
+def _of_means(at: Evaluated) -> Face:
+    """The conditions at class means: idle axes, multipliers, eigenvalues."""
+    problem, (W, H, _), mu = at.problem, at.params, float(at.problem.lam_W)
+    idle = ~(np.any(H, axis=1) | np.any(W, axis=0))
+    entries = logit_rounding(at.params)
+    multipliers = at.gradient.H[~idle][H[~idle] == 0]
+    least = float(np.min(multipliers, initial=np.inf))
+    doubt = _CAUTION * (entries * float(np.max(np.abs(W).T @ np.abs(at.G))) + at.grad_norm)
+    values, known, error = _eigenvalues(at, idle, entries)
+    negative = int(np.sum(values < -error))
+    zero = int(np.sum(np.abs(values) <= error))
+    counts = Inertia(negative, zero + known, len(values) - negative - zero, error, 0.0)
+    lowest = float(np.min(values, initial=np.inf))
+    if negative:
+        reason = f"{negative} eigenvalues of the Hessian on the face are below {-error:.3g}"
+        return Face("strict saddle", reason, lowest, counts, least, known)
+    if idle.any():
+        G = at.G / np.sqrt(problem.class_decays / mu)
+        found, bound = _over_orthant(G)
+        slack = _CAUTION * (entries * (found + mu) + at.grad_norm)
+        if found > mu + slack:
+            reason = f"on an idle axis |G h| = {found:.6g} |h| exceeds mu = {mu:.6g} for an h >= 0"
+            return Face("strict saddle", reason, mu - found, counts, least, known)
+        if bound >= mu - slack:
+            reason = f"on an idle axis |G h| <= {bound:.6g} |h| for h >= 0, beside mu = {mu:.6g}"
+            return Face("undecided", reason, lowest, counts, least, known)
+    if least <= doubt:
+        reason = f"a multiplier of {least:.3g} is within {doubt:.3g} of 0"
+        return Face("undecided", reason, lowest, counts, least, known)
+    if zero:
+        reason = f"{zero} eigenvalues on the face within {error:.3g} of 0 are no symmetries"
+        return Face("undecided", reason, lowest, counts, least, known)
+    reason = (
+        f"on the face all eigenvalues but the {known} of its symmetries are at least "
+        f"{lowest:.3g}, and multipliers at least {least:.3g}"
+    )
+    return Face("local minimiser", reason, lowest, counts, least, known)
+
+
+def _eigenvalues(at: Evaluated, idle: np.ndarray, entries: float) -> tuple[np.ndarray, int, float]:
+    """(eigenvalues of ∇²f on the face off its symmetries, how many of these, their error)."""
+    problem, (W, H, b) = at.problem, at.params
+    free = Params(np.broadcast_to(~idle, W.shape), H > 0, np.full(b.shape, problem.bias))
+    chosen = np.asarray(curvature.flatten(problem, jax.tree.map(jnp.asarray, free)))
+    with jax.enable_x64(True):
+        matrix = np.asarray(curvature.dense(problem, at.params))[np.ix_(chosen, chosen)]
+    rows = _symmetries(at, idle)[:, chosen]
+    size = float(np.max(np.sum(np.abs(matrix), axis=1), initial=0.0))
+    matrix = matrix + size * (rows.T @ rows)
+    values = np.linalg.eigvalsh(matrix) if len(matrix) else np.zeros(0)
+    # Of a point known to ∇f: its third derivatives are of the order of the second ones.
+    error = _CAUTION * (entries * size + at.grad_norm * (1 + size / float(problem.lam_W) ** 0.5))
+    # Those of the symmetries stand at `size` now, among the positive ones.
+    return values, len(rows), error
+
+
+def _symmetries(at: Evaluated, idle: np.ndarray) -> np.ndarray:
+    """Orthonormal tangents of the symmetries of the face, as rows in all variables."""
+    problem, (W, H, b) = at.problem, at.params
+    axes = np.flatnonzero(~idle)
+    pairs = [(i, j) for x, i in enumerate(axes) for j in axes[x + 1 :]]
+    turns, left = [], []
+    for i, j in pairs:
+        A = np.zeros((problem.d, problem.d))
+        A[i, j], A[j, i] = 1.0, -1.0
+        turned = A @ H
+        left.append(turned[H == 0])
+        turns.append(np.concatenate([(-W @ A).ravel(), turned.ravel(), np.zeros(len(b))]))
+    rows = np.zeros((0, W.size + H.size + len(b)))
+    if pairs:
+        left_of = np.array(left).reshape(len(pairs), -1)
+        kept = _null(left_of) @ np.array(turns)
+        rows = kept
+    null = problem.loss.null(problem.K)
+    if problem.bias and float(problem.lam_b) == 0 and null is not None:
+        shift = np.concatenate([np.zeros(W.size + H.size), np.asarray(null, float)])
+        rows = np.vstack([rows, shift])
+    rows = rows if problem.bias else rows[:, : W.size + H.size]
+    _, s, Vt = np.linalg.svd(rows, full_matrices=False)
+    return Vt[s > 1e-8 * np.max(s, initial=0.0)]
+
+
+def _null(left: np.ndarray) -> np.ndarray:
+    """Rows that combine the pairs into turns which move no zero."""
+    if left.shape[1] == 0:
+        return np.eye(len(left))
+    U, s, _ = np.linalg.svd(left, full_matrices=True)
+    rank = int(np.sum(s > 1e-10 * np.max(s, initial=0.0)))
+    return U[:, rank:].T
+
+
+def _over_orthant(G: np.ndarray) -> tuple[float, float]:
+    """Lower and upper bound on max ‖Gh‖ over unit h ≥ 0."""
+    gram = G.T @ G
+    values, vectors = np.linalg.eigh(np.maximum(gram, 0))
+    tried = [np.abs(vectors[:, -1]), *np.eye(len(gram))]
+    found = max(float(np.linalg.norm(G @ h)) for h in tried)
+    return found, float(max(values[-1], 0) ** 0.5)
