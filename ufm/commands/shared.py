@@ -66,10 +66,13 @@ class ModelFlags:
     """K weights of the decay of features, class by class; layer-peeled model: 1/n_k"""
     targets: Path | None = None
     """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
+    fixed: tuple[str, ...] = ()
+    """W fixes the classifier, at the W that the run starts with"""
 
     def config(self) -> dict[str, Any]:
         """As a run folder holds it: loss and weights only where they were given."""
         later = {"loss": "CrossEntropy", "weights": (), "decay_weights": (), "targets": None}
+        later |= {"fixed": ()}
         found = {name: x for name, x in self._fields().items() if x != later.get(name, self)}
         if self.targets is not None:
             found["targets"] = self.problem().targets.tolist()

@@ -32,6 +32,7 @@ from ufm.hessian.curvature import dense, flatten, in_float64, unflatten
 from ufm.hessian.stationarity import measured
 from ufm.model import points
 from ufm.model.evaluation import evaluate
+from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem
 
 GAP_TOL, SGD_GAP_TOL = 1e-6, 1e-5  # nats; the noise of minibatches dies out slowly
@@ -123,6 +124,7 @@ def escape(
             arrays that are not real floating, array-valued decays, traced values.
     """
     points.check_types(problem, saddle)
+    require_free(problem)
     key, delta = check.key(key), check.real("delta", delta, above=0)
     each = check.several(epsilon)
     lengths = np.array(

@@ -26,6 +26,7 @@ from ufm.critical.unstable import escape
 from ufm.hessian.stationarity import stationarity
 from ufm.metrics import measures as metrics
 from ufm.model import quotient
+from ufm.model.fixed import require_free
 from ufm.model.objective import objective
 from ufm.model.problem import Problem
 from ufm.runtime.programs import make_room
@@ -133,6 +134,7 @@ def check_assumptions(problem: Problem) -> None:
     Raises:
         Refused: d < K−1, a decay of 0; traced or array-valued decays.
     """
+    require_free(problem)
     benign = next(x for x in theory.claims(problem) if x.name == "benign landscape")
     if benign.fails is not None:
         raise Refused(

@@ -24,12 +24,13 @@ import scipy.linalg
 
 from ufm import certificate
 from ufm.check import Refused
-from ufm.hessian import ends, reduction
+from ufm.hessian import ends, fixed, reduction
 from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
 from ufm.hessian.reduction import Core
 from ufm.hessian.signs import Inertia
 from ufm.hessian.stationarity import EPS, logit_rounding, measured
 from ufm.model.evaluation import Evaluated, evaluate
+from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem
 from ufm.theory import landscape, squared
 from ufm.theory.spectra import orbit_dimension
@@ -100,6 +101,7 @@ def witness(problem: Problem, point: Params) -> Witness:
         Refused: a point that is not critical, wrong shapes or entries that are not finite;
             arrays that are not real floating, array-valued decays, traced values.
     """
+    require_free(problem)
     at = evaluate(problem, point)
     return _witness(at, reduction.collapsed(measured(at)))
 
@@ -177,13 +179,16 @@ def verdict(problem: Problem, point: Params) -> Verdict:
        "strict saddle"; only positive ones, a "local minimiser".
     5. otherwise "undecided".
 
+    Where the classifier is fixed step 3 decides alone, of the problem in (H, b), which is convex
+    for a convex loss; spectral_ratio and curvature are NaN then.
+
     Every comparison in 2 to 4 leaves 64 times the error that is estimated: the relative rounding
     of the entries of G, times the size of what is compared, and (1 + max|Z|) μ times the share of
     ∇f that is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the
     smallest λ, saddles whose G is of order 1 down to some 1e-11.
 
     Args:
-        problem: any class counts, any d, λ_W, λ_H > 0.
+        problem: any class counts, any d, λ_W, λ_H > 0; λ_W = 0 too where W is fixed.
         point: any point; a critical one in float64 is needed for anything but "not critical".
 
     Raises:
@@ -196,6 +201,8 @@ def verdict(problem: Problem, point: Params) -> Verdict:
 def judged(at: Evaluated) -> Judged:
     """`verdict` of a point that has been evaluated."""
     problem = at.problem
+    if problem.fixed:
+        return _with_fixed_classifier(at)
     if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
         raise Refused(
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
@@ -218,6 +225,14 @@ def judged(at: Evaluated) -> Judged:
     doubt = _Doubt(entries, entries / (2 * EPS) * slope.uncertainty)
     kind, reason, counts = _decided(problem, core, proof, doubt, curvature)
     return Judged(Verdict(kind, reason, *evidence, curvature, counts), proof, core)
+
+
+def _with_fixed_classifier(at: Evaluated) -> Judged:
+    """`judged` where W is fixed, by `ufm.hessian.fixed`."""
+    slope, proof = measured(at), certificate.certified(at)
+    kind, reason = fixed.decided(at.problem, slope, proof)
+    evidence = (slope.residual, float(proof.gap), float("nan"))
+    return Judged(Verdict(kind, reason, *evidence, float("nan"), None), proof, None)
 
 
 def _decided(

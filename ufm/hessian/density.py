@@ -18,6 +18,7 @@ from ufm.hessian.curvature import (
     unflatten,
 )
 from ufm.linalg.tridiagonal import tridiagonal
+from ufm.model.fixed import require_free
 from ufm.model.points import check_point
 from ufm.model.problem import Params, Problem
 
@@ -73,6 +74,7 @@ def density(
     probes, steps, points = (check.integer(name, value, 2, 2**31 - 1) for name, value in counts)
     if width is not None:
         width = check.real("width", width, above=0, also="or None")
+    require_free(problem)
     check_point(problem, params)
     key = check.key(key)
     with jax.enable_x64(True):

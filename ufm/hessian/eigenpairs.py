@@ -36,6 +36,7 @@ from ufm.linalg import lanczos
 from ufm.linalg.products import matmul
 from ufm.model import objective as terms
 from ufm.model import points
+from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem
 
 FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the model: its own error
@@ -241,6 +242,7 @@ def extreme(
             arrays that are not real floating, mixed dtypes, array-valued decays, traced
             values.
     """
+    require_free(problem)
     points.check_point(problem, params)
     key = None if key is None else check.key(key)
     orbit, exact = check.flag("orbit", orbit), check.flag("exact", exact)

@@ -2,11 +2,12 @@
 
 One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `groups`
 (cross-entropy of unequal classes), `symmetric` (other losses that treat all classes alike),
-`squared`, with `lookup` to choose among them; `spectra` and `landscape` (which claims hold for a
-problem, and the least eigenvalue by them). None of them imports an optimiser or a probe, so that
-agreement with a simulation is evidence.
+`squared`, with `lookup` to choose among them; `fixed` (a classifier that does not move); `spectra`
+and `landscape` (which claims hold for a problem, and the least eigenvalue by them). None of them
+imports an optimiser or a probe, so that agreement with a simulation is evidence.
 """
 
+from ufm.theory.fixed import FixedMinimum, fixed_minimum
 from ufm.theory.groups import least as certified_minimum
 from ufm.theory.groups import merged, seli, seli_is_optimal, separation
 from ufm.theory.landscape import Claim, claims, least_eigenvalue_bound, least_free_eigenvalue
@@ -33,6 +34,7 @@ from ufm.theory.squared import CriticalPoint, critical_points
 __all__ = [
     "Claim",
     "CriticalPoint",
+    "FixedMinimum",
     "Norms",
     "Spectrum",
     "certified_minimum",
@@ -40,6 +42,7 @@ __all__ = [
     "claims",
     "condition_number",
     "critical_points",
+    "fixed_minimum",
     "gd_rate",
     "geometry_of",
     "global_minimizer",

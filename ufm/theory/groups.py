@@ -35,7 +35,8 @@ from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import CrossEntropy
-from ufm.model.problem import Params, Problem, check_problem
+from ufm.model.fixed import check_free
+from ufm.model.problem import Params, Problem
 from ufm.theory import geometry
 
 MOST_GROUPS = 16  # the Hessian in the numbers of the module's head is dense
@@ -108,7 +109,7 @@ def separation(problem: Problem) -> np.ndarray:
     Raises:
         Refused: another loss than plain cross-entropy, targets, decays that are not positive.
     """
-    check_problem(problem)
+    check_free(problem)
     found = _checked(problem)
     law = np.maximum(1 - float(problem.mu) * found.roots / found.weights, 0)
     return np.where(found.sizes > 1, law, np.nan)[found.of]
@@ -138,7 +139,7 @@ def _checked(problem: Problem) -> Groups:
 
 def seli(problem: Problem) -> np.ndarray:
     """Ẑ = I − 11ᵀ/K, the limit of the logits of the class means as λ → 0 up to a factor, (K, K)."""
-    check_problem(problem)
+    check_free(problem)
     return np.eye(problem.K) - 1 / problem.K
 
 
@@ -148,7 +149,7 @@ def seli_is_optimal(problem: Problem) -> bool:
     Raises:
         Refused: as `separation`.
     """
-    check_problem(problem)
+    check_free(problem)
     found = _checked(problem)
     roots = found.roots[found.of]
     U, s, Vt = np.linalg.svd(seli(problem) * roots)
@@ -166,7 +167,7 @@ def least(problem: Problem) -> Least:
     Raises:
         Refused: naming the assumption that fails; array-valued or traced decays.
     """
-    check_problem(problem)
+    check_free(problem)
     found = _checked(problem)
     m, mu = len(found.sizes), float(problem.mu)
     # t = 0 where a group has merged, by the law; where it has one class A holds all.

@@ -36,8 +36,9 @@ import numpy as np
 from ufm.check import Refused, real
 from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
+from ufm.model.fixed import check_free
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import groups, squared, symmetric
+from ufm.theory import fixed, groups, squared, symmetric
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
@@ -72,7 +73,7 @@ def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
         Refused: array-valued or traced decays, a norm that is negative or no number, weights in
             the decay of the features.
     """
-    check_problem(problem)
+    check_free(problem)
     if problem.decay_weights is not None:
         raise Refused(
             f"got decay_weights={problem.decay_weights}; allowed: None, where the features have "
@@ -129,6 +130,8 @@ def claims(problem: Problem) -> tuple[Claim, ...]:
         Refused: array-valued or traced decays.
     """
     check_problem(problem)
+    if problem.fixed:
+        return tuple(Claim(*found) for found in fixed.claims(problem))
     return (*_minima(problem), *_landscape(problem))
 
 

@@ -16,13 +16,14 @@ from ufm import check
 from ufm.check import Refused
 from ufm.losses import SquaredError
 from ufm.metrics.alignment import Geometry, geometry
-from ufm.model.problem import Params, Problem, require
+from ufm.model.fixed import require_free
+from ufm.model.problem import Params, Problem
 from ufm.theory import groups, minimum, squared, symmetric
 from ufm.theory.minimum import Norms
 
 
 def _is_squared(problem: Problem) -> bool:
-    require(problem)
+    require_free(problem)
     return isinstance(problem.loss, SquaredError)
 
 
@@ -129,7 +130,7 @@ def geometry_of(problem: Problem) -> Geometry:
             which has no geometry; the squared error with fewer dimensions than modes, of which
             equal ones compete for the last.
     """
-    require(problem)
+    require_free(problem)
     if problem.targets is not None:
         raise Refused(
             f"got targets with {problem.groups} columns; allowed: labels, whose classes have a row "

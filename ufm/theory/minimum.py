@@ -22,8 +22,9 @@ from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays, shown
 from ufm.losses import CrossEntropy
+from ufm.model.fixed import require_free
 from ufm.model.points import check_memory
-from ufm.model.problem import Params, Problem, require
+from ufm.model.problem import Params, Problem
 from ufm.theory import geometry
 
 
@@ -38,7 +39,7 @@ def check_assumptions(problem: Problem) -> None:
         Refused: naming the assumption that fails and what is still known there; a decay between 0
             and the smallest normal number.
     """
-    require(problem)
+    require_free(problem)
     if not plain(problem):
         raise Refused(
             f"got the loss {type(problem.loss).__name__} or targets: this is the closed form of "

@@ -48,7 +48,8 @@ import numpy as np
 from ufm.check import Refused, integer, normal_decays, real
 from ufm.linalg import jacobi, pair
 from ufm.losses import SquaredError
-from ufm.model.problem import Problem, check_problem
+from ufm.model.fixed import check_free
+from ufm.model.problem import Problem
 from ufm.theory import minimum, squared, symmetric
 
 # Of the quotient of any two float64 numbers, 1e±616, and 80 more.
@@ -93,7 +94,7 @@ def orbit_dimension(problem: Problem, rank: int) -> int:
     goes without decay and the loss is invariant under shifts. At a critical point the Hessian
     vanishes along it.
     """
-    check_problem(problem)
+    check_free(problem)
     rank = integer("rank", rank, 0, problem.d)
     free_bias = problem.bias and float(problem.lam_b) == 0.0
     free_bias = free_bias and problem.loss.null(problem.K) is not None
@@ -101,7 +102,7 @@ def orbit_dimension(problem: Problem, rank: int) -> int:
 
 
 def _scalar_decays(problem: Problem) -> tuple[float, float, float]:
-    check_problem(problem)
+    check_free(problem)
     decays = (problem.lam_W, problem.lam_H, problem.lam_b)
     return tuple(float(lam) for lam in decays)  # type: ignore[return-value]
 
@@ -214,7 +215,7 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
 
 def _check_assumptions(problem: Problem) -> None:
     """Refuse what has no table: the minimum must be a simplex ETF, or zero."""
-    check_problem(problem)
+    check_free(problem)
     if isinstance(problem.loss, SquaredError):
         squared.margin(problem)
         if not problem.bias or float(problem.lam_b) != 0:

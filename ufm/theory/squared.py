@@ -55,7 +55,8 @@ from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import SquaredError
-from ufm.model.problem import Params, Problem, check_problem
+from ufm.model.fixed import check_free
+from ufm.model.problem import Params, Problem
 from ufm.theory import geometry
 
 MOST_POINTS = 2**16
@@ -164,7 +165,7 @@ def _split(problem: Problem) -> _Modes:
 
 
 def _modes(problem: Problem) -> _Modes:
-    check_problem(problem)
+    check_free(problem)
     normal_decays(problem)
     reason = fails(problem)
     if reason is not None:
@@ -310,7 +311,7 @@ def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
         Refused: as `global_value`; equal singular values, whose modes turn into one another; a
             mean that mixes with a contrast; more than 65,536 sets.
     """
-    check_problem(problem)
+    check_free(problem)
     reason = landscape_fails(problem)
     if fails(problem) is None and reason is not None:
         raise Refused(

@@ -27,7 +27,8 @@ import numpy as np
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import BinaryCrossEntropy, CrossEntropy, Focal, LogitAdjusted
-from ufm.model.problem import Problem, check_problem
+from ufm.model.fixed import check_free
+from ufm.model.problem import Problem
 
 _HALVINGS = 200
 
@@ -77,7 +78,7 @@ def least(problem: Problem) -> Symmetric:
     Raises:
         Refused: naming the assumption that fails; array-valued or traced decays.
     """
-    check_problem(problem)
+    check_free(problem)
     normal_decays(problem)
     reason = fails(problem)
     if reason is not None:
