@@ -2,11 +2,13 @@
 
 One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `groups`
 (cross-entropy of unequal classes), `symmetric` (other losses that treat all classes alike),
-`squared`, with `lookup` to choose among them; `fixed` (a classifier that does not move); `spectra`
+`squared`, with `lookup` to choose among them; `fixed` (a classifier that does not move);
+`softmax_codes` and `candidates` (configurations where no simplex fits, and their values); `spectra`
 and `landscape` (which claims hold for a problem, and the least eigenvalue by them). None of them
 imports an optimiser or a probe, so that agreement with a simulation is evidence.
 """
 
+from ufm.theory.candidates import CodeMinimum, code_minimum
 from ufm.theory.fixed import FixedMinimum, fixed_minimum
 from ufm.theory.groups import least as certified_minimum
 from ufm.theory.groups import merged, seli, seli_is_optimal, separation
@@ -20,6 +22,7 @@ from ufm.theory.lookup import (
     norms,
 )
 from ufm.theory.minimum import Norms, check_assumptions, wrong_probability
+from ufm.theory.softmax_codes import Code, codes, hardmax_margin
 from ufm.theory.spectra import (
     Spectrum,
     condition_number,
@@ -33,6 +36,8 @@ from ufm.theory.squared import CriticalPoint, critical_points
 
 __all__ = [
     "Claim",
+    "Code",
+    "CodeMinimum",
     "CriticalPoint",
     "FixedMinimum",
     "Norms",
@@ -40,6 +45,8 @@ __all__ = [
     "certified_minimum",
     "check_assumptions",
     "claims",
+    "code_minimum",
+    "codes",
     "condition_number",
     "critical_points",
     "fixed_minimum",
@@ -47,6 +54,7 @@ __all__ = [
     "geometry_of",
     "global_minimizer",
     "global_value",
+    "hardmax_margin",
     "hessian_spectrum",
     "is_collapsed",
     "least_eigenvalue_bound",

@@ -38,7 +38,7 @@ from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
 from ufm.model.fixed import check_free
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import fixed, groups, squared, symmetric
+from ufm.theory import candidates, fixed, groups, squared, symmetric
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
@@ -132,7 +132,8 @@ def claims(problem: Problem) -> tuple[Claim, ...]:
     check_problem(problem)
     if problem.fixed:
         return tuple(Claim(*found) for found in fixed.claims(problem))
-    return (*_minima(problem), *_landscape(problem))
+    code = (Claim(*candidates.claim(problem)),) if problem.d < problem.K - 1 else ()
+    return (*_minima(problem), *code, *_landscape(problem))
 
 
 def _minima(problem: Problem) -> tuple[Claim, ...]:

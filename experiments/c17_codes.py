@@ -1,0 +1,282 @@
+"""Minima below d = K−1 and codes: which spurious minimum is which configuration.
+
+Claim. At small decays the lowest minimum for d < K−1 is a softmax code, scaled: the K-gon in the
+plane, the orthoplex at K = 2d (K = 6, d = 3: the octahedron, exactly min_r log(1 + 4e^{−r} +
+e^{−2r}) + 6μr). Nothing that descent finds from random starts lies below the lowest of the
+configurations that have a name here. Spurious minima have names too: rings inside rings in the
+plane (a class at the centre of the others among them), layers of rings in space, and sums of codes
+of two orthogonal subspaces.
+
+Source. Jiang et al. 2023, arXiv 2310.05351, for softmax codes as the limit without decay; also
+arXiv 2603.20587. The value of a scaled code is `ufm.theory.code_minimum`. Which minima with decay
+are which codes is this project's observation, with no published source known to us.
+
+Reproduces. The codes of arXiv 2310.05351 as minima of the model with decay. Extends them by the
+names of the spurious minima below and beside them.
+
+Shown. For every K and d the name of the lowest minimum, how many minima there are above it, and how
+many of these have a name. Second figure: minima in the plane, arrows for classifier rows, rings for
+class means. Third: in space, the ends of the classifier rows and the edges of their hull.
+
+Refuted by a minimum below the lowest that has a name, or a K-gon or an orthoplex that is not the
+lowest, or an octahedron of another value. Two minima are one if f agrees to 1e-9 of itself.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.spatial
+from matplotlib.figure import Figure
+
+from experiments import runner
+from experiments.c10_boundary import _configuration as plane
+from experiments.runner import Report
+from experiments.verdicts import Verdict, judge, judge_above, judge_below
+from ufm import Params, Problem, hessian, objective, plots, solve, theory
+from ufm.critical import sources
+from ufm.theory.softmax_codes import codes, polygon
+
+SAME = 1e-9  # of f, up to which two minima are one
+MOST = 12  # rows kept of a configuration
+WIDE = 4  # of them in so many dimensions
+KINDS = ("local minimiser", "global minimiser", "strict saddle", "undecided", "not critical")
+INNER = 0.5  # radius of an inner ring at the start
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and the decay; λ_W = λ_H = lam, one sample a class, no bias."""
+
+    shapes: tuple[tuple[int, int], ...] = (
+        *((K, 2) for K in range(4, 13)), *((K, 3) for K in range(5, 13)),
+        *((K, 4) for K in range(6, 13)),
+    )  # fmt: skip
+    lam: float = 1e-3
+    starts: int = 64  # random starts for each K and d
+    missed: float = 0.1  # share of the random starts that may fail to reach rounding
+    value_tol: float = 1e-10  # of the octahedron, relative
+    seed: int = 0
+
+    @classmethod
+    def quick(cls) -> "Config":
+        """Six classes in the plane and in space."""
+        return cls(shapes=((6, 2), (6, 3)), starts=24)
+
+
+def configurations(K: int, d: int) -> list[tuple[str, np.ndarray]]:
+    """The configurations that have a name: the code first, then rings, layers and sums."""
+    code = codes(K, d)
+    name = "best found code" if code.name == "search" else code.name
+    found = [(name, code.rows)]
+    for inner in range(1, K // 2 + 1 if d == 2 else 1):
+        outer = polygon(K - inner)
+        for turn, told in ((0.0, ""), (np.pi / max(inner, 2), " turned")):
+            ring = polygon(inner, INNER, turn) if inner > 1 else np.zeros((1, 2))
+            if inner > 1 or not told:
+                found.append((f"{K - inner} round {inner}{told}", np.vstack([outer, ring])))
+    if d > 2 and d + 1 <= K - 1:
+        inside = np.vstack([codes(K - 1, d).rows, np.zeros(d)])
+        found.append((f"{K - 1} round 1", inside))
+    for first in range(1, d // 2 + 1):
+        for count in range(first + 1, K - (d - first)):
+            if first > 1 or count == 2:  # on a line two are told apart
+                found.append((f"{count}⊕{K - count}", _sum(count, first, K - count, d - first)))
+    return found + (_layers(K) if d == 3 else [])
+
+
+def _sum(K: int, d: int, L: int, e: int) -> np.ndarray:
+    """K vectors of a code in R^d and L of one in R^e, in orthogonal subspaces."""
+    rows = np.zeros((K + L, d + e))
+    rows[:K, :d], rows[K:, d:] = codes(K, d).rows, codes(L, e).rows
+    return rows
+
+
+def _layers(K: int) -> list[tuple[str, np.ndarray]]:
+    """Rings one above the other, each turned against the one below: a+b, 1+a+b, 1+a+b+1, a+b+c."""
+    sizes: set[tuple[int, ...]] = {(1, K - 1)} | {(a, K - a) for a in range(2, K // 2 + 1)}
+    sizes |= {(1, a, K - 1 - a) for a in range(2, K - 2)}
+    sizes |= {(1, a, K - 2 - a, 1) for a in range(3, (K - 2) // 2 + 1)}
+    sizes |= {(a, K - 2 * a, a) for a in range(2, (K - 2) // 2 + 1)}
+    return [("+".join(map(str, x)), _stack(x)) for x in sorted(sizes)]
+
+
+def _stack(sizes: tuple[int, ...]) -> np.ndarray:
+    parts, turn = [], 0.0
+    for height, count in zip(np.linspace(0.8, -0.8, len(sizes)), sizes, strict=True):
+        turn += np.pi / count
+        level = np.sign(height) if count == 1 else height
+        ring = polygon(count, (1 - level**2) ** 0.5, turn)
+        parts.append(np.hstack([ring, np.full((count, 1), level)]))
+    return np.concatenate(parts)
+
+
+def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
+    """One row for every critical value that was reached: its kind, name, hits, and W and H."""
+    rows: list[dict[str, Any]] = []
+    missed = []
+    for i, (K, d) in enumerate(config.shapes):
+        progress(i / len(config.shapes), f"K={K}, d={d}")
+        problem = Problem(K, d, 1, config.lam, config.lam, bias=False)
+        key = jax.random.fold_in(jax.random.key(config.seed), 100 * K + d)
+        named = [theory.code_minimum(problem, x).params for _, x in configurations(K, d)]
+        drawn = sources.random(problem, key, config.starts)
+        starts = Params(*(jnp.concatenate([jnp.stack([p[k] for p in named]), drawn[k]])
+                          for k in range(3)))  # fmt: skip
+        solved = solve(problem, starts)
+        arrived = solved.status == "converged"
+        missed.append(np.mean(~arrived[len(named) :]))
+        values = np.asarray(jax.vmap(lambda x, p=problem: objective(p, x))(solved.params))
+        rows += _found(problem, solved.params, values, arrived, len(named))
+    stacked = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return stacked | {"missed": np.array(missed)}
+
+
+def _found(problem: Problem, points: Params, values, arrived, named: int) -> list[dict[str, Any]]:
+    """Every value that was reached, the lowest first."""
+    left, rows = list(np.flatnonzero(arrived)[np.argsort(values[arrived], kind="stable")]), []
+    while left:
+        first = left[0]
+        same = [i for i in left if abs(values[i] - values[first]) <= SAME * values[first]]
+        left = [i for i in left if i not in same]
+        names = [i for i in same if i < named]
+        one = Params(*(x[min(same)] for x in points))
+        kind = KINDS.index(hessian.verdict(problem, one).kind)
+        picture = np.full((2, MOST, WIDE), np.nan)
+        picture[0, : problem.K, : problem.d] = one.W
+        picture[1, : problem.K, : problem.d] = one.H.T
+        rows.append({
+            "K": problem.K, "d": problem.d, "value": values[first], "kind": kind,
+            "name": min(names, default=-1), "hits": len(same) - len(names), "rows": picture,
+        })  # fmt: skip
+    return rows
+
+
+def minima(results: dict, K: int, d: int) -> np.ndarray:
+    """Rows of the minima of a (K, d), the lowest first."""
+    mine = (results["K"] == K) & (results["d"] == d) & (results["kind"] <= 1)
+    found = np.flatnonzero(mine)
+    return found[np.argsort(results["value"][found])]
+
+
+def name_of(results: dict, i: int) -> str:
+    """The name of a row, "–" without one."""
+    number = int(results["name"][i])
+    if number < 0:
+        return "–"
+    return configurations(int(results["K"][i]), int(results["d"][i]))[number][0]
+
+
+def check(config: Config, results: dict) -> list[Verdict]:
+    """What is lowest, what of it is in closed form, and how many minima have names."""
+    lowest = {shape: minima(results, *shape)[0] for shape in config.shapes}
+    verdicts = []
+    nameless = sum(results["name"][i] < 0 for i in lowest.values())
+    claim = f"{len(lowest)} pairs (K, d): lowest minima without a name"
+    verdicts.append(judge(claim, nameless, 0, 0))
+    for told, chosen in (
+        ("K-gon, d = 2", [(K, d) for K, d in config.shapes if d == 2]),
+        ("orthoplex, K = 2d", [(K, d) for K, d in config.shapes if 2 * d == K and d > 2]),
+    ):
+        if chosen:
+            share = np.mean([results["name"][lowest[shape]] == 0 for shape in chosen])
+            claim = f"{told}: share of {len(chosen)} of which it is the lowest minimum"
+            verdicts.append(judge(claim, share, 1, 0))
+    if (6, 3) in lowest:
+        error = results["value"][lowest[6, 3]] / octahedron(config.lam) - 1
+        claim = "K=6, d=3: relative error of the octahedron's value"
+        verdicts.append(judge_below(claim, abs(error), config.value_tol))
+    above = [i for shape in config.shapes for i in minima(results, *shape)[1:]]
+    named = sum(results["name"][i] >= 0 for i in above)
+    claim = f"spurious minima with a name, of {len(above)} found"
+    verdicts.append(judge_above(claim, named, 0))
+    missed = float(np.max(results["missed"]))
+    claim = "largest share of random starts that did not reach rounding"
+    return [*verdicts, judge_below(claim, missed, config.missed, missed < config.missed)]
+
+
+def octahedron(lam: float) -> float:
+    """min_r log(1 + 4e^{−r} + e^{−2r}) + 6λr."""
+
+    def f(r):
+        return np.log1p(4 * np.exp(-r) + np.exp(-2 * r)) + 6 * lam * r
+
+    return scipy.optimize.minimize_scalar(f, bounds=(0, 60), method="bounded",
+                                          options={"xatol": 1e-12}).fun  # fmt: skip
+
+
+def draw(config: Config, results: dict) -> dict[str, Figure]:
+    """The table of names; minima in the plane and in space, the lowest and the worst."""
+    drawn = {"": _draw_table(config, results)}
+    for suffix, d, one in (("_plane", 2, _flat), ("_space", 3, _solid)):
+        shown = [K for K, width in config.shapes if width == d][-7:]
+        if shown:
+            drawn[suffix] = _draw_pairs(results, shown, d, one)
+    return drawn
+
+
+def _draw_table(config: Config, results: dict) -> Figure:
+    classes = sorted({K for K, _ in config.shapes})
+    widths = sorted({d for _, d in config.shapes})
+    canvas, axes = plots.figure("icml_text", 0.9 + 0.26 * len(classes))
+    ax = axes.flat[0]
+    for K, d in config.shapes:
+        found = minima(results, K, d)
+        named = sum(results["name"][i] >= 0 for i in found[1:])
+        above = f"{len(found) - 1} above, {named} named" if len(found) > 1 else "none above"
+        text = f"{name_of(results, found[0])}\n{above}"
+        ax.text(widths.index(d), classes.index(K), text, ha="center", va="center", fontsize=6)
+    ax.set(xlim=(-0.5, len(widths) - 0.5), ylim=(-0.5, len(classes) - 0.5), xlabel="$d$")
+    ax.set(ylabel="$K$", title=rf"lowest minimum, $\lambda_W=\lambda_H={config.lam:g}$")
+    ax.set_xticks(range(len(widths)), widths)
+    ax.set_yticks(range(len(classes)), classes)
+    return canvas
+
+
+def _draw_pairs(results: dict, shown: list[int], d: int, one) -> Figure:
+    canvas, axes = plots.figure("icml_text", 3.2, 2, len(shown))
+    for column, K in zip(axes.T, shown, strict=True):
+        found = minima(results, K, d)
+        for ax, chosen in ((column[0], found[:1]), (column[1], found[1:][-1:])):
+            ax.set_axis_off()
+            for i in chosen:
+                one(ax, *results["rows"][i][:, :K, :d])
+                title = f"{name_of(results, i)}\n$f={results['value'][i]:.5f}$"
+                ax.set_title(title, pad=3, fontsize=6)
+    return canvas
+
+
+def _flat(ax, W: np.ndarray, H: np.ndarray) -> None:
+    plane(ax, W, H)
+
+
+VIEW = np.linalg.qr(np.array([[1.0, 0.35, 0.25], [-0.45, 1.0, 0.3], [-0.2, -0.5, 1.0]]))[0]
+
+
+def _solid(ax, W: np.ndarray, _: np.ndarray) -> None:
+    """Ends of the rows and the edges of their hull, those behind dotted."""
+    X = W @ VIEW / np.max(np.linalg.norm(W, axis=1))
+    corners: dict[tuple[int, int], list[np.ndarray]] = {}
+    if np.linalg.matrix_rank(X - X[0], tol=1e-6) == 3:
+        hull = scipy.spatial.ConvexHull(X)
+        for face, normal in zip(hull.simplices, hull.equations[:, :3], strict=True):
+            for i, j in ((0, 1), (1, 2), (2, 0)):
+                edge = min(face[i], face[j]), max(face[i], face[j])
+                corners.setdefault(edge, []).append(normal)
+    for (i, j), (one, other) in corners.items():
+        if one @ other > 1 - 1e-6:  # within a flat face
+            continue
+        style = "-" if max(one[2], other[2]) > 0 else ":"
+        ax.plot(*X[[i, j], :2].T, style, color=plots.GREY, linewidth=0.8)
+    for k, x in enumerate(X):
+        ax.plot([0, x[0]], [0, x[1]], color=plots.colour(k), linewidth=0.6, alpha=0.6)
+        ax.plot(*x[:2], "o", color=plots.colour(k), markersize=4 + x[2])
+    ax.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+
+
+if __name__ == "__main__":
+    sys.exit(runner.main("c17_codes"))
