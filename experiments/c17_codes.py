@@ -15,8 +15,9 @@ Reproduces. The codes of arXiv 2310.05351 as minima of the model with decay. Ext
 names of the spurious minima below and beside them.
 
 Shown. For every K and d the name of the lowest minimum, how many minima there are above it, and how
-many of these have a name. Second figure: minima in the plane, arrows for classifier rows, rings for
-class means. Third: in space, the ends of the classifier rows and the edges of their hull.
+many of these have a name; shaded where it is not the code of the largest margin. Second figure:
+minima in the plane, arrows for classifier rows, rings for class means. Third: in space, the ends of
+the classifier rows and the edges of their hull.
 
 Refuted by a minimum below the lowest that has a name, or a K-gon or an orthoplex that is not the
 lowest, or an octahedron of another value. Two minima are one if f agrees to 1e-9 of itself.
@@ -32,9 +33,9 @@ import numpy as np
 import scipy.optimize
 import scipy.spatial
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from experiments import runner
-from experiments.c10_boundary import _configuration as plane
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_above, judge_below
 from ufm import Params, Problem, objective, plots, theory
@@ -281,7 +282,11 @@ def _draw_table(config: Config, results: dict) -> Figure:
         named = sum(results["name"][i] >= 0 for i in found[1:])
         above = f"{len(found) - 1} above, {named} named" if len(found) > 1 else "none above"
         text = f"{name_of(results, found[0])}\n{above}"
-        ax.text(widths.index(d), classes.index(K), text, ha="center", va="center", fontsize=6)
+        at = widths.index(d), classes.index(K)
+        ax.text(*at, text, ha="center", va="center", fontsize=6)
+        if results["name"][found[0]] != 0:  # not the code of the largest margin
+            corner = (at[0] - 0.5, at[1] - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, color=plots.GREY, alpha=0.2, linewidth=0))
     ax.set(xlim=(-0.5, len(widths) - 0.5), ylim=(-0.5, len(classes) - 0.5), xlabel="$d$")
     ax.set(ylabel="$K$", title=rf"lowest minimum, $\lambda_W=\lambda_H={config.lam:g}$")
     ax.set_xticks(range(len(widths)), widths)
@@ -297,13 +302,20 @@ def _draw_pairs(results: dict, shown: list[int], d: int, one) -> Figure:
             ax.set_axis_off()
             for i in chosen:
                 one(ax, *results["rows"][i][:, :K, :d])
-                title = f"{name_of(results, i)}\n$f={results['value'][i]:.5f}$"
+                title = f"$K={K}$, {name_of(results, i)}\n$f={results['value'][i]:.5f}$"
                 ax.set_title(title, pad=3, fontsize=6)
     return canvas
 
 
 def _flat(ax, W: np.ndarray, H: np.ndarray) -> None:
-    plane(ax, W, H)
+    """Arrows for the rows, rings for the class means, each scaled to its longest."""
+    W, H = (x / np.max(np.linalg.norm(x, axis=1)) for x in (W, H))
+    for k, (w, h) in enumerate(zip(W, H, strict=True)):
+        look = {"arrowstyle": "-|>", "color": plots.colour(k), "shrinkA": 0, "shrinkB": 0}
+        if np.linalg.norm(w) > 1e-3:  # a row of length 0 has no direction
+            ax.annotate("", w, (0, 0), arrowprops=look)
+        ax.plot(*h, "o", mfc="none", mec=plots.colour(k), mew=1.0, ms=5)
+    ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
 
 
 VIEW = np.linalg.qr(np.array([[1.0, 0.35, 0.25], [-0.45, 1.0, 0.3], [-0.2, -0.5, 1.0]]))[0]

@@ -27,7 +27,10 @@ from experiments.verdicts import (
 from ufm.descent.loop import Status
 from ufm.runs import record
 
-SCRIPTS, SLOW = runner.names(), ("c07", "c08", "c09", "c10", "c11", "c12", "c13", "c14", "c15")
+SCRIPTS, SLOW = (
+    runner.names(),
+    ("c07", "c08", "c09", "c10", "c11", "c12", "c13", "c14", "c15", "c17"),
+)
 TINY = {
     "c01_certified_minimum": {
         "K": 3, "widths": (4,), "n": 5, "lam": 5e-3, "starts": 2, "gd_rate": 3.0, "sgd_rate": 1.0,
@@ -61,6 +64,7 @@ TINY = {
         "losses": ("smoothing",), "counts": (2, 1, 1), "starts": 16, "K": 4, "widths": (4,),
         "boundary": ("binary",), "boundary_starts": 16,
     },
+    "c17_codes": {"shapes": ((6, 2), (6, 3)), "starts": 24},
     "c12_every_loss": {"points": 3, "pushes": 8, "smoothings": (0.0, 0.2)},
 }  # fmt: skip
 
@@ -465,6 +469,11 @@ def moved(column: int, by: float):
         ("c15_saddles_of_losses", "minima", lambda x: np.r_[x, [[0, 5, 9]]], "smoothing, K=6, d ≥"),
         ("c15_saddles_of_losses", "minima", lambda x: x[x[:, 0] == 0], "binary, K=6, d < K−1"),
         ("c15_saddles_of_losses", "minima", lambda x: x[x[:, 0] == 0], "binary, K=6, d = K−1"),
+        ("c17_codes", "name", lambda x: -1 + 0 * x, "lowest minima without a name"),
+        ("c17_codes", "name", lambda x: 1 + 0 * x, "K-gon, d = 2"),
+        ("c17_codes", "name", lambda x: 1 + 0 * x, "orthoplex, K = 2d"),
+        ("c17_codes", "value", lambda x: x * (1 + 1e-8), "octahedron's value"),
+        ("c17_codes", "name", lambda x: -1 + 0 * x, "spurious minima with a name"),
         ("c14_targets", "tags_multiples", lambda x: x + 1e-4, "tags: worst error of a multiple"),
         ("c14_targets", "tags_off", lambda x: x + 1e-4, "tags: worst distance of a mean"),
         ("c14_targets", "mixed_frame", lambda x: x + 1e-4, "mixtures: worst distance of W"),

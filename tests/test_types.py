@@ -165,6 +165,8 @@ CALLS = {
     "theory.global_minimizer of squares": (
         functools.partial(theory.global_minimizer, SQUARED), lambda: (0,)
     ),
+    "theory.sphere_bound": (theory.sphere_bound, lambda: (np.eye(3), np.eye(3), 2.0)),
+    "theory.sphere_value": (theory.sphere_value, lambda: (3, 2.0)),
     "theory.orbit_dimension": (theory.orbit_dimension, lambda: (P, 2)),
 }  # fmt: skip
 # Odd as it looks, it has a meaning there.

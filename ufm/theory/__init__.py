@@ -3,9 +3,10 @@
 One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `groups`
 (cross-entropy of unequal classes), `symmetric` (other losses that treat all classes alike),
 `squared`, with `lookup` to choose among them; `fixed` (a classifier that does not move);
-`softmax_codes` and `candidates` (configurations where no simplex fits, and their values); `spectra`
-and `landscape` (which claims hold for a problem, and the least eigenvalue by them). None of them
-imports an optimiser or a probe, so that agreement with a simulation is evidence.
+`softmax_codes` and `candidates` (configurations where no simplex fits, and their values); `sphere`
+(unit features and rows); `spectra` and `landscape` (which claims hold for a problem, and the least
+eigenvalue by them). None of them imports an optimiser or a probe, so that agreement with a
+simulation is evidence.
 """
 
 from ufm.theory.candidates import CodeMinimum, code_minimum
@@ -32,6 +33,7 @@ from ufm.theory.spectra import (
     orbit_dimension,
     origin_spectrum,
 )
+from ufm.theory.sphere import SphereBound, sphere_bound, sphere_value
 from ufm.theory.squared import CriticalPoint, critical_points
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "FixedMinimum",
     "Norms",
     "Spectrum",
+    "SphereBound",
     "certified_minimum",
     "check_assumptions",
     "claims",
@@ -68,5 +71,7 @@ __all__ = [
     "seli",
     "seli_is_optimal",
     "separation",
+    "sphere_bound",
+    "sphere_value",
     "wrong_probability",
 ]
