@@ -75,7 +75,7 @@ class Config:
     steps: int = 3000  # limit on the steps of L-BFGS
     missed: float = 0.1  # share of the random starts that may fail to reach rounding
     value_tol: float = 1e-10  # of the octahedron, relative
-    seed: int = 0
+    seed: int = 0  # of the random starts
 
     @classmethod
     def quick(cls) -> "Config":
