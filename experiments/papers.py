@@ -148,6 +148,20 @@ PAPERS = {
         {"c14": ("regression",)},
         "Its trainings; `ufm.metrics.regression` measures networks.",
     ),
+    "2310.05351": Paper(
+        "Jiang et al. 2023",
+        "With more classes than d+1 features tend to softmax codes, which maximise the margin of "
+        "each class against the hull of the others: the polygon, the orthoplex.",
+        {"c17": ()},
+        "The limit itself: c17 has a decay, under which other configurations may be lower. Its "
+        "sphere constraint and its trainings.",
+    ),
+    "2603.20587": Paper(
+        "",
+        "Codes below d = K−1.",
+        {"c17": ("lowest",)},
+        "All but which configuration is lowest at one decay.",
+    ),
     "2502.10691": Paper(
         "Harun, Gallardo and Kanan 2025",
         "Collapse helps to detect foreign classes and harms transfer to them.",

@@ -29,7 +29,7 @@ from ufm.runs import record
 
 SCRIPTS, SLOW = (
     runner.names(),
-    ("c07", "c08", "c09", "c10", "c11", "c12", "c13", "c14", "c15", "c16"),
+    ("c07", "c08", "c09", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17"),
 )
 TINY = {
     "c01_certified_minimum": {
@@ -65,6 +65,7 @@ TINY = {
         "boundary": ("binary",), "boundary_starts": 16,
     },
     "c16_switched_off": {"widths": (4, 40), "starts": 60, "distinct": 4},
+    "c17_codes": {"shapes": ((6, 2), (6, 3)), "starts": 24},
     "c12_every_loss": {"points": 3, "pushes": 8, "smoothings": (0.0, 0.2)},
 }  # fmt: skip
 
@@ -479,6 +480,12 @@ def moved(column: int, by: float):
             lambda x: np.where(np.arange(9) == 7, x * (x[:, 5:6] == 0), x),
             "relu(g)",
         ),
+        ("c17_codes", "name", lambda x: 1 + 0 * x, "K-gon, d = 2, K ≤ 9"),
+        ("c17_codes", "name", lambda x: 0 * x, "K-gon, d = 2, K ≥ 10"),
+        ("c17_codes", "name", lambda x: 1 + 0 * x, "orthoplex, K = 2d"),
+        ("c17_codes", "value", lambda x: x * (1 + 1e-8), "octahedron's value"),
+        ("c17_codes", "name", lambda x: -1 + 0 * x, "lowest minima: share"),
+        ("c17_codes", "name", lambda x: -1 + 0 * x, "spurious minima: share"),
         ("c14_targets", "tags_multiples", lambda x: x + 1e-4, "tags: worst error of a multiple"),
         ("c14_targets", "tags_off", lambda x: x + 1e-4, "tags: worst distance of a mean"),
         ("c14_targets", "mixed_frame", lambda x: x + 1e-4, "mixtures: worst distance of W"),

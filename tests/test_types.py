@@ -20,6 +20,7 @@ from ufm.theory import geometry
 P = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2)
 BIASLESS = ufm.Problem(3, 4, (3, 2, 1), lam=5e-3, bias=False)
 SQUARED = ufm.Problem(3, 4, (3, 2, 1), 1e-2, 1e-2, bias=False, loss="SquaredError")
+HELD = ufm.Problem(3, 4, 2, 5e-3, 5e-3, 1e-2, fixed=("W",))
 ODD = [None, 5, -1, "x", "", b"", [], {}, 1j, True, float("nan"), np.zeros(3), print]
 
 
@@ -40,6 +41,10 @@ def swept():
 
 def means():
     return np.eye(3, 4)
+
+
+def means_of_a_frame():
+    return geometry.etf_classifier(3, 4)
 
 
 def samples():
@@ -150,6 +155,10 @@ CALLS = {
     "theory.least_eigenvalue_bound": (theory.least_eigenvalue_bound, lambda: (P, 0.1)),
     "theory.claims": (theory.claims, lambda: (P,)),
     "theory.critical_points": (theory.critical_points, lambda: (SQUARED,)),
+    "theory.code_minimum": (theory.code_minimum, lambda: (P,)),
+    "theory.codes": (theory.codes, lambda: (4, 2, 0)),
+    "theory.hardmax_margin": (theory.hardmax_margin, lambda: (means(),)),
+    "theory.fixed_minimum": (theory.fixed_minimum, lambda: (HELD, means_of_a_frame())),
     "theory.gd_rate": (theory.gd_rate, lambda: (P, 0.1)),
     "theory.global_minimizer": (theory.global_minimizer, lambda: (P, 0)),
     "theory.global_minimizer of groups": (
@@ -159,6 +168,8 @@ CALLS = {
     "theory.global_minimizer of squares": (
         functools.partial(theory.global_minimizer, SQUARED), lambda: (0,)
     ),
+    "theory.sphere_bound": (theory.sphere_bound, lambda: (np.eye(3), np.eye(3), 2.0)),
+    "theory.sphere_value": (theory.sphere_value, lambda: (3, 2.0)),
     "theory.orbit_dimension": (theory.orbit_dimension, lambda: (P, 2)),
 }  # fmt: skip
 # Odd as it looks, it has a meaning there.
@@ -236,12 +247,52 @@ def test_every_function_knows_features_that_are_not_free_or_refuses_them(name):
     arguments = sound()
     if not any(isinstance(x, ufm.Problem) for x in arguments):
         return
+    if any(isinstance(x, ufm.Problem) and x.fixed for x in arguments):
+        return  # the two are refused together
     arguments = [behind_a_relu(x) for x in arguments]
     if name in KNOWN:
         call(*arguments)
         return
     with pytest.raises(ufm.Refused, match="features='nonnegative'"):
         call(*arguments)
+
+
+# What answers for a classifier that does not move, or only asks the problem for its sizes.
+HOLD = {
+    "certify", "descend", "descend record", "gradient", "init_params", "objective", "solve",
+    "hessian.verdict", "theory.claims", "theory.fixed_minimum", "optimizers.safe_step",
+    "optimizers.curvature_bound", "mesh.init_params", "mesh.place", "mesh.shardings",
+}  # fmt: skip
+
+
+# Those whose sound arguments name the problem.
+TAKES = [name for name, (_, sound) in CALLS.items() if "P" in sound.__code__.co_names]
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_what_is_written_for_a_moving_classifier_refuses_a_fixed_one(name):
+    """Every public function that takes a problem answers for this one, or says what does."""
+    call, sound = CALLS[name]
+    arguments = [HELD if x is P else x for x in sound()]
+    if any(x is HELD for x in arguments) and name not in HOLD:
+        with pytest.raises(ufm.Refused, match="fixed"):
+            call(*arguments)
+
+
+@pytest.mark.parametrize("name", sorted(HOLD - {"descend", "descend record", "theory.claims"}))
+def test_what_holds_a_classifier_takes_it(name):
+    call, sound = CALLS[name]
+    call(*(HELD if x is P else x for x in sound()))
+
+
+def test_closures_over_a_problem_refuse_a_fixed_classifier_too():
+    held = dataclasses.replace(SQUARED, fixed=("W",))
+    for call in (theory.critical_points, theory.global_minimizer, theory.global_value):
+        with pytest.raises(ufm.Refused, match="fixed"):
+            call(*((held, 0) if call is theory.global_minimizer else (held,)))
+    for name in ("index", "lam_min", "lam_min_off_orbit"):
+        with pytest.raises(ufm.Refused, match="fixed"):
+            ufm.descend(HELD, point(), "gd", steps=1, record=(name,))
 
 
 def test_every_public_function_is_tried():

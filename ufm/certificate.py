@@ -21,12 +21,18 @@ H that are not negative ‖AHᵀ‖² ≤ ρ ‖HΩ^½‖², ρ the spectral rad
 Ω^-½AᵀAΩ^-½. So ρ ≤ μ² will do in place of ‖AΩ^-½‖₂ ≤ μ, and the larger of the two bounds is taken.
 Both are of class means of the r_i: as f has a minimiser of equal features in each class, and ℓ* is
 convex, nothing is lost by it, and the matrix has a row a class whatever N is.
+
+**A fixed classifier.** f is then convex as it is, and with α = 1 its own dual,
+
+    f* ≥ (λ_W/2)‖W‖² − Σ_i w_i ℓ*_i(r_i) − Σ_i w_i²‖Wᵀr_i‖²/(2λ_H ω_i) − ‖A1‖²/(2λ_b),
+
+falls short of f by ‖∇_H f Ω^-½‖²/(2λ_H) + ‖∇_b f‖²/(2λ_b) alone (arXiv 2203.09081 for the problem).
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +41,9 @@ from jaxtyping import Array, Float, Scalar
 from ufm.check import Refused, normal_decays, one_problem, traced
 from ufm.linalg import perron, scaling
 from ufm.linalg.products import matmul
-from ufm.model import layers, magnitudes, quotient
+from ufm.model import fixed, layers, magnitudes, quotient
 from ufm.model import objective as terms
+from ufm.model.dual import feasible, penalised
 from ufm.model.evaluation import Evaluated
 from ufm.model.objective import gradient_norm, mean_weighed, objective, weighed
 from ufm.model.points import check_finite, check_params, check_precision, in_float64
@@ -57,6 +64,8 @@ class Certificate(NamedTuple):
         that is smaller.
     resolution: an estimate of the rounding errors in gap, not a bound by interval arithmetic; a
         gap below it cannot be told from 0.
+
+    Where the classifier is fixed there is no spectral_ratio (NaN): the gap alone decides.
     """
 
     value: Float[Array, ""] | float
@@ -72,7 +81,7 @@ class Bound(NamedTuple):
 
     value: the bound, at least the trivial 0.
     proven: the same, lowered by its rounding errors.
-    spectral_norm: ‖GΩ^-½‖₂, without `_penalised` of the G whose mean column is removed.
+    spectral_norm: ‖GΩ^-½‖₂, without `penalised` of the G whose mean column is removed.
     rounding: size of the rounding errors in the bound.
     """
 
@@ -88,76 +97,6 @@ def _root(gram: Float[Array, "m m"], any_size: bool) -> Scalar:
     return jnp.sqrt(s * jnp.maximum(jnp.linalg.eigvalsh(gram / s)[-1], 0))
 
 
-def _centring(problem: Problem, residual: Callable, columns: Array) -> tuple[Array, Scalar]:
-    """(mean column m, mixing weight s) that bring the dual variables to zero row sums.
-
-    The weighted mean of R is subtracted; where that leaves the domain of ℓ*, all r_i are mixed with
-    t̄ − t_i, t̄ the weighted mean of the targets, which have zero row sums too, just enough to end
-    at its border.
-    """
-    K, loss = problem.K, problem.loss
-
-    def summed(part, labels):
-        return jnp.sum(weighed(problem, residual(part, labels), labels), axis=1)
-
-    mean = blocks.total(summed, columns, problem.labels, K) / _mass(problem, columns.dtype)
-    pi = _mean_target(problem, columns.dtype)
-
-    def shortfall(part, labels):
-        return loss.shortfall(residual(part, labels), problem.target(labels), mean, pi)
-
-    return mean, blocks.total(shortfall, columns, problem.labels, K, jnp.maximum)
-
-
-def _mass(problem: Problem, dtype) -> Array | float:
-    """Σ_i w_i, the weight of all samples: 1 where the classes weigh the same."""
-    if problem.weights is None:
-        return 1.0
-    return jnp.sum(_shares(problem, dtype))
-
-
-def _shares(problem: Problem, dtype) -> Array:
-    """c_k n_k/N, the weight of every class, (G,)."""
-    share = jnp.asarray(problem.counts / problem.N, dtype)
-    return share if problem.weights is None else share * jnp.asarray(problem.weights, dtype)
-
-
-def _mean_target(problem: Problem, dtype) -> Array:
-    """t̄, the weighted mean of the targets, (K,): the frequencies of the classes for labels."""
-    pi = _shares(problem, dtype) / _mass(problem, dtype)
-    pi = pi if problem.targets is None else jnp.asarray(problem.targets, dtype) @ pi
-    # A class that others outweigh by more than their rounding would ask for infinite mixing.
-    return jnp.maximum(pi, float(jnp.finfo(dtype).eps) ** 2)
-
-
-def _penalised(problem: Problem, dtype) -> Array:
-    """Whether b pays for G1 ≠ 0 by its decay: λ_b > ε min(μ, 1).
-
-    Below, A1 = 0 costs no more than rounding, (λ_b/2)‖b*‖² of f* ~ μ, and G1/λ_b is rounding.
-    """
-    mu = jnp.asarray(problem.mu, dtype)
-    return jnp.asarray(problem.lam_b, dtype) > jnp.finfo(dtype).eps * jnp.minimum(mu, 1)
-
-
-def _dual(problem: Problem, columns: Array, residual: Callable):
-    """Dual variables r'_i of a block of samples; R itself if b pays by its decay."""
-    if not (problem.bias and problem.loss.dual):
-        return residual
-    dtype, loss = columns.dtype, problem.loss
-    mean, shortfall = jax.lax.cond(
-        _penalised(problem, dtype),
-        lambda: (jnp.zeros(problem.K, dtype), jnp.zeros((), dtype)),
-        lambda: _centring(problem, residual, columns),
-    )
-    pi = _mean_target(problem, dtype)
-
-    def centred(part, labels):
-        targets = problem.target(labels)
-        return loss.feasible(residual(part, labels), targets, mean, shortfall, pi)
-
-    return centred
-
-
 def lower_bound(
     problem: Problem, params: Params, R: Array | None = None, any_size: bool = True
 ) -> Bound:
@@ -171,19 +110,64 @@ def lower_bound(
             there may be: their squares vanish nowhere then. Otherwise the bound is as valid,
             but loose where μ is below √(smallest number); the G of a record is used as it is.
     """
+    columns = params.H if R is None else R
 
-    def residual(H, labels):
-        return terms.residual(problem, params._replace(H=H), labels)
+    def residual(part, labels):
+        if R is not None:
+            return part
+        return terms.residual(problem, params._replace(H=part), labels)
 
+    if problem.fixed:
+        return _of_fixed(problem, params.W, columns, residual)
     if not layers.is_free(problem):
         if R is None:
             means = quotient.means_of(problem, residual, params.H)
         else:
             means = quotient.class_means(problem, R)
         return _bound_of_means(problem, means, any_size)
-    if R is not None:
-        return _bound(problem, R, lambda R, _: R, any_size)
-    return _bound(problem, params.H, residual, any_size)
+    return _bound(problem, columns, residual, any_size)
+
+
+def _of_fixed(problem: Problem, W: Array, columns: Array, residual: Callable) -> Bound:
+    """`lower_bound` where W is fixed, by the dual of the convex problem in (H, b)."""
+    dual, K, labels = feasible(problem, columns, residual), problem.K, problem.labels
+    unknown, unit = jnp.full((), jnp.nan, columns.dtype), 24 * float(jnp.finfo(columns.dtype).eps)
+    if not problem.loss.dual:
+        return Bound(unknown, unknown, unknown, jnp.zeros((), columns.dtype))
+    if not problem.loss.convex:
+        dual = partial(_scaled, dual, _reach(problem, dual, columns, jnp.ones((), columns.dtype)))
+
+    def summed(part, labels):
+        A = weighed(problem, dual(part, labels), labels)
+        return fixed.conjugate(problem, W, A, labels), jnp.sum(A, axis=1)
+
+    (pulled, doubt), sums = blocks.total(summed, columns, labels, K)
+    penalty = pulled + doubt + _bias_penalty(problem, jnp.sqrt(jnp.sum(jnp.square(sums))))
+    constant = jnp.sum(jnp.square(jnp.sqrt(jnp.asarray(problem.lam_W, W.dtype)) * W)) / 2
+    rounding = unit * (penalty + constant)
+    bound = _proven(problem, columns, dual, penalty - constant + rounding, unknown)
+    return bound._replace(rounding=bound.rounding + doubt + rounding)
+
+
+def _reach(problem: Problem, dual: Callable, columns: Array, most: Scalar) -> Scalar:
+    """The largest α up to `most` with all αr'_i in the domain of ℓ*: of a hull of fewer slopes."""
+
+    def reach(part, labels):
+        return problem.loss.reach(dual(part, labels), problem.target(labels))
+
+    found = blocks.total(reach, columns, problem.labels, problem.K, jnp.minimum)
+    return jnp.minimum(most, found)
+
+
+def _bias_penalty(problem: Problem, pull: Scalar, alpha: Any = 1.0) -> Scalar:
+    """α²‖A1‖²/(2λ_b) where b pays by its decay, from ‖A1‖."""
+    penalty = jnp.zeros((), pull.dtype)
+    if problem.bias:
+        pays = penalised(problem, pull.dtype)
+        root = jnp.sqrt(jnp.where(pays, jnp.asarray(problem.lam_b, pull.dtype), 1))
+        slope = alpha * pull / root
+        penalty = jnp.where(pays, jnp.square(slope) / 2, 0)
+    return penalty
 
 
 def _bound_of_means(problem: Problem, means: Array, any_size: bool) -> Bound:
@@ -198,7 +182,7 @@ def _bound_of_means(problem: Problem, means: Array, any_size: bool) -> Bound:
 def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool) -> Bound:
     """`lower_bound` from R, which `residual` makes of a block of columns and its labels."""
     K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
-    dual = _dual(problem, columns, residual)
+    dual = feasible(problem, columns, residual)
     scale: Array | float = 1.0
     inverse: Array | float = 1.0
     if any_size:
@@ -236,7 +220,7 @@ def _at(
     problem: Problem, columns: Array, dual: Callable, pull: Scalar, sigma: Scalar, any_size: bool
 ) -> Bound:
     """The bound at dual variables A, scaled so that a norm σ of theirs is at most μ."""
-    K, N, labels, dtype = problem.K, problem.N, problem.labels, columns.dtype
+    K, N, dtype = problem.K, problem.N, columns.dtype
     mu, info = jnp.asarray(problem.mu, dtype), jnp.finfo(dtype)
     # Entries whose squares are below the smallest normal number are lost, √(KN) of them in all.
     safe = sigma + (float(info.tiny) * (1 if any_size else info.tiny**-0.5)) * (K * N) ** 0.5
@@ -245,20 +229,9 @@ def _at(
         unknown = jnp.full((), jnp.nan, dtype)
         return Bound(unknown, unknown, sigma, jnp.zeros((), dtype))
     if not problem.loss.convex:  # slopes that its hull has not are outside the domain of ℓ*
-
-        def reach(part, labels):
-            return problem.loss.reach(dual(part, labels), problem.target(labels))
-
-        alpha = jnp.minimum(alpha, blocks.total(reach, columns, labels, K, jnp.minimum))
-    penalty = jnp.zeros((), dtype)
-    if problem.bias:
-        penalised = _penalised(problem, dtype)
-        root = jnp.sqrt(jnp.where(penalised, jnp.asarray(problem.lam_b, dtype), 1))
-        slope = alpha * pull / root
-        penalty = jnp.where(penalised, jnp.square(slope) / 2, 0)
-
-    scaled = partial(_scaled, dual, alpha)
-    return _proven(problem, columns, scaled, penalty, sigma)
+        alpha = _reach(problem, dual, columns, alpha)
+    penalty = _bias_penalty(problem, pull, alpha)
+    return _proven(problem, columns, partial(_scaled, dual, alpha), penalty, sigma)
 
 
 def _scaled(dual: Callable, alpha: Scalar, part: Array, labels: Array) -> Array:
@@ -302,6 +275,7 @@ def _summed(problem: Problem, params: Params, value, grad_norm, bound: Bound) ->
     _, proven, sigma, rounding = bound
     mu = jnp.asarray(problem.mu, sigma.dtype)
     ratio = jnp.where(mu > 0, sigma / jnp.where(mu > 0, mu, 1), jnp.where(sigma > 0, jnp.inf, 0))
+    ratio = sigma if problem.fixed else ratio
     info = jnp.finfo(value.dtype)
     # Rounding may not lift the bound above the minimum, nor above f itself.
     least = jnp.minimum(proven, value)

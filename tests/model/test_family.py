@@ -264,3 +264,8 @@ def test_a_problem_with_targets_is_described_compared_and_hashed():
     assert a != replace(a, targets=None, n=2)
     copy = jax.tree.map(lambda x: x, a)
     assert copy == a
+
+
+def test_a_fixed_classifier_and_features_that_are_not_free_are_refused_together():
+    with pytest.raises(ufm.Refused, match="allowed: one of the two"):
+        ufm.Problem(3, 4, 2, lam=1e-2, fixed=("W",), features="nonnegative")

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from ufm import check
 from ufm.certificate import certify
 from ufm.check import real
+from ufm.commands import classifiers
 from ufm.commands.progress import watched
 from ufm.commands.shared import FAILED, Compiling, ModelFlags, show
 from ufm.descent import arguments, loop
@@ -42,6 +43,8 @@ class Descend(Compiling):
     """
 
     model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelFlags)
+    fixed_classifier: str = ""
+    """a W that does not move: etf, orthogonal (rows of norm 1), or a file that holds W (K, d)"""
     optimizer: str = "lbfgs"
     """gd, heavy_ball, nesterov, lbfgs, adam, sgd (minibatches), or one of optax, such as adamw"""
     steps: int = 10_000
@@ -73,9 +76,21 @@ class Descend(Compiling):
     json: bool = False
     """print JSON for machines instead of a table"""
 
+    def problem(self) -> tuple[Problem, np.ndarray | None]:
+        """The problem, and the classifier that it is held to, None for one that starts at random.
+
+        Raises:
+            Refused: a classifier that does not fit.
+        """
+        problem = self.model.problem()
+        if not self.fixed_classifier:
+            return problem, None
+        problem = replace(problem, fixed=("W",))
+        return problem, classifiers.named(self.fixed_classifier, problem)
+
     def act(self) -> int:
         """Minimise with a progress bar; go on with a run that was cut short."""
-        problem = self.model.problem()
+        problem, W = self.problem()
         params_key, batch_key = jax.random.split(check.key(self.seed))
         dtype = jnp.dtype(self.precision)
         options: dict[str, Any] = {
@@ -86,7 +101,7 @@ class Descend(Compiling):
             )
         }  # fmt: skip
         options["key"] = None if self.batch_size is None else batch_key
-        params = init_params(params_key, problem, self.scale, dtype)
+        params = init_params(params_key, problem, self.scale, dtype, W=W)
         real("checkpoint_seconds", self.checkpoint_seconds, least=0)
         arguments.check(problem, params, self.optimizer, **options)
         with _kept_run(self) as handle:
@@ -112,6 +127,14 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
         yield None
         return
     config = asdict(command) | {"model": command.model.config()}
+    if not command.fixed_classifier:
+        del config["fixed_classifier"]  # older folders know nothing of it
+    else:
+        config["model"]["fixed"] = ["W"]
+        if command.fixed_classifier not in classifiers.NAMES:  # what a file holds, not its name
+            problem = command.problem()[0]
+            found = classifiers.named(command.fixed_classifier, problem)
+            config["fixed_classifier"] = found.tolist()
     for name in ("out", "json", "checkpoint_seconds", "seed", "precision", "cache"):
         del config[name]
     if not command.record:

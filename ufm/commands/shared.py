@@ -68,11 +68,13 @@ class ModelFlags:
     """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
     features: Literal["free", "nonnegative"] = "free"
     """what the features may be; nonnegative: as behind a ReLU"""
+    fixed: tuple[str, ...] = ()
+    """W fixes the classifier, at the W that the run starts with"""
 
     def config(self) -> dict[str, Any]:
         """As a run folder holds it: loss and weights only where they were given."""
         later = {"loss": "CrossEntropy", "weights": (), "decay_weights": (), "targets": None}
-        later["features"] = "free"
+        later |= {"features": "free", "fixed": ()}
         found = {name: x for name, x in self._fields().items() if x != later.get(name, self)}
         if self.targets is not None:
             found["targets"] = self.problem().targets.tolist()

@@ -30,6 +30,7 @@ from ufm.linalg.products import matmul
 from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
 from ufm.model.evaluation import evaluate
+from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import orbit_dimension
 
@@ -77,6 +78,7 @@ class Orbit(NamedTuple):
 def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     """f and the sorted invariants of the module's head, in units of tr C. Traceable."""
     points.check_types(problem, params)
+    require_free(problem)
     D = _class_sizes(problem, params.W.dtype)
     A = jnp.sqrt(D)[:, None] * params.W
     C = matmul(A, A.T)
@@ -143,6 +145,7 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     """
     if not layers.is_free(problem):
         return _judged_on_face(problem, small, newton_step, hits)
+    require_free(problem)
     mean_problem = quotient.of_width(problem, problem.d)
     frame = jnp.eye(problem.d, small.W.shape[1])
     at = evaluate(mean_problem, quotient.lift(mean_problem, small, frame))

@@ -21,8 +21,9 @@ from ufm.check import Refused
 from ufm.critical import feasible, kkt, newton, orbits, sources
 from ufm.critical.orbits import Orbit
 from ufm.model import layers, quotient
+from ufm.model.fixed import check_free
 from ufm.model.points import check_memory
-from ufm.model.problem import Params, Problem, check_problem
+from ufm.model.problem import Params, Problem
 from ufm.theory.landscape import rank_bound
 
 FIRST = (
@@ -77,7 +78,7 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
         Refused: λ_W or λ_H zero, a quotient too large for matrices, counts below 1;
             array-valued decays.
     """
-    check_problem(problem)
+    check_free(problem)
     for name in ("lam_W", "lam_H"):
         if not float(getattr(problem, name)) > 0:
             raise Refused(

@@ -5,6 +5,8 @@
 3. `ufm.critical.newton`: steps of minimum length, quadratic, to ‖∇f‖ ≤ 1e-14 of the terms that
 cancel.
 
+Where the classifier is fixed `ufm.critical.fixed` takes the place of 2 and 3.
+
 The result is lifted back and judged where the caller will use it. Whether it is a minimum or a
 saddle is for `hessian.verdict` to say.
 """
@@ -22,7 +24,7 @@ from jaxtyping import Array
 
 from ufm import check
 from ufm.check import Refused
-from ufm.critical import kkt, newton
+from ufm.critical import fixed, kkt, newton
 from ufm.descent.loop import Method, start, step
 from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
@@ -77,7 +79,8 @@ def solve(
     share a problem are solved side by side, compiled once a shape.
 
     Args:
-        problem: any problem with λ_H > 0, one number for each decay.
+        problem: any problem with λ_H > 0, one number for each decay. Where the classifier is
+            fixed, a convex loss: the point is then the global minimiser for the W of params.
         params: a start, or many behind one leading axis.
         descend: False leaves out the descent: Newton then finds a critical point of any index
             near the start, for polishing saddles.
@@ -103,9 +106,12 @@ def solve(
         small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
         if many:  # the problem is common to all starts: its decays come back once
             at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
-        if descend:
+        if problem.fixed:  # convex: Newton's method needs no descent before it
+            fixed.check(at.problem)
+        elif descend:
             small, taken = _compiled(_downhill, many)(at.problem, small, np.int32(steps))
-        polished = _compiled(newton.polish, many)(at.problem, small, np.int32(newton_steps))
+        polish = fixed.polish if problem.fixed else newton.polish
+        polished = _compiled(polish, many)(at.problem, small, np.int32(newton_steps))
         lifted, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
         # Small things only: what is large stays on its device.
         residual, scale, taken, codes, factorised, residuals = jax.device_get(
@@ -160,7 +166,8 @@ def _compiled(f: Callable, many: bool) -> Callable:
     """
     if not many:
         return jax.jit(f)
-    shared = {_downhill: (None, 0, None), newton.polish: (None, 0, None), _lifted: (None, 0, 0)}
+    polishing = {_downhill, newton.polish, fixed.polish}
+    shared = dict.fromkeys(polishing, (None, 0, None)) | {_lifted: (None, 0, 0)}
     return jax.jit(jax.vmap(f, in_axes=shared.get(f, (None, 0))))
 
 
@@ -199,7 +206,8 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     params = quotient.lift(problem, small, frame)
     G = terms.data_gradient(problem, params)
     residual = terms.norm(terms.gradient(problem, params, G))
-    return params, residual, newton.scale(problem, params, G)
+    scale = fixed.scale if problem.fixed else newton.scale
+    return params, residual, scale(problem, params, G)
 
 
 def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:

@@ -28,6 +28,7 @@ from ufm.linalg.scaling import anyone
 from ufm.metrics import measures as metrics
 from ufm.model import layers
 from ufm.model import objective as terms
+from ufm.model.fixed import held
 from ufm.model.objective import (
     add_decay,
     gradient,
@@ -242,6 +243,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
     read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
     done = jnp.where(read, 1, jnp.nan)
     updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
+    updates = held(problem, updates)  # an optimiser's own decay or noise would move a fixed W
     params, opt_state = projected.moved(
         problem, None if method.adapts else method.optimizer, params, updates, opt_state
     )

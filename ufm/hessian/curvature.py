@@ -20,8 +20,8 @@ from ufm.linalg.products import matmul
 from ufm.losses.loss import Curvature
 from ufm.model import objective as terms
 from ufm.model import points
-from ufm.model import problem as model
 from ufm.model.evaluation import Evaluated
+from ufm.model.fixed import require_free
 from ufm.model.points import in_float64
 from ufm.model.problem import Params, Problem
 
@@ -49,6 +49,7 @@ def linearize(problem: Problem, params: Params) -> Linearization:
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
     """
+    require_free(problem)
     points.check_params(problem, params)
     targets = problem.target(problem.labels)
     S = problem.loss.curvature(terms.logits(problem, params), targets)
@@ -158,6 +159,7 @@ def gauss_newton_product(problem: Problem, params: Params, tangent: Params) -> P
 def flatten(problem: Problem, tangent: Params) -> Float[Array, "... size"]:
     """W row-major, H row-major, b (left out without a bias), behind any leading axes."""
     points.check_types(problem, tangent)
+    require_free(problem)
     batch = tangent.b.shape[:-1]
     parts = [tangent.W.reshape(*batch, -1), tangent.H.reshape(*batch, -1)]
     return jnp.concatenate(parts + ([tangent.b] if problem.bias else []), axis=-1)
@@ -169,7 +171,7 @@ def unflatten(problem: Problem, vector: Float[Array, "... size"]) -> Params:
     Raises:
         Refused: if the last axis is not `problem.size` long.
     """
-    model.require(problem)
+    require_free(problem)
     K, d, N = problem.K, problem.d, problem.N
     shape = getattr(vector, "shape", ())
     if not shape or shape[-1] != problem.size:
@@ -220,6 +222,7 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
         Refused: wrong shapes, entries that are not finite, or a matrix beyond 2 GiB;
             arrays that are not real floating, or mixed dtypes.
     """
+    require_free(problem)
     points.check_params(problem, params)
     size = problem.size
     if 8 * size**2 > DENSE_LIMIT:

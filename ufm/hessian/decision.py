@@ -24,7 +24,7 @@ import scipy.linalg
 
 from ufm import certificate
 from ufm.check import Refused
-from ufm.hessian import ends, faces, reduction
+from ufm.hessian import ends, faces, fixed, reduction
 from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
 from ufm.hessian.faces import Kind
 from ufm.hessian.reduction import Core
@@ -178,6 +178,9 @@ def verdict(problem: Problem, point: Params) -> Verdict:
        "strict saddle"; only positive ones, a "local minimiser".
     5. otherwise "undecided".
 
+    Where the classifier is fixed step 3 decides alone, of the problem in (H, b), which is convex
+    for a convex loss; spectral_ratio and curvature are NaN then.
+
     Every comparison in 2 to 4 leaves 64 times the error that is estimated: the relative rounding
     of the entries of G, times the size of what is compared, and (1 + max|Z|) μ times the share of
     ∇f that is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the
@@ -189,7 +192,7 @@ def verdict(problem: Problem, point: Params) -> Verdict:
     positive one off the symmetries of the face and positive multipliers.
 
     Args:
-        problem: any class counts, any d, λ_W, λ_H > 0.
+        problem: any class counts, any d, λ_W, λ_H > 0; λ_W = 0 too where W is fixed.
         point: any point; a critical one in float64 is needed for anything but "not critical".
 
     Raises:
@@ -202,6 +205,8 @@ def verdict(problem: Problem, point: Params) -> Verdict:
 def judged(at: Evaluated) -> Judged:
     """`verdict` of a point that has been evaluated."""
     problem = at.problem
+    if problem.fixed:
+        return _with_fixed_classifier(at)
     if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
         raise Refused(
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
@@ -238,6 +243,14 @@ def _on_its_face(at: Evaluated) -> Judged:
         face.kind, face.reason, at.grad_norm, gap, ratio, face.curvature, face.counts
     )  # fmt: skip
     return Judged(found, proof, None)
+
+
+def _with_fixed_classifier(at: Evaluated) -> Judged:
+    """`judged` where W is fixed, by `ufm.hessian.fixed`."""
+    slope, proof = measured(at), certificate.certified(at)
+    kind, reason = fixed.decided(at.problem, slope, proof)
+    evidence = (slope.residual, float(proof.gap), float("nan"))
+    return Judged(Verdict(kind, reason, *evidence, float("nan"), None), proof, None)
 
 
 def _decided(

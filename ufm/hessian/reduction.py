@@ -30,6 +30,7 @@ from ufm.linalg import pair
 from ufm.losses.loss import Curvature
 from ufm.model import layers
 from ufm.model.evaluation import Evaluated, Residuals, evaluate, residuals
+from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem
 from ufm.theory.spectra import Spectrum, group
 
@@ -103,6 +104,7 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
 
 def reduced(at: Evaluated | Residuals, spread: float | None = None) -> Core:
     """`reduce` of a point that has been evaluated."""
+    require_free(at.problem)
     problem, (W, H, b) = at.problem, at.params
     spread = 64 * EPS * np.max(np.abs(H)) if spread is None else spread
     equal = [
@@ -312,6 +314,7 @@ def critical_core(problem: Problem, point: Params) -> Core:
         Refused: if the point is not critical (see `ufm.hessian.stationarity`), or its classes have
             not collapsed (possible at a critical point only if λ_H = 0).
     """
+    require_free(problem)
     return collapsed(measured(evaluate(problem, point)))
 
 

@@ -19,7 +19,8 @@ alone and lowers the decay.
 
 A share of up to 1e-8 counts as critical, and so does whatever `ufm.solve` calls converged: where
 decays are small beside G, float64 holds no point that is nearer to critical, and `uncertainty` says
-how little is known. NumPy, on the host, of a point as `ufm.model.evaluation` evaluates it.
+how little is known. Where W is fixed it has no gradient, and neither means nor a balance with H.
+NumPy, on the host, of a point as `ufm.model.evaluation` evaluates it.
 """
 
 from typing import NamedTuple
@@ -35,6 +36,8 @@ TOLERANCE = 1e-8  # share of the terms that cancel, up to which a point counts a
 POLISHED = 1e-14  # residual of a converged point in units of the terms that cancel (`ufm.solve`)
 # W and H both shorter than this, in units of their lengths at logits of order 1, are the origin.
 ORIGIN = 1e-10
+# What holds at critical points only where W moves.
+_OF_W = ("the gradient in W", "the sum of the rows of W", "the balance of W and H")
 
 
 class Stationarity(NamedTuple):
@@ -102,7 +105,7 @@ def settled(at: Evaluated) -> Evaluated:
     """
     problem, point = at.problem, at.params
     lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)
-    if not min(lam_W, lam_H) > 0 or not (np.any(point.W) or np.any(point.H)):
+    if problem.fixed or not min(lam_W, lam_H) > 0 or not (np.any(point.W) or np.any(point.H)):
         return at
     omega = problem.N if problem.decay_weights is None else float(np.sum(_omega(problem)))
     ratio, size = (lam_H**0.25) / (lam_W**0.25), omega**0.25
@@ -151,7 +154,8 @@ def _measures(at: Evaluated) -> list[_Measure]:
     omega = 1.0 if problem.decay_weights is None else _omega(problem)
     size_W, size_H, size_b = length(W), length(H * omega), length(b)
     scale = (size_W + length(H) + (problem.N**0.5 if problem.bias else 0.0)) * length(G)
-    scale += lam_W * size_W + lam_H * size_H + (lam_b * size_b if problem.bias else 0.0)
+    scale += lam_H * size_H + (lam_b * size_b if problem.bias else 0.0)
+    scale += 0.0 if problem.fixed else lam_W * size_W
     polished = 4 * POLISHED * scale  # what `ufm.solve` calls converged
 
     terms_W = length(slope.W - lam_W * W) + lam_W * size_W
@@ -182,4 +186,4 @@ def _measures(at: Evaluated) -> list[_Measure]:
     if problem.bias and lam_b > 0 and n is not None:
         terms, slack = root * (1 + size_b), root * polished / lam_b
         found.append(_Measure("the sum of b", abs(float(n @ b)), terms, 0.0, slack))
-    return found
+    return [x for x in found if not (problem.fixed and x.where in _OF_W)]

@@ -87,6 +87,21 @@ def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
     return None if set(found) == {1.0} else found
 
 
+def fixed_parts(value: Any) -> tuple[str, ...]:
+    """The parts of a point that do not move, as a tuple: () or ("W",).
+
+    Raises:
+        Refused: anything else.
+    """
+    each = several(value)
+    if each is None or tuple(map(str, each)) not in ((), ("W",)):
+        raise Refused(
+            f'got fixed={shown(value)}; allowed: () or ("W",), which fixes the classifier. Give '
+            "its matrix as the W of the params"
+        )
+    return tuple(map(str, each))
+
+
 def decay(name: str, value: Any) -> Any:
     """A decay as a Python float; arrays, to be mapped over, and tracers as they are.
 

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm.check import Refused
-from ufm.model.problem import Params, Problem, require
+from ufm.model import fixed
+from ufm.model.problem import Params, Problem
 
 
 class Member(NamedTuple):
@@ -99,16 +100,16 @@ def check_feasible(problem: Problem, params: Params) -> None:
 
 
 def require_free(problem: Any, what: str) -> None:
-    """Refuse features that a function does not know: it answers for free ones alone.
+    """Refuse features, and a fixed classifier, that a function does not know.
 
     Args:
         problem: of a caller.
         what: the name of the function, as users call it.
 
     Raises:
-        Refused: no problem, or one whose features are not free.
+        Refused: no problem, one whose classifier is fixed, or whose features are not free.
     """
-    require(problem)
+    fixed.require_free(problem)
     if not is_free(problem):
         raise Refused(
             f"got features={problem.features!r} in {what}; allowed: features='free', which alone "

@@ -18,6 +18,7 @@ from ufm.linalg import scaling
 from ufm.linalg.products import matmul
 from ufm.linalg.scaling import squared_norm
 from ufm.model import layers
+from ufm.model.fixed import held
 from ufm.model.points import check_params
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
@@ -149,20 +150,23 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 def add_decay(
     problem: Problem, params: Params, data: Params, labels: Array | None = None
 ) -> Params:
-    """The gradient of f from that of its data term: each part gains its λ x.
+    """The gradient of f from that of its data term: each part gains its λ x, and a fixed W is 0.
 
     Args:
         problem, params, data: any point, and the gradient of the data term there.
         labels: of the columns of H, where these are some of the samples only.
     """
     lams = decays(problem, params.W.dtype, labels)
-    return Params(*(g + lam * x for g, lam, x in zip(data, lams, params, strict=True)))
+    return held(
+        problem, Params(*(g + lam * x for g, lam, x in zip(data, lams, params, strict=True)))
+    )
 
 
 def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Params:
     """∇_W f = G Hᵀ + λ_W W,  ∇_H f = Wᵀ G + λ_H HΩ,  ∇_b f = G 1 + λ_b b,  G = [w_i r_i].
 
-    In closed form, equal to automatic differentiation of `objective`; ∇_b = 0 without a bias.
+    In closed form, equal to automatic differentiation of `objective`; ∇_b = 0 without a bias, and
+    ∇_W = 0 where the classifier is fixed.
 
     Args:
         problem, params: any point.

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ufm import check
 from ufm.check import Refused
 from ufm.model import layers
+from ufm.model.fixed import classifier
 from ufm.model.problem import Params, Problem, require
 
 
@@ -124,18 +125,23 @@ def check_finite(params: Params) -> None:
             )
 
 
-def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) -> Params:
-    """Entries of W and H drawn from N(0, scale²), b = 0; |h| in place of h where H ≥ 0.
+def init_params(
+    key: Array, problem: Problem, scale: float = 0.1, dtype=None, *, W: Any = None
+) -> Params:
+    """Entries of W and H drawn from N(0, scale²), b = 0; or H alone, for a given W.
+
+    |h| in place of h where H ≥ 0.
 
     Args:
         key: a JAX PRNG key, or an integer seed.
         problem: gives the shapes.
         scale: standard deviation, ≥ 0.
         dtype: floating dtype; None takes JAX's default (float64 once x64 is switched on).
+        W: classifier (K, d) to start with, or to stay at where the problem fixes it; None draws it.
 
     Raises:
-        Refused: a scale that is negative or not finite, a key that is none, a dtype that is not
-            floating, sizes beyond the memory there is.
+        Refused: a W that does not fit the problem; a scale that is negative or not finite, a key
+            that is none, a dtype that is not floating, sizes beyond the memory there is.
     """
     require(problem)
     if not check.traced(scale):
@@ -143,7 +149,10 @@ def init_params(key: Array, problem: Problem, scale: float = 0.1, dtype=None) ->
     dtype = check.floating("dtype", dtype)
     check_memory(problem, dtype.itemsize)
     key_W, key_H = jax.random.split(check.key(key))
-    W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
+    if W is None:
+        W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
+    else:
+        W = jnp.asarray(classifier(problem, W), dtype)
     H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
     return Params(W, layers.of(problem).draw(H), jnp.zeros(problem.K, dtype))
 

@@ -22,7 +22,14 @@ from ufm.check import MOST, Refused
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.metrics.features import balanced, grouped
-from ufm.model.fields import FEATURES, class_counts, class_weights, decays, target_matrix
+from ufm.model.fields import (
+    FEATURES,
+    class_counts,
+    class_weights,
+    decays,
+    fixed_parts,
+    target_matrix,
+)
 from ufm.runs import values
 
 
@@ -53,6 +60,7 @@ _LOSS: dict[str, Any] = {"json": str, "traced": True, "later": True}
 _FEATURES: dict[str, Any] = {"json": str, "traced": False, "later": True}
 _WEIGHTS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True}
 _TARGETS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True, "matrix": True}
+_PARTS: dict[str, Any] = {"json": list, "traced": False, "later": True}
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -82,6 +90,9 @@ class Problem:
             of labels, mixtures or regression targets, as the loss allows. weights, decay_weights
             and n are then of the G groups.
         features: "free", or "nonnegative": H ≥ 0, as behind a ReLU (`ufm.model.layers`).
+        fixed: ("W",) fixes the classifier: params hold W, no descent moves it, and (λ_W/2)‖W‖² is a
+            constant of f, which is then convex in (H, b) for a convex loss (arXiv 2203.09081). ()
+            leaves all free.
         lam: λ for each of λ_W, λ_H and λ_b that is not given; not kept as a field.
 
     Raises:
@@ -100,6 +111,7 @@ class Problem:
     decay_weights: Any = field(default=None, metadata=_WEIGHTS)
     targets: Any = field(default=None, metadata=_TARGETS)
     features: str = field(default="free", metadata=_FEATURES)
+    fixed: Any = field(default=(), metadata=_PARTS)  # a tuple of names once stored
     lam: InitVar[Any] = None
 
     def __post_init__(self, lam):
@@ -110,11 +122,17 @@ class Problem:
         object.__setattr__(self, "targets", target_matrix(self.targets, K))
         object.__setattr__(self, "n", class_counts(self.n, self.groups))
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
+        object.__setattr__(self, "fixed", fixed_parts(self.fixed))
         given = {name: getattr(self, name) for name in DECAYS}
         for name, value in decays(given, lam, {"lam_b": 0.0}).items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "loss", losses.named(self.loss))
         object.__setattr__(self, "features", check.choice("features", self.features, FEATURES))
+        if self.fixed and self.features != "free":
+            raise Refused(
+                f"got fixed={self.fixed!r} with features={self.features!r}; allowed: one of the "
+                "two, since no certificate of both together is known here"
+            )
         for name in ("weights", "decay_weights"):
             value = class_weights(name, getattr(self, name), self.groups)
             object.__setattr__(self, name, value)
@@ -220,8 +238,9 @@ class Problem:
 
     @property
     def size(self) -> int:
-        """Number of free variables: Kd + dN, and K more with a bias."""
-        return self.K * self.d + self.d * self.N + (self.K if self.bias else 0)
+        """Number of free variables: Kd + dN, and K more with a bias; no Kd where W is fixed."""
+        classifier = 0 if self.fixed else self.K * self.d
+        return classifier + self.d * self.N + (self.K if self.bias else 0)
 
     def describe(self, whole: bool = False) -> dict[str, Any]:
         """Every field by its name, as JSON holds it; `from_description` reads it back.

@@ -7,7 +7,7 @@ from ufm import check
 from ufm.check import MOST, Refused
 from ufm.descent import factories, optimizers
 from ufm.losses import names as losses
-from ufm.model.fields import FEATURES
+from ufm.model.fields import FEATURES, fixed_parts
 
 
 def _size(name: str) -> Callable[[Any], int]:
@@ -100,6 +100,7 @@ AXES: dict[str, Callable[[Any], Any]] = {
     "decay_weights": _weights("decay_weights"),
     "targets": lambda x: x,  # checked where K is known
     "features": lambda x: check.choice("features", x, FEATURES),
+    "fixed": fixed_parts,
     "optimizer": _optimizer,
     "learning_rate": _rate,
     "momentum": lambda x: None if x is None else check.real("momentum", x, least=0, below=1),

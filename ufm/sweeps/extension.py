@@ -38,6 +38,8 @@ def growth(cells: Sequence[SweepCell], config: Mapping[str, Any]) -> Growth:
         places = np.array([numbers[cell] for cell in Plan.from_plain(old).cells()])
         if "options" not in stored and any(cell.options for cell in cells):
             stored = stored | {"options": np.full(len(stored["cell"]), "")}
+        if "fixed" not in stored:  # of a version in which every W moved
+            stored = stored | {"fixed": np.full(len(stored["cell"]), "")}
         return _renumbered(stored, places, longer=config["steps"] > old["steps"])
 
     return Growth(fits, arrays)

@@ -30,7 +30,7 @@ from ufm.descent import arguments, columns, optimizers, projected
 from ufm.descent.loop import HISTORY
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
-from ufm.model.fields import decays, target_matrix
+from ufm.model.fields import decays, fixed_parts, target_matrix
 from ufm.model.points import check_memory
 from ufm.model.problem import DECAYS, Problem
 from ufm.sweeps.axes import AXES, options
@@ -38,13 +38,14 @@ from ufm.sweeps.axes import AXES, options
 # What other libraries call a key.
 ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
 _LATER = {"later": True}  # not stored where it has its default: older folders know nothing of it
+_WHOLE = ("targets", "fixed")  # one value for a grid, whatever it holds
 DECAY = 5e-4  # of a grid that says nothing of it
 # Of the table of a sweep; a column that a user adds has another name.
 COLUMNS = (
     "cell", "K", "d", "n", "counts", "N", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights",
-    "decay_weights", "targets", "features", "optimizer", "learning_rate", "auto", "momentum",
-    "batch_size", "options", "seed", "status", "steps", "value", "lower_bound", "spectral_ratio",
-    "f_star",
+    "decay_weights", "targets", "features", "fixed", "optimizer", "learning_rate", "auto",
+    "momentum", "batch_size", "options", "seed", "status", "steps", "value", "lower_bound",
+    "spectral_ratio", "f_star",
 )  # fmt: skip
 MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
@@ -79,11 +80,12 @@ class Grid:
     Values are converted to Python's numbers when the grid is made, whatever library they are of:
     `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
 
-    K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights, targets, features: of the
-        problem. Decays are 5e-4 by default, or lam, each of whose values is that of all that are
-        not given. weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights too), targets
-        is one matrix. n = 50 is 50 samples a class, n = [[50, 10, 5]] one problem of these counts,
-        n = [[50], [10], [5]] three balanced ones.
+    K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights, targets, features,
+        fixed: of the problem.
+        Decays are 5e-4 by default, or lam, each of whose values is that of all that are not given.
+        weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights too), targets is one
+        matrix, fixed = ["W"] holds every cell to the W of its start. n = 50 is 50 samples a class,
+        n = [[50, 10, 5]] one problem of these counts, n = [[50], [10], [5]] three balanced ones.
         [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
         balanced ones.
     optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name; optax's factories
@@ -107,6 +109,7 @@ class Grid:
     decay_weights: Any = field(default=None, metadata=_LATER)
     targets: Any = field(default=None, metadata=_LATER)
     features: Any = field(default="free", metadata=_LATER)
+    fixed: Any = field(default=(), metadata=_LATER)
     optimizer: Any = "lbfgs"
     learning_rate: Any = None
     momentum: Any = None
@@ -123,12 +126,13 @@ class Grid:
                 object.__setattr__(self, name, DECAY)
         elif not missing:
             decays(dict.fromkeys(DECAYS, 0.0), self.lam, {})  # refuses
+        object.__setattr__(self, "fixed", fixed_parts(self.fixed))
         if self.targets is not None:
             matrix = target_matrix(self.targets)
             object.__setattr__(self, "targets", tuple(map(tuple, matrix.tolist())))
         for name, convert in AXES.items():
             value = getattr(self, name)
-            if name == "targets" or (value is None and name in ("lam", *DECAYS)):
+            if name in _WHOLE or (value is None and name in ("lam", *DECAYS)):
                 continue
             values = (
                 list(value)
@@ -148,7 +152,7 @@ class Grid:
         """The values of λ, of every field of `Problem`, then of the others of `SweepCell`."""
         names = ("lam", *PROBLEM, *SweepCell._fields[1:-1])
         values = ((name, getattr(self, name)) for name in names)
-        found = [x if isinstance(x, tuple) and name != "targets" else (x,) for name, x in values]
+        found = [x if isinstance(x, tuple) and name not in _WHOLE else (x,) for name, x in values]
         options = [[(name, x) for x in values] for name, values in self.options]
         return [*found, tuple(itertools.product(*options))]
 
@@ -315,4 +319,4 @@ def describe(cell: SweepCell) -> str:
 
 def _line(named: dict[str, Any]) -> str:
     shown = {name: check.shown(x) if name == "targets" else x for name, x in named.items()}
-    return ", ".join(f"{name}={x}" for name, x in shown.items() if x is not None)
+    return ", ".join(f"{name}={x}" for name, x in shown.items() if x is not None and x != ())

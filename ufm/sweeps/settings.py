@@ -41,11 +41,12 @@ def described(cells: Sequence[SweepCell]) -> Columns:
     columns = {
         name: np.array([x[name] if x[name] is not None else "" for x in problems])
         for name in problems[0]
-        if name not in ("n", "targets")
+        if name not in ("n", "targets", "fixed")
     }
     digests = (values.digest(x["targets"])[:12] if x["targets"] else "" for x in problems)
     columns["targets"] = np.array(list(digests))  # which matrix; the plan holds it
     return columns | {
+        "fixed": np.array([" ".join(x["fixed"]) for x in problems]),
         "n": np.array([x["n"] if isinstance(x["n"], int) else 0 for x in problems]),  # 0: unequal
         # As --n takes them: one number, or one a class.
         "counts": np.array([" ".join(map(str, np.atleast_1d(x["n"]))) for x in problems]),

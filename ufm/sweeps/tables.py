@@ -14,8 +14,8 @@ Columns = dict[str, np.ndarray]
 # What a row was asked for, in the order in which it is shown.
 SETTINGS = (
     "K", "d", "n", "counts", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights", "decay_weights",
-    "targets", "features", "optimizer", "learning_rate", "momentum", "batch_size", "options",
-    "seed",
+    "targets", "features", "fixed", "optimizer", "learning_rate", "momentum", "batch_size",
+    "options", "seed",
 )  # fmt: skip
 RESULTS = ("status", "steps", "value", "gap", "nc1")
 ABSENT = ("", "nan", "0", "free")  # no weights, no momentum, full batches, free features

@@ -18,6 +18,7 @@ from ufm.check import Refused, normal_decays
 from ufm.losses import SquaredError
 from ufm.metrics.alignment import Geometry, geometry
 from ufm.model import layers
+from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem, check_problem, require
 from ufm.theory import groups, minimum, nonnegative, squared, symmetric
 from ufm.theory.minimum import Norms
@@ -37,7 +38,7 @@ def _member(problem: Problem) -> Any:
 
 
 def _is_squared(problem: Problem) -> bool:
-    require(problem)
+    require_free(problem)
     return isinstance(problem.loss, SquaredError)
 
 
@@ -155,7 +156,7 @@ def geometry_of(problem: Problem) -> Geometry:
             which has no geometry; the squared error with fewer dimensions than modes, of which
             equal ones compete for the last.
     """
-    require(problem)
+    require_free(problem)
     if problem.targets is not None:
         raise Refused(
             f"got targets with {problem.groups} columns; allowed: labels, whose classes have a row "
