@@ -368,6 +368,28 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(tmp_path, method):
             training.train(mlp("simplex"), images, method, **options)
 
 
+def test_a_training_that_was_killed_within_an_epoch_ends_with_the_same_bits(tmp_path, monkeypatch):
+    options = {"measure": measure, "seed": 3, "record_at": range(6)}
+    whole = training.train(mlp(), blobs(), SGD, **options)
+    step, calls = training._step, 0
+
+    def dies(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # two steps an epoch: the second of the third
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(training, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(mlp(), blobs(), SGD, folder=tmp_path / "c", **options)
+    monkeypatch.undo()
+    resumed = training.train(mlp(), blobs(), SGD, folder=tmp_path / "c", **options)
+    assert resumed.history["norms"].tobytes() == whole.history["norms"].tobytes()
+    for one, other in zip(leaves(resumed.model), leaves(whole.model), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 def test_a_fixed_classifier_stays_as_it_is_and_the_given_model_too():
     model = mlp("simplex")
     before = leaves(model)
