@@ -22,7 +22,7 @@ and for the MLP: at the start, at zero training error, at the end.
 Refuted by a training error that stays, NC metrics that stand still beyond zero error, layers off
 the line, or norms and margins off the closed forms by more than the tolerances.
 
-The full form is made for two CPU cores; the networks are as small as reach zero error.
+The full form is made for two CPU cores: small networks, all images.
 """
 
 import sys
@@ -61,11 +61,11 @@ TIMES = ("start", "zero error", "end")
 class Config(Setting):
     """A ResNet of 308,538 parameters and an MLP of 533,002 on 60,000 images."""
 
-    padding: int = 0
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    blocks: int = 1
-    stem: str = "3x3/2"
-    epochs: int = 100
+    padding: int = 0  # black pixels on each side
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels of the ResNet's stages
+    blocks: int = 1  # a stage
+    stem: str = "3x3/2"  # first convolution, which halves the image
+    epochs: int = 100  # passes over the images
     records: int = 40  # 30 of them at an epoch of their own
     rate: float = 0.05  # step of SGD at the start
     hidden: tuple[int, ...] = (256,) * 6  # widths of the MLP

@@ -538,6 +538,22 @@ def test_features_of_a_network_are_measured_as_an_independent_implementation_doe
     assert f'"nc1": {nc.nc1!r}' in capsys.readouterr().out
 
 
+def test_layers_and_test_images_are_measured_as_an_independent_implementation_does():
+    seen = evaluation.evaluate(mlp(widths=(8, 5)), blobs())
+    depth = evaluation.depth(seen)
+    for H, nc1, error in zip(seen.layers, *depth, strict=True):
+        np.testing.assert_allclose(nc1, reference.nc1_pinv(H, seen.labels), rtol=1e-9)
+        means = np.stack([H[:, seen.labels == k].mean(axis=1) for k in range(3)])
+        nearest = ((H.T[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
+        assert error == pytest.approx(np.mean(nearest != seen.labels), abs=1e-12)
+    np.testing.assert_allclose(evaluation.class_means(seen), means, rtol=1e-12)
+    other = evaluation.evaluate(mlp(widths=(8, 5)), blobs(seed=1))
+    found = evaluation.collapse(other, means)
+    spread = np.mean(((other.H.T - means[other.labels]) ** 2).sum(axis=1))
+    between = np.mean(((means - means.mean(axis=0)) ** 2).sum(axis=1))
+    np.testing.assert_allclose(found.nc1_trace_ratio, spread / between, rtol=1e-9)
+
+
 def test_a_safetensors_file_that_is_none_is_refused(tmp_path, capsys):
     path = tmp_path / "features.safetensors"
     assert cli.main(["measure", str(path)]) == 2
