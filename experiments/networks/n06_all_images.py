@@ -78,9 +78,10 @@ class Config(Setting):
 
     @classmethod
     def quick(cls) -> "Config":
-        """Both networks, narrower, on 1,000 images: three minutes on two cores."""
-        small = SMALL | {"widths": (16, 32, 64, 64), "records": 20}
-        return cls(**small, hidden=(64,) * 6, epochs=200, test_errors=(0.25, 0.25))
+        """A narrower ResNet and the same MLP on 1,000 images: three minutes on two cores."""
+        small = SMALL | {"widths": (16, 32, 64, 64), "records": 20, "epochs": 200}
+        # Zero error comes late to the MLP, when the rate has fallen.
+        return cls(**small, test_errors=(0.25, 0.25), nc1_fall=0.7)
 
 
 def line(nc1: np.ndarray) -> tuple[float, float]:
@@ -189,8 +190,9 @@ def draw(_: Config, results: dict) -> dict[str, Figure]:
     for ax, (name, label) in zip(axes[0], PANELS, strict=True):
         for index, run in enumerate(RUNS):
             _draw_epochs(ax, _of(results, run), name, plots.colour(index))
-        ax.set(xscale="log", yscale="log", xlabel="epoch + 1", ylabel=label)
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        scale = "log" if name == "nc1" else "linear"
+        ax.set(xscale="log", yscale=scale, xlabel="epoch + 1", ylabel=label)
+    axes[0, 1].yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_yscale("symlog", linthresh=1e-4, linscale=0.3)
     axes[0, 0].set(ylim=(-2e-5, 1.5), yticks=(0, 1e-3, 1e-2, 1e-1, 1))
     axes[0, 0].set_yticklabels(("0", "$10^{-3}$", "$10^{-2}$", "$10^{-1}$", "1"))
