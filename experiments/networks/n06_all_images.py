@@ -175,6 +175,10 @@ def _check_model(config: Config, label: str, at: dict, ended: bool) -> list[Verd
         claim = f"{label}: {title}, λ_H from the balance of norms"
         tolerance = config.agreement * predicted
         verdicts.append(judge(claim, end[f"model_{name}"], predicted, tolerance, ended))
+    if "model_index" in at:
+        index, d = at["model_index"][0], config.widths[-1]
+        claim = f"{label}: index at the start, d(K−1)"
+        verdicts.append(judge(claim, index, d * (len(trainings.CLASSES) - 1), 0))
     gaps = at["model_centred_gap"]
     claim = f"{label}: certified gap at the end / at the start"
     return [*verdicts, judge_below(claim, gaps[-1] / gaps[0], config.gap_fall, ended)]
