@@ -3,8 +3,9 @@
 Claim. A ResNet and an MLP trained by SGD on all 60,000 images reach zero training error, and beyond
 it NC1–NC4 of the last layer fall together, as they do on few images. Test images, measured about
 the class means of training images, collapse less. From layer to layer the logarithm of NC1 falls
-linearly once the network is trained, not at its start. The last layer agrees with the unconstrained
-feature model at the decay λ_H = λ_W‖W‖²/‖H‖² that its own balance names.
+about linearly in a trained network; at the start it falls less (ResNet) or rises (MLP). The last
+layer agrees with the unconstrained feature model at the decay λ_H = λ_W‖W‖²/‖H‖² that its own
+balance names.
 
 Source. Papyan, Han and Donoho 2020 (the terminal phase, figures 5 to 7); He and Su 2023 (arXiv
 2210.17020), the law of equi-separation; Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1 and the
