@@ -37,6 +37,7 @@ PAPERS = {
             **dict.fromkeys((f"c{i:02}" for i in range(1, 11)), ()),
             "c12": ("cross-entropy: ",),
             **dict.fromkeys(("n01", "n02", "n03", "n04"), ()),
+            "n06": ("at the end / at", "NC4", "λ_H", "certified gap"),
         },
         "MNIST, CIFAR-10 and CIFAR-100, ResNet-50 and the other trainings at their size: networks "
         "here are small and see FashionMNIST.",
@@ -100,8 +101,8 @@ PAPERS = {
     "2309.09725": Paper(
         "Hong and Ling 2023",
         "For unequal classes minority classes merge iff √m ≤ Nμ.",
-        {"c13": ("plain", "threshold in λ", "of the minority 1% above")},
-        "Its model with ReLU features, and its trainings.",
+        {"c13": ("plain", "threshold in λ", "of the minority 1% above"), "n07": ("cosine",)},
+        "Its model with ReLU features, and its trainings at their size.",
     ),
     "2401.02058": Paper(
         "Dang et al. 2024",
@@ -113,8 +114,9 @@ PAPERS = {
     "2101.12699": Paper(
         "Fang et al. 2021",
         "In the layer-peeled model minority classes become one at a finite ratio of the counts.",
-        {"c13": ("layer-peeled",)},
-        "Its constrained form (the ball E_W, E_H in place of decays) and its trainings.",
+        {"c13": ("layer-peeled",), "n07": ("cosine",)},
+        "Its constrained form (the ball E_W, E_H in place of decays) and its trainings at their "
+        "size.",
     ),
     "2208.05512": Paper(
         "Thrampoulidis et al. 2022",
@@ -167,6 +169,19 @@ PAPERS = {
         "Collapse helps to detect foreign classes and harms transfer to them.",
         {"n05": ()},
         "Its large networks and data sets.",
+    ),
+    "2210.17020": Paper(
+        "He and Su 2023",
+        "In trained networks the logarithm of NC1 falls linearly with the layer.",
+        {"n06": ("over layers",)},
+        "Its other architectures and data sets, and how the law grows during training.",
+    ),
+    "2203.09081": Paper(
+        "Yang et al. 2022",
+        "On unequal classes a classifier fixed to a simplex ETF need not be worse than a learned "
+        "one.",
+        {"n07": ("fixed − learned",)},
+        "Its dot-regression loss and its long-tailed data sets.",
     ),
     "2010.03759": Paper(
         "Liu et al. 2020",

@@ -56,6 +56,14 @@ CHOSEN = {
         ("c15", "binary, K=6, d = K−1"),
     ),
     "networks": (
+        ("n06", "ResNet: training error"),
+        ("n06", "ResNet: test error"),
+        ("n06", "ResNet: NC1 at the end / at"),
+        ("n06", "ResNet: NC3 at the end / at"),
+        ("n06", "ResNet: NC1 of training images / of test images"),
+        ("n06", "ResNet: 1 − R² of log NC1"),
+        ("n06", "MLP: 1 − R² of log NC1"),
+        ("n06", "ResNet: ‖W‖"),
         ("n01", "SGD: NC1 at the end"),
         ("n01", "L-BFGS: NC1 at the end"),
         ("n02", "MLP, L-BFGS: ‖W‖"),
@@ -66,6 +74,8 @@ CHOSEN = {
         ("n04", "rank correlation of width and NC1"),
         ("n05", "detection error"),
         ("n05", "transfer error"),
+        ("n07", "ratio 10: cosine of two minority rows"),
+        ("n07", "test error of the minority"),
     ),
 }
 TABLE = re.compile(r"<!-- verdicts: (\w+) -->\n.*?<!-- end of verdicts -->", re.DOTALL)

@@ -15,6 +15,8 @@ from scipy.stats import mannwhitneyu
 from experiments import runner
 from experiments.networks import n02_against_the_model as n02
 from experiments.networks import n05_controlled_collapse as n05
+from experiments.networks import n06_all_images as n06
+from experiments.networks import n07_unequal_images as n07
 from experiments.networks import trainings
 from experiments.runner import Options
 from experiments.verdicts import HOLDS, NOT_CONVERGED, REFUTED
@@ -104,6 +106,24 @@ def test_figures_are_drawn_from_the_committed_results(name):
         ("n04_random_labels", "error", lambda x: x + 0.1, "widest network", REFUTED),
         ("n04_random_labels", "nc1", lambda x: x[::-1], "width and NC1", REFUTED),
         ("n05_controlled_collapse", "fpr95", lambda x: -x, "detection error", REFUTED),
+        ("n06_all_images", "resnet_train_error", lambda x: x + 0.1, "ResNet: NC1", NOT_CONVERGED),
+        ("n06_all_images", "resnet_train_nc3", lambda x: x[::-1], "ResNet: NC3 at", REFUTED),
+        (
+            "n06_all_images",
+            "resnet_test_nc1",
+            lambda x: x / 1e9,
+            "ResNet: NC1 of training",
+            REFUTED,
+        ),
+        ("n06_all_images", "mlp_depth_nc1", lambda x: 1 + (x > 0.1), "MLP: 1 − R²", REFUTED),
+        (
+            "n07_unequal_images",
+            "rows",
+            lambda x: x + 0.2,
+            "ratio 10: cosine of two minority",
+            REFUTED,
+        ),
+        ("n07_unequal_images", "rows", lambda x: 0 * x, "least rise", REFUTED),
     ],
 )
 def test_other_results_would_refute_the_claim(name, array, change, claim, outcome):
@@ -158,6 +178,32 @@ def test_the_entropy_bonus_is_the_mean_log_distance_to_the_nearest_neighbour():
     assert values[0] - values[1] == pytest.approx(2 * np.mean(np.log(nearest)), abs=1e-6)
 
 
+def test_a_law_of_equal_steps_is_a_line_of_its_slope():
+    slope, straight = n06.line(5 * 0.3 ** np.arange(6))
+    assert slope == pytest.approx(np.log(0.3), rel=1e-12)
+    assert straight == pytest.approx(1, abs=1e-12)
+    assert n06.line(np.exp([0.0, -1, 0, -1]))[1] == pytest.approx(0.2, rel=1e-9)
+
+
+def test_half_of_the_classes_are_cut_and_the_others_stay():
+    labels = np.repeat(np.arange(10, dtype=np.int32), 20)
+    part = n07.cut(data.Images(np.arange(200), labels), 10)
+    assert np.bincount(part.labels).tolist() == [20] * 5 + [2] * 5
+    np.testing.assert_array_equal(labels[part.pixels], part.labels)
+
+
+def test_cosines_of_a_network_at_the_minimum_for_unequal_counts_are_the_models():
+    problem = Problem(K=10, d=12, n=(20,) * 5 + (2,) * 5, lam_W=2e-3, lam_H=1e-4)
+    W, H, b = (np.asarray(x) for x in theory.global_minimizer(problem, jax.random.key(0)))
+    seen = Evaluation((H,), W, b, problem.labels)
+    found = n07.measures(seen, seen, 2e-3)
+    for name in ("rows", "means"):
+        # λ_H is that of the point's own balance.
+        np.testing.assert_allclose(found[name], found[f"model_{name}"], atol=1e-6)
+    assert found["rows"][1] > found["rows"][0]
+    assert found["test_error"].tolist() == [0, 0]
+
+
 def test_the_terminal_phase_begins_after_the_last_error():
     assert trainings.zero_from(np.array([0.9, 0, 0.1, 0, 0])) == 3
     assert trainings.zero_from(np.array([0.9, 0, 0.1])) is None
@@ -206,6 +252,8 @@ def test_a_script_runs_on_the_real_images(monkeypatch, tmp_path, name):
         "n03_fixed_classifier": {"widths": (4, 12), "timed": 1},
         "n04_random_labels": {"sizes": (8, 16)},
         "n05_controlled_collapse": {"starts": 1},
+        "n06_all_images": {"widths": (4, 12), "hidden": (12, 12)},
+        "n07_unequal_images": {"ratios": (1, 10), "hidden": (16, 12), "iterations": 5},
     }[name]
     config = dataclasses.replace(runner.module(name).Config.quick(), **small | more)
     verdicts = runner.run(name, config, Options(), Console(quiet=True))

@@ -80,7 +80,7 @@ def margin(seen: Evaluation) -> float:
     return float(np.mean(own - Z.mean(axis=0)) * len(Z) / (len(Z) - 1))
 
 
-def compare(seen: Evaluation, decay: float) -> dict[str, float]:
+def compare(seen: Evaluation, decay: float, index: bool = True) -> dict[str, float]:
     """The network, what the closed forms predict of it, and what is certified; raw and centred."""
     row = {"loss": seen.loss, "error": seen.error, "margin": margin(seen)}
     row["norm_W"] = float(np.linalg.norm(seen.W))
@@ -98,7 +98,8 @@ def compare(seen: Evaluation, decay: float) -> dict[str, float]:
             "margin_star": theory.margin(problem),
         }
         row |= {f"{kind}_{name}": float(x) for name, x in measured.items()}
-    row["index"] = float(ufm.hessian.inertia(*point(seen, decay, True)).negative)
+    if index:
+        row["index"] = float(ufm.hessian.inertia(*point(seen, decay, True)).negative)
     return row
 
 

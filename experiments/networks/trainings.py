@@ -115,11 +115,11 @@ def resnet(config: Setting, part: Images, **options: Any) -> models.ResNet:
     )
 
 
-def mlp(part: Images, hidden: tuple[int, ...], seed: int) -> models.MLP:
+def mlp(part: Images, hidden: tuple[int, ...], seed: int, head: str = "learned") -> models.MLP:
     """An MLP for these images; its weights are drawn as they are trained, in float32."""
     K, inputs = len(np.unique(part.labels)), int(np.prod(part.pixels.shape[1:]))
     with jax.enable_x64(False):
-        return models.MLP(K, inputs, hidden, rngs=nnx.Rngs(seed))
+        return models.MLP(K, inputs, hidden, head=head, rngs=nnx.Rngs(seed))
 
 
 def moments(epochs: int, records: int) -> list[int]:

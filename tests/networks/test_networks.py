@@ -368,6 +368,31 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(tmp_path, method):
             training.train(mlp("simplex"), images, method, **options)
 
 
+def test_a_training_that_was_killed_within_an_epoch_ends_with_the_same_bits(tmp_path, monkeypatch):
+    def bias(model):
+        return {"bias": np.asarray(models.classifier(model)[1]).tolist()}
+
+    options = {"measure": bias, "seed": 3, "record_at": (2,)}
+    whole = training.train(mlp(), blobs(), SGD, **options)
+    step, calls = training._step, 0
+
+    def dies(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # two steps an epoch: the second of the third
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(training, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(mlp(), blobs(), SGD, folder=tmp_path / "c", **options)
+    monkeypatch.undo()
+    resumed = training.train(mlp(), blobs(), SGD, folder=tmp_path / "c", **options)
+    assert resumed.history["bias"].tobytes() == whole.history["bias"].tobytes()
+    for one, other in zip(leaves(resumed.model), leaves(whole.model), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 def test_a_fixed_classifier_stays_as_it_is_and_the_given_model_too():
     model = mlp("simplex")
     before = leaves(model)
@@ -514,6 +539,22 @@ def test_features_of_a_network_are_measured_as_an_independent_implementation_doe
         np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert cli.main(["measure", str(path), "--json"]) == 0
     assert f'"nc1": {nc.nc1!r}' in capsys.readouterr().out
+
+
+def test_layers_and_test_images_are_measured_as_an_independent_implementation_does():
+    seen = evaluation.evaluate(mlp(widths=(8, 5)), blobs())
+    depth = evaluation.depth(seen)
+    for H, nc1, error in zip(seen.layers, *depth, strict=True):
+        np.testing.assert_allclose(nc1, reference.nc1_pinv(H, seen.labels), rtol=1e-9)
+        means = np.stack([H[:, seen.labels == k].mean(axis=1) for k in range(3)])
+        nearest = ((H.T[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
+        assert error == pytest.approx(np.mean(nearest != seen.labels), abs=1e-12)
+    np.testing.assert_allclose(evaluation.class_means(seen), means, rtol=1e-12)
+    other = evaluation.evaluate(mlp(widths=(8, 5)), blobs(seed=1))
+    found = evaluation.collapse(other, means)
+    spread = np.mean(((other.H.T - means[other.labels]) ** 2).sum(axis=1))
+    between = np.mean(((means - means.mean(axis=0)) ** 2).sum(axis=1))
+    np.testing.assert_allclose(found.nc1_trace_ratio, spread / between, rtol=1e-9)
 
 
 def test_a_safetensors_file_that_is_none_is_refused(tmp_path, capsys):

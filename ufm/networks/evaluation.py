@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from ufm.metrics import measures as metrics
 from ufm.metrics.labels import samples
+from ufm.metrics.streaming import Accumulator
 from ufm.networks import models
 from ufm.networks.data import RENUMBER, Images, check_pixels
 
@@ -93,9 +94,54 @@ def _layers(graph, state, pixels):
     return nnx.merge(graph, state).layers(pixels)
 
 
-def collapse(of: Evaluation) -> metrics.Collapse:
-    """NC1–NC4 of the last layer."""
-    return metrics.collapse(of.W, of.H, of.b, of.labels)
+def collapse(of: Evaluation, means: Float[np.ndarray, "K d"] | None = None) -> metrics.Collapse:
+    """NC1–NC4 of the last layer; of test images about the class means of training ones, if given.
+
+    Args:
+        of: images of every class, or any with means.
+        means: class means (K, d), as `class_means` gives them; None takes those of the images.
+
+    Raises:
+        Refused: as `ufm.metrics.collapse`.
+    """
+    return metrics.collapse(of.W, of.H, of.b, of.labels, means=means)
+
+
+def class_means(of: Evaluation) -> Float[np.ndarray, "K d"]:
+    """Class means of the features that the classifier sees, a row a class.
+
+    Raises:
+        Refused: a class without images.
+    """
+    return Accumulator(of.W, passes=2).add(of.H.T, of.labels).class_means
+
+
+class Depth(NamedTuple):
+    """Collapse layer by layer (layers,), the last one before the classifier.
+
+    nc1: tr(Σ_W Σ_B^†)/K of each layer; He and Su 2023 (arXiv 2210.17020) find its logarithm fall
+        linearly with the layer in trained networks, the law of equi-separation.
+    centre_error: share of images that lie nearest to the mean of another class.
+    """
+
+    nc1: Float[np.ndarray, " layers"]
+    centre_error: Float[np.ndarray, " layers"]
+
+
+def depth(of: Evaluation) -> Depth:
+    """NC1 and error of the nearest class mean in every layer.
+
+    Raises:
+        Refused: labels that name no row of W; a class without images.
+    """
+    rows = []
+    for H in of.layers:
+        seen = Accumulator(np.zeros((len(of.W), len(H))), passes=2)
+        seen.add(H.T, of.labels).again(H.T, of.labels)
+        nearest = seen.detail().nearest_centre
+        assert nearest is not None, "two passes know it"
+        rows.append((seen.collapse().nc1, 1 - nearest))
+    return Depth(*np.array(rows, float).T)
 
 
 def save_features(path: Path, of: Evaluation) -> None:

@@ -1,4 +1,4 @@
-"""Training with the papers' methods: compiled epochs, records on the way, checkpoints.
+"""Training with the papers' methods: compiled steps, records on the way, checkpoints.
 
 What is minimised is the mean cross-entropy (or another objective) plus (λ/2)‖θ‖² over all learned
 parameters θ: weights, biases, BatchNorm's scales. That is what `weight_decay` means in the papers'
@@ -157,9 +157,7 @@ def train(
         if epoch < method.epochs:
             with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
                 order = jax.random.fold_in(key, epoch)
-                state, loss = _epoch(
-                    graph, method, batch, objective, method.decay, state, pixels, labels, order
-                )
+                state, loss = _epoch(graph, method, batch, objective, state, pixels, labels, order)
             _check_finite(float(loss), epoch, method)
         if progress is not None:
             progress(epoch / method.epochs)
@@ -187,16 +185,19 @@ def cost(model: Any, images: Images, method: Recipe, epochs: int = 5) -> Cost:
     steps = len(classes) // batch
     with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
         graph, state = _start(model, method, steps)
-        inputs = jnp.asarray(images.pixels), jnp.asarray(classes), jax.random.key(0)
-        fixed = graph, method, batch, cross_entropy
-        compiled = _epoch.lower(*fixed, method.decay, state, *inputs).compile()
+        inputs = jnp.asarray(images.pixels), jnp.asarray(classes)
+        fixed = graph, method, steps, cross_entropy
+        chosen = None if steps == 1 else np.arange(batch, dtype=np.int32)
+        compiled = _step.lower(*fixed, method.decay, state, *inputs, chosen).compile()
         memory = compiled.memory_analysis()
         assert memory is not None, "XLA tells the memory of a compiled program on CPU, GPU and TPU"
         allotted = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         seconds = []
         for _ in range(epochs):
             begun = time.perf_counter()
-            state, _ = jax.block_until_ready(compiled(method.decay, state, *inputs))
+            for _ in range(steps):
+                state, _ = compiled(method.decay, state, *inputs, chosen)
+            jax.block_until_ready(state)
             seconds.append((time.perf_counter() - begun) / steps)
     return Cost(min(seconds), allotted + memory.temp_size_in_bytes)
 
@@ -256,20 +257,29 @@ def regularised(graph, objective: Objective, decay, params, rest, pixels, labels
     return value + decay / 2 * squares, _split(model)[2]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
-def _epoch(graph, method, batch, objective, decay, state, pixels, labels, key):
-    """One pass in random order; the state after it and the last step's loss."""
+def _epoch(graph, method, batch, objective, state, pixels, labels, key):
+    """One pass in random order; the state after it and the last step's loss.
+
+    Its steps are called one by one: inside a compiled loop XLA's convolutions are some ten times
+    slower on CPUs.
+    """
     N = len(labels)
     steps = N // batch
-    step = partial(_step, graph, method.transformation(steps), method.optimizer, objective, decay)
+    step = partial(_step, graph, method, steps, objective)
     if steps == 1:
-        return step(state, pixels, labels)
+        return step(method.decay, state, pixels, labels, None)
     order = jax.random.permutation(key, N)[: steps * batch].reshape(steps, batch)
-    state, losses = jax.lax.scan(lambda s, i: step(s, pixels[i], labels[i]), state, order)
-    return state, losses[-1]
+    for chosen in np.asarray(order):
+        state, loss = step(method.decay, state, pixels, labels, chosen)
+    return state, loss
 
 
-def _step(graph, transformation, optimizer, objective, decay, state: State, pixels, labels):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _step(graph, method, steps, objective, decay, state: State, pixels, labels, chosen):
+    """One step on the images of these indices, None for all; the state after it and its loss."""
+    if chosen is not None:
+        pixels, labels = pixels[chosen], labels[chosen]
+    transformation, optimizer = method.transformation(steps), method.optimizer
     loss = partial(
         regularised, graph, objective, decay, rest=state.rest, pixels=pixels, labels=labels
     )
