@@ -1,5 +1,6 @@
 """What the fields of a problem may hold: counts, targets, weights and decays, as they are kept."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,10 @@ def target_matrix(value: Any, K: int | None = None) -> Any:
     if callable(getattr(value, "detach", None)):
         value = value.detach().cpu().numpy()
     try:
-        array = np.asarray(value)
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of masked entries, which would become NaN
+            array = np.asarray(value)
+    except (ValueError, UserWarning, RuntimeWarning):
         array = np.asarray(None)
     if array.dtype.kind not in "iuf" or isinstance(value, np.ma.MaskedArray):
         got = f"{type(value).__name__} of {array.dtype}"
