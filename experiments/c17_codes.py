@@ -19,7 +19,7 @@ names of the spurious minima below and beside them.
 Shown. For every K and d the name of the lowest minimum, how many minima there are above it, and how
 many of these have a name; shaded where it is not the code of ufm.theory.codes. Second figure:
 minima in the plane, arrows for classifier rows, rings for class means. Third: in space, the ends of
-the classifier rows and the edges of their hull.
+the classifier rows and the edges of their hull. n = 3, λ_W = λ_H = 1e-3, λ_b = 1e-2.
 
 Refuted by an orthoplex, or up to K = 9 a K-gon, that is not the lowest minimum found, by a K-gon
 that is from K = 10 on, by an octahedron of another value, or where half of the lowest or of the
