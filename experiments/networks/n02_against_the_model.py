@@ -17,13 +17,15 @@ Reproduces. No figure: holds the model of Zhu et al. against the networks that i
 its certificate and closed forms.
 
 Shown. Two networks, one a row: certified gap, ‖W‖, margin and Morse index of the last layer's
-Hessian against the epoch; dashed, what the model predicts from λ_H = λ_W‖W‖²/‖H‖² at that epoch;
-grey, the epoch from which the training error is zero.
+Hessian against the epoch; dashed, what the model predicts from λ_H = λ_W‖W‖²/‖H‖² at that epoch,
+with free features for the network's as they are or centred, and with H ≥ 0; grey, the epoch from
+which the training error is zero.
 
 Refuted by norms, margins or values off the closed forms by more than the tolerances, or a gap that
 does not fall. The index at the end is shown without a claim: the network need not be critical in H.
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -103,12 +105,35 @@ def compare(seen: Evaluation, decay: float, index: bool = True) -> dict[str, flo
     return row
 
 
+def behind_a_relu(seen: Evaluation, decay: float) -> dict[str, float]:
+    """The network, as it is, against the model with H ≥ 0: what `compare` tells, and the geometry.
+
+    There class means are orthogonal and equally long, so that the mean of all features has a share
+    of 1/K in their mean square (Dang et al. 2024, arXiv 2401.02058).
+    """
+    problem, params = point(seen, decay, False)
+    problem = dataclasses.replace(problem, features="nonnegative")
+    certificate = ufm.certify(problem, params)
+    means = np.stack([seen.H[:, seen.rows == k].mean(axis=1) for k in range(problem.K)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    measured = {
+        "value": certificate.value,
+        "gap": certificate.gap,
+        "f_star": theory.global_value(problem),
+        "norm_W_star": theory.norms(problem).W,
+        "margin_star": theory.margin(problem),
+        "cosine": (np.sum(means @ means.T) - problem.K) / (problem.K * (problem.K - 1)),
+    }
+    return {f"relu_{name}": float(x) for name, x in measured.items()}
+
+
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """History of both runs: <run>_epoch, <run>_<what> (records,), and the widths d."""
     train, _ = trainings.images(config)
 
     def measure(model) -> dict[str, float]:
-        return compare(evaluation.evaluate(model, train), config.decay)
+        seen = evaluation.evaluate(model, train)
+        return compare(seen, config.decay) | behind_a_relu(seen, config.decay)
 
     results: dict[str, np.ndarray] = {}
     with trainings.trainings("n02", config, progress, len(RUNS)) as queue:
@@ -171,8 +196,8 @@ def draw(_: Config, results: dict) -> dict[str, Figure]:
 def _draw_run(row: np.ndarray, at: dict) -> None:
     """The four panels of one run; a grey line where zero training error begins."""
     epochs, start = at["epoch"] + 1, trainings.zero_from(at["error"])
-    for index, kind in enumerate(("raw", "centred")):
-        name = ("features as they are", r"features centred")[index]
+    for index, kind in enumerate(("raw", "centred", "relu")):
+        name = ("features as they are", r"features centred", r"$H\geq0$")[index]
         plots.curves(row[0], epochs, at[f"{kind}_gap"], f"gap, {name}", index)
         look: dict[str, Any] = {"color": plots.colour(index), "linestyle": plots.DASHED}
         plots.prediction(row[1], epochs, at[f"{kind}_norm_W_star"], f"model, {name}", **look)

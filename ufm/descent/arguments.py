@@ -68,6 +68,8 @@ def check(
     projected.check(problem, settings.optimizer, optimizers.rate(*settings[:2]))
     # State of the optimiser beside params, gradient and their update, in copies of the params.
     copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
+    if optimizers.rate(settings.optimizer, settings.learning_rate) == "auto":
+        copies += 2  # the step before, and the point that is tried
     check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)
     steps, (every, early) = limit("steps", steps), stride(record_every)
     tolerances = tolerance("grad_tol", grad_tol), tolerance("gap_tol", gap_tol)
