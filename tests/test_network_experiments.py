@@ -93,6 +93,13 @@ def test_figures_are_drawn_from_the_committed_results(name):
         ("n02_against_the_model", "lbfgs_norm_W", lambda x: 1.1 * x, "MLP, L-BFGS: ‖W‖", REFUTED),
         ("n02_against_the_model", "sgd_margin", lambda x: 2 * x, "ResNet, SGD: margin", REFUTED),
         ("n02_against_the_model", "sgd_centred_gap", lambda x: 0 * x + 1, "certified gap", REFUTED),
+        (
+            "n02_against_the_model",
+            "lbfgs_relu_norm_W_star",
+            lambda x: 1.1 * x,
+            "H ≥ 0 over free",
+            REFUTED,
+        ),
         ("n02_against_the_model", "sgd_index", lambda x: x - 1, "SGD: index", REFUTED),
         ("n03_fixed_classifier", "published", lambda x: x + 1, "learned: parameters", REFUTED),
         ("n03_fixed_classifier", "train_error", lambda x: x + 0.1, "fixed: training", REFUTED),

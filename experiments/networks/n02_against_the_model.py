@@ -9,7 +9,9 @@ origin, whose Hessian has Morse index d(K−1).
 
 Features that went through a ReLU are not negative, so their mean μ_G is not zero, as it is in the
 model. Cross-entropy does not see it: h_i − μ_G with b + Wμ_G has the same logits. Both points are
-shown; the claim is about the centred one, with a bias that is free (λ_b = 0) as μ_G makes it.
+shown; the claim is about the centred one, with a bias that is free (λ_b = 0) as μ_G makes it. The
+model with H ≥ 0 takes them as they are, and its closed form is nearer to them than that of free
+features.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1 and section 3; Papyan, Han and Donoho 2020.
 
@@ -21,8 +23,9 @@ Hessian against the epoch; dashed, what the model predicts from λ_H = λ_W‖W�
 with free features for the network's as they are or centred, and with H ≥ 0; grey, the epoch from
 which the training error is zero.
 
-Refuted by norms, margins or values off the closed forms by more than the tolerances, or a gap that
-does not fall. The index at the end is shown without a claim: the network need not be critical in H.
+Refuted by norms, margins or values off the closed forms by more than the tolerances, a gap that
+does not fall, or an H ≥ 0 that explains the norm of W no better. The index at the end is shown
+without a claim: the network need not be critical in H.
 """
 
 import dataclasses
@@ -167,6 +170,11 @@ def check(config: Config, results: dict) -> list[Verdict]:
         ):
             claim = f"{label}: {title}, λ_H from the balance of norms"
             verdicts.append(judge(claim, measured, predicted, tolerance * predicted, ended))
+        relu, raw = (
+            abs(at[f"{kind}_norm_W_star"][-1] / at["norm_W"][-1] - 1) for kind in ("relu", "raw")
+        )
+        claim = f"{label}: H ≥ 0 over free features, misfit in the norm of W"
+        verdicts.append(judge_below(claim, relu / raw, 1, ended))
         fall = at["centred_gap"][-1] / at["centred_gap"][0]
         claim = f"{label}: certified gap at the end / at the start"
         verdicts.append(judge_below(claim, fall, config.gap_fall, ended))
