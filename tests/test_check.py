@@ -247,7 +247,7 @@ def test_a_row_is_the_run_of_what_it_says():
         start = jax.random.split(jax.random.key(row["seed"]))[0]
         run = ufm.descend(
             problem, ufm.init_params(start, problem), row["optimizer"], steps=40, record_every=20,
-            learning_rate=row["learning_rate"],
+            learning_rate="auto" if row["auto"] else row["learning_rate"],
             momentum=None if np.isnan(row["momentum"]) else row["momentum"],
         )  # fmt: skip
         # Two programs of forty steps.

@@ -194,7 +194,7 @@ def test_auto_steps_bound_the_curvature_and_descend(problem):
         other = point_of(problem, seed, 0.3)
         if ufm.objective(problem, other) <= ufm.objective(problem, params):
             assert np.linalg.norm(hessian.dense(problem, other), 2) <= bound
-    run = ufm.descend(problem, params, "gd", steps=200, record_every=1)
+    run = ufm.descend(problem, params, "gd", steps=200, record_every=1, learning_rate="safe")
     assert np.all(np.diff(run.history["loss"]) <= 0)
     for optimizer, options in (("lbfgs", {}), ("sgd", {"batch_size": 2, "key": 0})):
         last = ufm.descend(problem, params, optimizer, steps=300, **options).history["loss"][-1]
