@@ -167,6 +167,14 @@ class _Loop(NamedTuple):
     residuals: Array
 
 
+def _arrived(residual, size, factor, steps, limit) -> Array:
+    """How far a polish has come."""
+    status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
+    status = jnp.where(factor > 1e9, Arrival.stalled, status)
+    status = jnp.where(residual <= POLISHED * size, Arrival.converged, status)
+    return status.astype(jnp.int32)
+
+
 def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
     """Newton's method on the free variables from one start. Traceable.
 
@@ -196,12 +204,6 @@ def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
         shifted = M + jnp.diag(jnp.where(free, 1j * sigma, 1))
         return -D * jnp.linalg.solve(shifted, (D * held).astype(shifted.dtype)).real
 
-    def judged(residual, size, factor, steps):
-        status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
-        status = jnp.where(factor > 1e9, Arrival.stalled, status)
-        status = jnp.where(residual <= POLISHED * size, Arrival.converged, status)
-        return status.astype(jnp.int32)
-
     def body(state: _Loop) -> _Loop:
         s = step(state.x, state.factor)
         new = flatten(problem, layers.project(problem, unflatten(problem, state.x + s)))
@@ -214,7 +216,7 @@ def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
         factor = jnp.where(better, jnp.maximum(state.factor / 8, 1e-3), state.factor * 8)
         steps = state.steps + 1
         residuals = state.residuals.at[steps].set(residual, mode="drop")
-        status = judged(residual, size, factor, steps)
+        status = _arrived(residual, size, factor, steps, limit)
         return _Loop(x, residual, size, factor, length(s), steps, status, residuals)
 
     x = flatten(problem, layers.project(problem, params))
@@ -222,7 +224,7 @@ def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
     residual, none, one = length(held), jnp.int32(0), jnp.ones((), x.dtype)
     residuals = jnp.full(newton.RECORDS, jnp.nan, x.dtype).at[0].set(residual)
     first = _Loop(
-        x, residual, size, one, 0 * one, none, judged(residual, size, one, none), residuals
+        x, residual, size, one, 0 * one, none, _arrived(residual, size, one, none, limit), residuals
     )
     last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
     return Polished(

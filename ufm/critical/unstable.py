@@ -118,17 +118,15 @@ def escape(
         An `Escape`. That `gap` closes is possible where the certificate is tight, d ≥ K−1.
 
     Raises:
-        Refused: no saddle or not critical, too large, an argument out of range, wrong shapes
-            or entries that are not finite;
-            arrays that are not real floating, array-valued decays, traced values.
+        Refused: no saddle or not critical, too large, an argument out of range, wrong shapes or
+            entries that are not finite; arrays not real floating or of decays, traced values.
     """
     points.check_types(problem, saddle)
     layers.require_free(problem, "critical.escape")
     key, delta = check.key(key), check.real("delta", delta, above=0)
     each = check.several(epsilon)
-    lengths = np.array(
-        [check.real("epsilon", x, above=0) for x in ([epsilon] if each is None else each)]
-    )
+    given = [epsilon] if each is None else each
+    lengths = np.array([check.real("epsilon", x, above=0) for x in given])
     _check(problem, lengths, batch_size, learning_rate, delta, steps)
     points.check_point(problem, saddle)
     gap_tol = (SGD_GAP_TOL if batch_size else GAP_TOL) if gap_tol is None else gap_tol

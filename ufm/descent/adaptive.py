@@ -78,25 +78,8 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
     def init(params):
         zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
         none = jax.tree.map(jnp.zeros_like, params)
-        velocity = none if nesterov else ()
-        return Pace(zero + first, zero + FIRST, none, zero, velocity, jnp.zeros((), bool))
-
-    def stepped(grad, state, eta):
-        """(x⁺ − x before it is projected, u⁺) with a step η; () for a velocity that is not kept."""
-        if not heavy:
-            return jax.tree.map(lambda g: -eta * g, grad), ()
-        kept = momentum * jnp.minimum(1, jnp.sqrt(eta / state.eta))
-        if not nesterov:
-            return jax.tree.map(lambda v, g: kept * v - eta * g, state.move, grad), ()
-        u = jax.tree.map(lambda u, g: kept * u + eta * g, state.velocity, grad)
-        return jax.tree.map(lambda u, g: -(eta * g + momentum * u), u, grad), u
-
-    def pace(grad, state):
-        """By which η grows before the next trial."""
-        length = norm(state.move)
-        turned = (_dot(grad, state.move) - state.slope) / length  # q‖x⁺ − x‖
-        steep = state.blind & (turned > (1 - momentum) * (length / state.eta))
-        return jnp.where(steep, 0.5, jnp.where(state.blind, GROWTH, state.growth))
+        u = none if nesterov else ()
+        return Pace(zero + first, zero + FIRST, none, zero, u, jnp.asarray(False))
 
     def update(updates, state, params, *, value, value_fn, project=None, **_: Any):
         speed = norm(state.velocity if nesterov else state.move) if heavy else jnp.zeros(())
@@ -105,12 +88,12 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
 
         def ahead(eta):
             """(x⁺, x⁺ − x, u⁺)."""
-            move, u = stepped(updates, state, eta)
+            move, u = _stepped(name, momentum, updates, state, eta)
             there = jax.tree.map(jnp.add, params, move)
-            if project is None:
-                return there, move, u
-            there = project(there)
-            return there, jax.tree.map(jnp.subtract, there, params), u
+            if project is not None:
+                there = project(there)
+                move = jax.tree.map(jnp.subtract, there, params)
+            return there, move, u
 
         def trial(eta):
             """Whether a step passes, and whether rounding decides."""
@@ -129,16 +112,36 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
             eta = jnp.where(count == 0, eta, eta / 2)
             return eta, count + 1, *trial(eta)
 
-        no = jnp.zeros((), bool)
-        begun = (state.eta * pace(updates, state)).astype(state.eta.dtype)
+        no, begun = jnp.asarray(False), state.eta * _growth(momentum, updates, state)
         eta, count, _passed, blind = jax.lax.while_loop(
-            lambda carry: ~carry[2] & (carry[1] < TRIALS), again, (begun, jnp.int32(0), no, no)
+            lambda carry: ~carry[2] & (carry[1] < TRIALS),
+            again,
+            (begun.astype(state.eta.dtype), jnp.int32(0), no, no),
         )
         growth = jnp.where(count == 1, state.growth, GROWTH).astype(eta.dtype)
         _, move, u = ahead(eta)
         return move, Pace(eta, growth, move, _dot(updates, move), u, blind)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _stepped(name: str, momentum: Any, grad: Any, state: Pace, eta: Array) -> tuple[Any, Any]:
+    """(x⁺ − x before it is projected, u⁺) with a step η; () for a velocity that is not kept."""
+    if name == "gd":
+        return jax.tree.map(lambda g: -eta * g, grad), ()
+    kept = momentum * jnp.minimum(1, jnp.sqrt(eta / state.eta))
+    if name == "heavy_ball":
+        return jax.tree.map(lambda v, g: kept * v - eta * g, state.move, grad), ()
+    u = jax.tree.map(lambda u, g: kept * u + eta * g, state.velocity, grad)
+    return jax.tree.map(lambda u, g: -(eta * g + momentum * u), u, grad), u
+
+
+def _growth(momentum: Any, grad: Any, state: Pace) -> Array:
+    """By which η grows before the next trial."""
+    length = norm(state.move)
+    turned = (_dot(grad, state.move) - state.slope) / length  # q‖x⁺ − x‖
+    steep = state.blind & (turned > (1 - momentum) * (length / state.eta))
+    return jnp.where(steep, 0.5, jnp.where(state.blind, GROWTH, state.growth))
 
 
 def _dot(x: Any, y: Any) -> Array:
