@@ -113,10 +113,9 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
             return eta, count + 1, *trial(eta)
 
         no, begun = jnp.asarray(False), state.eta * _growth(momentum, updates, state)
+        begin = (begun, jnp.int32(0), no, no)
         eta, count, _passed, blind = jax.lax.while_loop(
-            lambda carry: ~carry[2] & (carry[1] < TRIALS),
-            again,
-            (begun.astype(state.eta.dtype), jnp.int32(0), no, no),
+            lambda carry: ~carry[2] & (carry[1] < TRIALS), again, begin
         )
         growth = jnp.where(count == 1, state.growth, GROWTH).astype(eta.dtype)
         _, move, u = ahead(eta)
