@@ -431,6 +431,16 @@ def test_the_rate_falls_tenfold_after_every_fifth_of_the_epochs(optimizer, rate)
     np.testing.assert_allclose(sizes, expected, rtol=1e-4)
 
 
+def test_the_rate_falls_after_the_epochs_that_are_named():
+    method = Recipe("sgd", 10, learning_rate=2.0, momentum=0.0, drops=(0.3, 0.6))
+    transformation = method.transformation(steps=1)
+    state, sizes = transformation.init(jnp.ones(())), []
+    for _ in range(10):
+        update, state = transformation.update(jnp.ones(()), state)
+        sizes.append(-float(update))
+    np.testing.assert_allclose(sizes, [2.0] * 3 + [0.2] * 3 + [0.02] * 4, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -438,6 +448,9 @@ def test_the_rate_falls_tenfold_after_every_fifth_of_the_epochs(optimizer, rate)
         ({"optimizer": "lbfgs"}, "batch_size=128 with 'lbfgs'; allowed: 0"),
         ({"epochs": 0}, "epochs=0; allowed: at least 1"),
         ({"decay": -1.0}, "decay=-1.0; allowed: at least 0"),
+        ({"drops": (0.5, 0.5)}, "drops=.*allowed: increasing shares between 0 and 1"),
+        ({"drops": (0.5, 1.0)}, "drops=.*allowed: increasing shares between 0 and 1"),
+        ({"drops": (float("nan"),)}, "drops=.*allowed: increasing shares between 0 and 1"),
     ],
 )
 def test_a_method_that_makes_no_sense_is_refused(fields, message):

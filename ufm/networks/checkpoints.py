@@ -6,6 +6,7 @@ while writing leaves the former one.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], **identity: Any):
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        self.folder, self.identity = Path(folder).absolute(), identity
+        # As they are read back: a tuple becomes a list.
+        self.folder, self.identity = Path(folder).absolute(), json.loads(json.dumps(identity))
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def resume(self, fresh: Any) -> tuple[int, Any, list[dict[str, Any]]]:

@@ -32,7 +32,7 @@ from ufm.networks.data import Images
 
 OPTIMIZERS = ("sgd", "adam", "lbfgs")
 SAVE_AFTER = 60.0  # seconds without a checkpoint, between records
-DROPS, DROP = 5, 0.1  # equal legs of a schedule; the factor of the rate between them
+DROP = 0.1  # factor of the learning rate at each drop
 
 Objective = Callable[[Any, Array, Array], Array]  # (model, pixels, labels) to a scalar
 Record = dict[str, Any]  # numbers, or lists of numbers, by name
@@ -49,6 +49,8 @@ class Recipe:
     decay: λ, of all learned parameters.
     momentum: of "sgd".
     precision: of products on accelerators, a name that `jax.default_matmul_precision` takes.
+    drops: shares of the epochs, increasing, after each of which the learning rate falls tenfold;
+        not used by "lbfgs".
 
     Raises:
         Refused: values out of range.
@@ -61,6 +63,7 @@ class Recipe:
     decay: float = 5e-4
     momentum: float = 0.9
     precision: str = "highest"
+    drops: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
@@ -70,12 +73,16 @@ class Recipe:
         for name, least in (("epochs", 1), ("batch_size", 0), ("decay", 0)):
             if getattr(self, name) < least:
                 raise Refused(f"got {name}={getattr(self, name)}; allowed: at least {least}")
+        legs = np.diff((0.0, *self.drops, 1.0))
+        if not np.all(legs > 0):
+            raise Refused(f"got drops={self.drops}; allowed: increasing shares between 0 and 1")
 
     def transformation(self, steps: int) -> optax.GradientTransformationExtraArgs:
         """The optax transformation, for `steps` steps an epoch."""
         if self.optimizer == "lbfgs":
             return optax.lbfgs(memory_size=10)
-        ends = {self.epochs * leg // DROPS * steps: DROP for leg in range(1, DROPS)}
+        # A share such as 0.6 times the epochs may lie a rounding below the whole number it means.
+        ends = {int(self.epochs * share + 1e-9) * steps: DROP for share in self.drops}
         rate = optax.piecewise_constant_schedule(self.learning_rate, ends)
         chosen = optax.sgd(rate, self.momentum) if self.optimizer == "sgd" else optax.adam(rate)
         return optax.with_extra_args_support(chosen)
