@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import ufm
 from ufm import check, cli, losses
 from ufm.descent import arguments, optimizers
+from ufm.model import fixed
 from ufm.model.problem import DECAYS
 from ufm.sweeps.grid import PROBLEM, Grid, Plan
 
@@ -147,6 +148,30 @@ def test_a_target_matrix_is_taken_entry_by_entry_or_refused(loss, rows):
         assert taken.tolist() == expected
     elif all(x is not None and 0 < x <= 1 for row in expected for x in row) and loss != "Focal":
         pytest.fail(refused)
+
+
+UNIT = np.eye(2)
+MATRICES = {
+    "targets": lambda T: ufm.Problem(2, 2, 1, 1.0, 1.0, loss="SquaredError", targets=T),
+    "shift": lambda m: losses.LogitAdjusted(shift=m),
+    "W": lambda W: ufm.metrics.collapse(W, UNIT, None, [0, 1]),
+    "H": lambda H: ufm.metrics.collapse(UNIT, H, None, [0, 1]),
+    "b": lambda b: ufm.metrics.collapse(UNIT, UNIT, b[0], [0, 1]),
+    "means": lambda M: ufm.metrics.collapse(UNIT, UNIT, None, [0, 1], means=M),
+    "labels": lambda y: ufm.metrics.collapse(UNIT, UNIT, None, y[0]),
+    "from_features": lambda H: ufm.Problem.from_features(UNIT, H, None, [0, 1], lam_W=1, lam_H=1),
+    "fixed W": lambda W: fixed.classifier(ufm.Problem(2, 2, 1, 0.0, 1.0, fixed=("W",)), W),
+    "sphere": lambda W: ufm.theory.sphere_bound(W, UNIT, 1.0),
+}
+
+
+@pytest.mark.parametrize("door", MATRICES)
+def test_truth_values_among_numbers_are_no_numbers(door):
+    # By itself NumPy takes [True, 0] for [1, 0].
+    for rows in ([[1, 0], [0, 1]], ((1, 0), (0, 1))):
+        assert outcome(MATRICES[door], rows)[1] is None
+    for rows in ([[True, 0], [False, 1]], ((1, False), (0, True)), [[np.True_, 0], [0, 1]]):
+        assert outcome(MATRICES[door], rows)[1] is not None
 
 
 @examples(300)

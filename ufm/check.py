@@ -176,6 +176,19 @@ def several(value: Any) -> list[Any] | None:
     return None
 
 
+def array(value: Any) -> np.ndarray:
+    """NumPy's array of a value; of dtype object where a list mixes truth values with numbers.
+
+    NumPy by itself takes [True, 0.5] for [1.0, 0.5].
+    """
+    found = np.asarray(value)
+    if isinstance(value, list | tuple) and found.dtype.kind in "iufc":
+        entries = np.asarray(value, object)
+        if any(isinstance(x, bool | np.bool_) for x in entries.flat):
+            return entries
+    return found
+
+
 def one_problem(problem: Any) -> None:
     """Refuse a problem whose decays are arrays, to be mapped over, or traced.
 

@@ -74,7 +74,7 @@ def numbers(loss: Any, name: str, axes: int, **bounds: Any) -> None:
     """
     value = getattr(loss, name)
     try:
-        array = np.zeros(()) if check.traced(value) else np.asarray(value)
+        array = np.zeros(()) if check.traced(value) else check.array(value)
     except ValueError:  # ragged
         array = np.array([None])
     if not array.ndim:

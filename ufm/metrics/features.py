@@ -156,11 +156,11 @@ def numbers(name: str, x):
     """
     if x is None:
         raise Refused(f"got no {name}; allowed: an array of real numbers")
-    x = x if isinstance(x, jax.Array) else as_array(name, x)
+    given, x = x, x if isinstance(x, jax.Array) else as_array(name, x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating) or not (
         jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
     ):
-        hint = _object_hint(name) if x.dtype == object else ""
+        hint = "" if x.dtype != object else _object_hint(name, given)
         raise Refused(f"got {name} of dtype {x.dtype}; allowed: real numbers{hint}")
     if jnp.issubdtype(x.dtype, jnp.floating) and not 4 <= x.dtype.itemsize <= 8:
         return x.astype(np.float32 if x.dtype.itemsize < 4 else np.float64)
@@ -197,7 +197,9 @@ def normal(name: str, top: float) -> None:
         )
 
 
-def _object_hint(name: str) -> str:
+def _object_hint(name: str, given: Any) -> str:
+    if isinstance(given, list | tuple):
+        return ", each of them a number, no truth values among them"
     if name == "b":
         return ". Where there is no bias leave b out, or give None itself"
     return f". Write np.array({name}.tolist(), float)"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ufm import check
 from ufm.check import Refused, host, integer, several, shown, traced
 
 MOST_SHOWN = 8  # labels in a message
@@ -89,7 +90,7 @@ def as_array(name: str, x) -> np.ndarray:
         # A tensor of PyTorch: off its graph and its device.
         x = x.detach().cpu()
     try:
-        found = np.asarray(x)
+        found = check.array(x)
     except Exception as error:  # whatever a library raises whose arrays NumPy cannot read
         try:
             found = _converted(x)
@@ -135,6 +136,8 @@ def _plain(labels, K: int, N: int) -> np.ndarray:
         return array.astype(np.int64)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return _whole(array)
+    if kind == "O" and isinstance(labels, list | tuple):
+        raise Refused("got labels that mix truth values with numbers; allowed: one kind, integers")
     ways = {
         "O": "labels = np.array(labels.tolist()), or labels.astype(str) for names",
         "S": "labels = labels.astype(str)",

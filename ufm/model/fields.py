@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ufm import check
 from ufm.check import MOST, Refused, integer, real, several, shown, traced
 
 FEATURES = ("free", "nonnegative")  # what the features of a problem may be
@@ -47,7 +48,7 @@ def target_matrix(value: Any, K: int | None = None) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of masked entries, which would become NaN
-            array = np.asarray(value)
+            array = check.array(value)
     except (ValueError, UserWarning, RuntimeWarning):
         array = np.asarray(None)
     if array.dtype.kind not in "iuf" or isinstance(value, np.ma.MaskedArray):

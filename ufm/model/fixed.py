@@ -78,7 +78,7 @@ def classifier(problem: Problem, W) -> np.ndarray:
     """
     require(problem)
     try:
-        found = np.asarray(W)
+        found = check.array(W)
     except ValueError:
         found = np.asarray(None)
     if found.dtype.kind not in "iuf" or found.shape != (problem.K, problem.d):

@@ -91,7 +91,7 @@ def sphere_bound(W, H, tau: float, shares=None) -> SphereBound:
 
 def _units(name: str, value, axis: int) -> np.ndarray:
     try:
-        found = np.asarray(value)
+        found = check.array(value)
     except ValueError:
         found = np.asarray(None)
     if found.dtype.kind not in "iuf" or found.ndim != 2 or not np.all(np.isfinite(found)):
