@@ -4,6 +4,7 @@ Inputs are drawn by hypothesis (`tests/odd.py`), the same ones in every run.
 """
 
 import contextlib
+import decimal
 import io
 import json
 import math
@@ -168,7 +169,7 @@ MATRICES = {
 @pytest.mark.parametrize("door", MATRICES)
 def test_truth_values_among_numbers_are_no_numbers(door):
     # By itself NumPy takes [True, 0] for [1, 0].
-    for rows in ([[1, 0], [0, 1]], ((1, 0), (0, 1))):
+    for rows in ([[1, 0], [0, 1]], ((1, 0), (0, 1)), [[decimal.Decimal(1), 0], [0, 1]]):
         assert outcome(MATRICES[door], rows)[1] is None
     for rows in ([[True, 0], [False, 1]], ((1, False), (0, True)), [[np.True_, 0], [0, 1]]):
         assert outcome(MATRICES[door], rows)[1] is not None

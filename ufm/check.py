@@ -6,6 +6,7 @@ PyTorch, Decimal, Fraction), zero-dimensional arrays among them; text, booleans,
 dates, masked values, NaN and infinities are not, unless a function says so.
 """
 
+import contextlib
 import dataclasses
 import decimal
 import math
@@ -177,15 +178,19 @@ def several(value: Any) -> list[Any] | None:
 
 
 def array(value: Any) -> np.ndarray:
-    """NumPy's array of a value; of dtype object where a list mixes truth values with numbers.
+    """NumPy's array of a value. Of dtype object where an entry among numbers is none.
 
-    NumPy by itself takes [True, 0.5] for [1.0, 0.5].
+    By itself NumPy takes [True, 0.5] for [1.0, 0.5], and leaves Decimals and Fractions as objects.
     """
     found = np.asarray(value)
-    if isinstance(value, list | tuple) and found.dtype.kind in "iufc":
-        entries = np.asarray(value, object)
-        if any(isinstance(x, bool | np.bool_) for x in entries.flat):
-            return entries
+    if not isinstance(value, list | tuple) or found.dtype.kind not in "iufO":
+        return found
+    entries = np.asarray(value, object)
+    if any(isinstance(x, bool | np.bool_) for x in entries.flat):
+        return entries
+    if found.dtype == object:
+        with contextlib.suppress(Refused):
+            return np.reshape([real("entry", x) for x in entries.flat], entries.shape)
     return found
 
 
