@@ -22,9 +22,8 @@ from jaxtyping import Array, Scalar
 
 from ufm.check import Refused
 from ufm.critical import newton
-from ufm.critical.newton import FLOOR, Arrival, Polished, length
+from ufm.critical.newton import FLOOR, Polished, length
 from ufm.hessian.curvature import flatten, matrix, unflatten
-from ufm.hessian.stationarity import POLISHED
 from ufm.model import layers, quotient
 from ufm.model import objective as terms
 from ufm.model.problem import Params, Problem
@@ -156,25 +155,6 @@ def downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Arra
     return Params(W * r, H / r, b), last.step
 
 
-class _Loop(NamedTuple):
-    x: Array
-    residual: Array
-    scale: Array
-    factor: Array
-    newton_step: Array
-    steps: Array
-    status: Array
-    residuals: Array
-
-
-def _arrived(residual, size, factor, steps, limit) -> Array:
-    """How far a polish has come."""
-    status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
-    status = jnp.where(factor > 1e9, Arrival.stalled, status)
-    status = jnp.where(residual <= POLISHED * size, Arrival.converged, status)
-    return status.astype(jnp.int32)
-
-
 def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
     """Newton's method on the free variables from one start. Traceable.
 
@@ -194,8 +174,8 @@ def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
         )  # fmt: skip
         return flatten(problem, held), size, flatten(problem, free)
 
-    def step(x, factor):
-        held, _, free = measured(x)
+    def step(x, held, factor):
+        free = measured(x)[2]
         point = unflatten(problem, x)
         M = matrix(problem, point) * D * D[:, None]
         M = jnp.where(free & free[:, None], M, 0)
@@ -204,30 +184,14 @@ def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
         shifted = M + jnp.diag(jnp.where(free, 1j * sigma, 1))
         return -D * jnp.linalg.solve(shifted, (D * held).astype(shifted.dtype)).real
 
-    def body(state: _Loop) -> _Loop:
-        s = step(state.x, state.factor)
-        new = flatten(problem, layers.project(problem, unflatten(problem, state.x + s)))
-        held, size, _ = measured(new)
-        residual = length(held)
-        better = residual < (1 - 1e-4) * state.residual  # False for NaN
-        x = jnp.where(better, new, state.x)
-        residual = jnp.where(better, residual, state.residual)
-        size = jnp.where(better, size, state.scale)
-        factor = jnp.where(better, jnp.maximum(state.factor / 8, 1e-3), state.factor * 8)
-        steps = state.steps + 1
-        residuals = state.residuals.at[steps].set(residual, mode="drop")
-        status = _arrived(residual, size, factor, steps, limit)
-        return _Loop(x, residual, size, factor, length(s), steps, status, residuals)
+    def moved(x, s):
+        return flatten(problem, layers.project(problem, unflatten(problem, x + s)))
 
-    x = flatten(problem, layers.project(problem, params))
-    held, size, _ = measured(x)
-    residual, none, one = length(held), jnp.int32(0), jnp.ones((), x.dtype)
-    residuals = jnp.full(newton.RECORDS, jnp.nan, x.dtype).at[0].set(residual)
-    first = _Loop(
-        x, residual, size, one, 0 * one, none, _arrived(residual, size, one, none, limit), residuals
+    return newton.iterate(
+        problem,
+        flatten(problem, layers.project(problem, params)),
+        lambda x: measured(x)[:2],
+        step,
+        limit,
+        moved,
     )
-    last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
-    return Polished(
-        unflatten(problem, last.x), last.residual, last.scale, last.newton_step, last.steps,
-        last.status, last.residuals,
-    )  # fmt: skip

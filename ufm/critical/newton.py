@@ -20,8 +20,9 @@ Problems too large for a matrix take the step of MINRES (Paige and Saunders 1975
 has least length too. Everything here is traceable and meant for float64.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +187,58 @@ def _step(problem: Problem, x: Array, g: Array, D: Array, factor) -> Array:
     return D * one(problem, x, D * g, D, sigma)
 
 
+def iterate(
+    problem: Problem,
+    x: Float[Array, " size"],
+    measure: Callable[[Array], tuple[Array, Array]],
+    step: Callable[[Array, Array, Array], Array],
+    limit: Any,
+    moved: Callable[[Array, Array], Array] = jnp.add,
+    D: Array | float = 1.0,
+) -> Polished:
+    """Steps that shorten the gradient, damped until they do, down to rounding. Traceable.
+
+    Args:
+        problem: whose point x is.
+        x: where to start, flattened.
+        measure: x to (g, scale): the gradient that is to vanish, and the size of its terms.
+        step: (x, g, factor) to the step s, shorter for a larger factor.
+        limit: most steps; may be traced.
+        moved: (x, s) to the point at x + s.
+        D: unit of every entry. A step is accepted if it lowers ‖Dg‖.
+    """
+
+    def judged(g, size, factor, steps):
+        status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
+        status = jnp.where(factor > _MOST, Arrival.stalled, status)
+        status = jnp.where(length(g) <= POLISHED * size, Arrival.converged, status)
+        return status.astype(jnp.int32)
+
+    def body(state: _Loop) -> _Loop:
+        s = step(state.x, state.g, state.factor)
+        new = moved(state.x, s)
+        g, size = measure(new)
+        better = length(D * g) < (1 - 1e-4) * length(D * state.g)  # False for NaN
+        x, g = jnp.where(better, new, state.x), jnp.where(better, g, state.g)
+        size = jnp.where(better, size, state.scale)
+        factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
+        steps = state.steps + 1
+        residuals = state.residuals.at[steps].set(length(g), mode="drop")
+        distance, status = length(s), judged(g, size, factor, steps)
+        return _Loop(x, g, size, factor, distance, steps, status, residuals)
+
+    g, size = measure(x)
+    none, factor = jnp.int32(0), jnp.ones((), x.dtype)
+    residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(length(g))
+    untried, status = jnp.zeros((), x.dtype), judged(g, size, factor, none)
+    first = _Loop(x, g, size, factor, untried, none, status, residuals)
+    last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
+    return Polished(
+        unflatten(problem, last.x), length(last.g), last.scale, last.newton_step,
+        last.steps, last.status, last.residuals,
+    )  # fmt: skip
+
+
 def polish(problem: Problem, params: Params, limit=100) -> Polished:
     """From params to the critical point that Newton's method finds from there. Traceable.
 
@@ -197,34 +250,13 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
     Returns:
         A `Polished`; under `jax.vmap`, one of each for every start.
     """
-
-    def judged(g, size, factor, steps):
-        status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
-        status = jnp.where(factor > _MOST, Arrival.stalled, status)
-        status = jnp.where(length(g) <= POLISHED * size, Arrival.converged, status)
-        return status.astype(jnp.int32)
-
-    def body(state: _Loop) -> _Loop:
-        s = _step(problem, state.x, state.g, D, state.factor)
-        g, size = _slope(problem, state.x + s)
-        better = length(D * g) < (1 - 1e-4) * length(D * state.g)  # False for NaN
-        x, g = jnp.where(better, state.x + s, state.x), jnp.where(better, g, state.g)
-        size = jnp.where(better, size, state.scale)
-        factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
-        steps = state.steps + 1
-        residuals = state.residuals.at[steps].set(length(g), mode="drop")
-        distance, status = length(s), judged(g, size, factor, steps)
-        return _Loop(x, g, size, factor, distance, steps, status, residuals)
-
     x = flatten(problem, params)
     D = units(problem, x.dtype)
-    g, size = _slope(problem, x)
-    none, factor = jnp.int32(0), jnp.ones((), x.dtype)
-    residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(length(g))
-    untried, status = jnp.zeros((), x.dtype), judged(g, size, factor, none)
-    first = _Loop(x, g, size, factor, untried, none, status, residuals)
-    last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
-    return Polished(
-        unflatten(problem, last.x), length(last.g), last.scale, last.newton_step,
-        last.steps, last.status, last.residuals,
-    )  # fmt: skip
+    return iterate(
+        problem,
+        x,
+        lambda x: _slope(problem, x),
+        lambda x, g, factor: _step(problem, x, g, D, factor),
+        limit,
+        D=D,
+    )
