@@ -88,9 +88,9 @@ def test_a_number_is_taken_at_its_value_or_refused(value):
 def test_a_count_is_taken_at_its_value_or_refused(value):
     expected = odd.integer_of(value)
     doors = [
-        (lambda x: ufm.Problem(x, 4, 2, 1, 1).K, 2, 2**51),
+        (lambda x: ufm.Problem(x, 4, 2, 1, 1).K, 2, 2**52),
         (lambda x: ufm.Problem(3, x, 2, 1, 1).d, 1, 2**53),
-        (lambda x: ufm.Problem(2, 4, [1, x], 1, 1).counts[1], 1, 2**52),
+        (lambda x: ufm.Problem(2, 4, [1, x], 1, 1).counts[1], 1, 2**53 - 1),
         (lambda x: Plan(steps=x).steps, 1, 2**31 - 1),
         (lambda x: Grid(seed=[x]).seed[0], 0, 2**32 - 1),
     ]
