@@ -34,10 +34,12 @@ NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
 
 
 class Census(NamedTuple):
-    """What a census found.
+    """The critical points that a census found, by orbits.
 
-    problem: of which.  orbits: by rising value.
-    tried, refused: starts by source, and those of them that did not arrive at a critical point.
+    problem: the problem.
+    orbits: by rising value.
+    tried: number of starts, by source.
+    refused: how many of them did not reach a critical point to rounding, by source.
     """
 
     problem: Problem
@@ -47,11 +49,11 @@ class Census(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The starts of one source in one round, polished: what a census tells while it goes on.
+    """Progress of a census: the starts of one source in one round, polished.
 
     source: the name of the source.
     arrived: its points that arrived, NumPy, in the coordinates of `quotient_of(problem)`.
-    census: all that is known so far.
+    census: the census so far.
     ends_round: whether it is the last of its round; nothing is lost by saving then.
     """
 
@@ -119,9 +121,9 @@ def census(
         key: a JAX PRNG key; other keys draw other starts.
         starts: per source and round.
         rounds: at most this many.
-        known: an earlier census of this problem to go on from; nothing of it is lost.
-        on_batch: called after each source of each round, for progress, for checkpoints, and for
-            those who want the points themselves.
+        known: an earlier census of this problem to extend; all of its orbits are kept.
+        on_batch: called with a `Batch` after each source of each round, to show progress, to save,
+            or to use the points.
 
     Returns:
         A `Census`. In float64 whatever JAX's configuration.

@@ -41,7 +41,7 @@ _CLUSTER = 1e-8  # eigenvalues this far apart, in units of ‖∇²f‖, count a
 
 
 class Escape(NamedTuple):
-    """How a run left a saddle and where it ended; one entry a run in arrays where many were asked.
+    """How a run left a saddle and where it ended; arrays, an entry per run, for several runs.
 
     params: the last point, float64.
     left: steps until |⟨q, x − x*⟩| ≥ δ; −1 if that never happened.
@@ -115,7 +115,7 @@ def escape(
         gap_tol: certified gap to reach, in nats; None takes 1e-6, for SGD 1e-5.
 
     Returns:
-        An `Escape`. That `gap` closes is possible where the certificate is tight, d ≥ K−1.
+        An `Escape`. Its gap can reach `gap_tol` only where the certificate is tight, d ≥ K−1.
 
     Raises:
         Refused: no saddle or not critical, too large, an argument out of range, wrong shapes or

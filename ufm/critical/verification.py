@@ -36,7 +36,7 @@ ETF_TOL = 1e-6  # NC2 and NC3 of a minimiser found
 
 
 class Cell(NamedTuple):
-    """One problem held against the theory.
+    """The theory checked on one problem.
 
     problem: which.  collapsed: whether the minimum is the origin; K² n λ_W λ_H ≥ 1 if the classes
         are alike.
@@ -80,14 +80,14 @@ def verify(
     escapes: int = 4,
     report: Callable[[str], None] | None = None,
 ) -> Cell:
-    """Hold one problem against the theory.
+    """Check the theory on one problem.
 
     Args:
         problem: d ≥ K − 1, λ_W, λ_H > 0, any counts and weights of the classes.
         key: a JAX PRNG key.
         starts, rounds: of the census.
         escapes: saddles to escape from, the lowest first; 0 leaves it out.
-        report: told what is being done.
+        report: called with a line of text at each stage.
 
     Raises:
         Refused: outside the theorem's assumptions, or what `census.check` refuses.

@@ -30,7 +30,7 @@ _BLOCK_BYTES = 2**26  # working memory of one block of products
 
 
 class Linearization(NamedTuple):
-    """A point with what every product at it shares, so that S and G are computed once.
+    """A point with S and G, which are computed once for all products there.
 
     problem, params: where.
     S: the Hessians of the loss in the logits of every sample.

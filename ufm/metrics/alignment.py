@@ -37,8 +37,8 @@ class Alignment(NamedTuple):
         nc2_means and nc3 of `Collapse`.
     against: whose geometry the first three are measured against.
 
-    The trap: all are blind to the sizes of W and H, so a point may have the predicted geometry and
-    be no minimum; ask `ufm.certify`.
+    Caution: none of them depends on the sizes of W and H, so a point may have the predicted
+    geometry and not be a minimum; use `ufm.certify`.
     """
 
     nc2: float

@@ -26,7 +26,7 @@ MISSING = ("refuse", "skip")
 
 
 class Accumulator:
-    """Measures of features that come in batches: `add` each, then `collapse` and `detail`.
+    """Measures of features that come in batches: `add` each, then call `collapse` and `detail`.
 
         seen = Accumulator(W, b)
         for features, labels in batches:      # NumPy, JAX, PyTorch on any device, …
@@ -38,16 +38,16 @@ class Accumulator:
     Args:
         W, b: classifier (K, d), a row a class, and bias (K,), None where there is none.
         classes, ignore: of the labels, as `collapse` takes them.
-        mean: what means are centred by: "class", the mean of the class means, or "sample".
+        mean: the centre of the class means: "class", the mean of the class means, or "sample".
         means: class means (K, d), a row a class, to measure the samples about, as `class_means` of
             an accumulator of training features gives them; None measures about their own.
-        missing: what to do about classes without samples: "refuse", or "skip" to measure those
-            present. Not asked where `means` are given.
-        passes: 1 keeps d² numbers more and gives all but NC4 and the nearest centres without
-            `again`; 2 needs `again`, and only K·d numbers.
+        missing: what to do with classes without samples: "refuse" them, or "skip" them and measure
+            those present. Ignored if `means` are given.
+        passes: 1 stores d² more numbers and gives all but NC4 and the nearest centres without
+            `again`; 2 requires `again`, and stores only K·d numbers.
 
-    Every batch is converted in pieces of a few MiB. The order of the samples and of the batches
-    means nothing beyond rounding.
+    Every batch is converted in pieces of a few MiB. The order of samples and batches affects
+    rounding only.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit together; options of no meaning.

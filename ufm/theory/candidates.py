@@ -31,7 +31,7 @@ _FAR = 2.0**10  # the largest logit that is looked at
 class CodeMinimum(NamedTuple):
     """The least value along a scaled code.
 
-    value: in nats, never below f*.  scale: r of the module's head, 0 where decay wins.
+    value: in nats, never below f*. scale: r = ac for W = aU and features c u_k, 0 where decay wins.
     params: the point, float64 of NumPy, b = 0.
     """
 
@@ -62,7 +62,7 @@ def claim(problem: Problem) -> tuple[str, str, str | None, str, str]:
 
 
 def code_minimum(problem: Problem, rows=None, key=0) -> CodeMinimum:
-    """The least value of f along a code, and the point where it is.
+    """The least value of f over W = aU and h = c u_k for a code U, and the point that has it.
 
     Args:
         problem: plain cross-entropy with labels, λ_W, λ_H > 0; any counts and weights, any bias.

@@ -61,9 +61,10 @@ class Claim(NamedTuple):
 
 
 def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
-    """λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), an eigenvalue wherever a direction is free.
+    """λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), of an unused dimension.
 
-    By `ufm.linalg.pair`: right to rounding also near 0.
+    It is an eigenvalue of ∇²f wherever a unit vector is orthogonal to the rows of W and the columns
+    of H. Computed without cancellation near 0.
 
     Args:
         problem: any, with scalar decays.
@@ -105,7 +106,7 @@ def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:
 
 
 def benign_width(problem: Problem) -> int | None:
-    """The least d from which on every critical point is a global minimiser or a strict saddle.
+    """The least d for which the landscape is proved benign: global minimisers and strict saddles.
 
     K−1 for a convex loss that is invariant under shifts of the logits (or of logits in some other
     fixed direction, as the logit-adjusted ones are), K for other convex losses; None where the loss
@@ -122,7 +123,7 @@ def rank_bound(problem: Problem) -> int:
 
 
 def claims(problem: Problem) -> tuple[Claim, ...]:
-    """What is known of the landscape of this very problem, with the assumptions that it fails.
+    """All theorems on the landscape, and for each the assumptions that this problem does not meet.
 
     Args:
         problem: any, with scalar decays.

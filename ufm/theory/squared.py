@@ -66,8 +66,8 @@ _TIE = 1e-10  # relative difference up to which two modes count as equal
 class CriticalPoint(NamedTuple):
     """One orbit of critical points.
 
-    modes: which singular values it takes, by falling σ, the mean of a decayed bias after all
-        others.  rank: of W, their number.
+    modes: which singular values of the targets it uses, by falling σ; the mode of a decayed bias
+        comes last.  rank: of W, their number.
     value: f.  morse_index, nullity: of ∇²f.
     """
 
@@ -300,7 +300,7 @@ def _check_distinct(modes: _Modes, on: list[int]) -> None:
 
 
 def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
-    """Every critical point of the squared error up to its orbit, by rising value.
+    """All orbits of critical points of the squared error, by rising value.
 
     Args:
         problem: any counts, any d, any targets; the singular values of the targets above Nμ must
