@@ -76,7 +76,10 @@ class Orbit(NamedTuple):
 
 
 def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
-    """f and the sorted invariants of the module's head, in units of tr C. Traceable."""
+    """f and sorted invariants under the symmetries, equal along an orbit. Traceable.
+
+    The invariants are those at the head of `ufm.critical.orbits`, in units of tr C.
+    """
     points.check_types(problem, params)
     require_free(problem)
     D = _class_sizes(problem, params.W.dtype)

@@ -52,9 +52,9 @@ class Batch(NamedTuple):
     """Progress of a census: the starts of one source in one round, polished.
 
     source: the name of the source.
-    arrived: its points that arrived, NumPy, in the coordinates of `quotient_of(problem)`.
+    arrived: the critical points reached, NumPy, in the coordinates of `quotient_of(problem)`.
     census: the census so far.
-    ends_round: whether it is the last of its round; nothing is lost by saving then.
+    ends_round: whether it is the last of its round, a good moment to save.
     """
 
     source: str
@@ -110,11 +110,12 @@ def census(
     known: Census | None = None,
     on_batch: Callable[[Batch], None] | None = None,
 ) -> Census:
-    """Critical points of f up to its symmetries, each judged.
+    """Search for critical points of f up to its symmetries, and judge each.
 
-    The first round draws `starts` starts from each of random, tied, padded, passages and
-    descended; every further round as many from each of perturbed, followed and deflated, and from
-    random and tied again, until a round finds no new orbit or `rounds` are done.
+    The first round draws `starts` starts from each of the sources random, tied, padded, passages
+    and descended (`ufm.critical.sources`); every further round as many from each of perturbed,
+    followed and deflated, and from random and tied again, until a round finds no new orbit or
+    `rounds` are done. A census lists what it finds; it does not prove that there is nothing else.
 
     Args:
         problem: any class counts, any d, λ_W, λ_H > 0, λ_b ≥ 0 or no bias.
@@ -126,7 +127,7 @@ def census(
             or to use the points.
 
     Returns:
-        A `Census`. In float64 whatever JAX's configuration.
+        A `Census`, in float64 whatever JAX's configuration.
 
     Raises:
         Refused: see `check`.

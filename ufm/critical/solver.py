@@ -83,7 +83,7 @@ def solve(
     Args:
         problem: any problem with λ_H > 0, one number for each decay. Where the classifier is
             fixed, a convex loss: the point is then the global minimiser for the W of params.
-        params: a start, or many behind one leading axis.
+        params: a start, or several stacked along a leading axis.
         descend: False leaves out the descent: Newton then finds a critical point of any index
             near the start, for polishing saddles.
         steps: most steps of L-BFGS.

@@ -51,7 +51,7 @@ class Escape(NamedTuple):
     smallest, multiplicity: λ and the dimension of its eigenspace.  part: ‖Pu‖.
     learning_rate: η.
     resolution: ‖P∇f(x*)‖/|λ|, how far in the eigenspace the exact saddle is from the point that
-        was given; ε‖Pu‖ means nothing below it.
+        was given; a smaller ε‖Pu‖ is meaningless.
     """
 
     params: Params
@@ -96,6 +96,9 @@ def escape(
     gap_tol: float | None = None,
 ) -> Escape:
     """Descend from saddle + ε u until the certificate closes.
+
+    u is a random unit tangent, and q the direction of its part in the eigenspace of the least
+    eigenvalue of ∇²f.
 
     Computed in float64 whatever the precision of the saddle and of JAX's configuration; compiled
     once for each shape and number of runs.

@@ -46,7 +46,7 @@ class Witness(NamedTuple):
 
     direction: a unit tangent, float64.
     curvature: ⟨direction, ∇²f direction⟩ by `hessian.product` at the point itself.
-    predicted: the eigenvalue that theory gives it.
+    predicted: the curvature that theory predicts.
     explicit: True for the plane of (u aᵀ, −a vᵀ) known from theory, False for a computed
         eigenvector.
     """

@@ -352,7 +352,7 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
         problem: any class counts, with scalar decays.
         point: a critical point, in float64.
         tolerance: eigenvalues at most this far apart count as one; None takes 1e-11 ‖∇²f‖, and 0
-            leaves every computed eigenvalue by itself.
+            keeps all computed eigenvalues apart.
 
     Returns:
         A `Spectrum`; multiplicities add up to `problem.size`. `inertia_of` reads off the index.

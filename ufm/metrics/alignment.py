@@ -51,7 +51,7 @@ class Alignment(NamedTuple):
 
 
 def geometry(W, means, name: str) -> Geometry:
-    """The geometry of a classifier and class means, as something to measure others against.
+    """The geometry of a classifier and class means, with which `alignment` compares others.
 
     Args:
         W: classifier (K, d), a row a class.
@@ -67,12 +67,12 @@ def geometry(W, means, name: str) -> Geometry:
 
 
 def alignment(W, means, predicted: Geometry) -> Alignment:
-    """NC2 and NC3 of a classifier and class means against a predicted geometry, and the simplex.
+    """NC2 and NC3 of a classifier and class means, from a predicted geometry and from the simplex.
 
     Args:
         W: classifier (K, d), a row a class.
         means: class means (K, d), a row a class, as `Accumulator.class_means` has them.
-        predicted: of `ufm.theory.geometry_of(problem)`, or of `geometry`.
+        predicted: from `ufm.theory.geometry_of(problem)`, or from `geometry`.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit, K < 2; another number of

@@ -102,8 +102,8 @@ def generalised(W, means) -> Generalised:
 def one_vs_rest(vectors, *, unit=True) -> np.ndarray:
     """dist(v_k, conv{v_j : j ≠ k}) of every vector, (K,): one-vs-rest margins (Jiang et al. 2023).
 
-    max over ‖h‖ ≤ 1 of min_{j≠k} ⟨v_k − v_j, h⟩ is the same number: the margin by which some
-    feature can tell class k. The least of them is `Generalised.margin_W`.
+    max over ‖h‖ ≤ 1 of min_{j≠k} ⟨v_k − v_j, h⟩ is the same number: the margin by which the best
+    feature separates class k from the others. The least of them is `Generalised.margin_W`.
 
     Args:
         vectors: (K, d), a row a class.

@@ -68,7 +68,7 @@ class Collapse(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """Accuracies, the other figures of angles and variances, and values of each class.
+    """Accuracies, further statistics of angles and variances, and values of each class.
 
     accuracy: share of samples whose argmax(Wh + b) is their label (top-1).
     nearest_centre: share of samples whose nearest class mean is that of their label; None in a

@@ -130,7 +130,7 @@ class Accumulator:
             return collapsed(self._known())
 
     def detail(self) -> Detail:
-        """Accuracies, the other figures of angles and variances, and values of each class.
+        """Accuracies, further statistics of angles and variances, and values of each class.
 
         Raises:
             Refused: as `collapse`.
@@ -242,10 +242,10 @@ def detail(
     W, H, b=None, labels=None, *, classes=None, ignore=None, mean="class", means=None,
     missing="refuse",
 ) -> Detail:  # fmt: skip
-    """Accuracies, the other figures of angles and variances, and values of each class.
+    """Accuracies, further statistics of angles and variances, and values of each class.
 
     Arguments and refusals are those of `ufm.metrics.collapse`; everything is in NumPy and float64.
-    An `Accumulator` gives both of one reading.
+    An `Accumulator` gives `collapse` and `detail` from one reading of the data.
     """
     W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
     every = means is None and check.choice("missing", missing, MISSING) == "refuse"

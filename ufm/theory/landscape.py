@@ -47,10 +47,10 @@ ZHU = "Zhu et al. 2021, arXiv 2105.02375"
 class Claim(NamedTuple):
     """What is known of a landscape, and whether it holds for a problem.
 
-    name: short.  statement: in one sentence.
+    name: a short name.  statement: the claim in one sentence.
     fails: the assumptions that the problem does not meet, with its numbers; None if it meets all.
     source: where it is proved, or proposed.
-    status: "theorem", or "candidate" for what is held against computation and not proved.
+    status: "theorem", or "candidate" for what computation supports and no proof is known of.
     """
 
     name: str

@@ -142,7 +142,7 @@ def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
 
 
 def geometry_of(problem: Problem) -> Geometry:
-    """The Gram matrices of the global minimum, for `ufm.metrics.alignment` to measure against.
+    """The Gram matrices of the global minimum, for comparison by `ufm.metrics.alignment`.
 
     A simplex for equal classes under most losses; for unequal classes, the minimum that
     `ufm.theory.certified_minimum` computes; for the squared error, its closed form. For H ≥ 0 class

@@ -367,7 +367,7 @@ def _range_off_the_orbit(problem: Problem) -> tuple[Decimal, Decimal]:
 
 
 def condition_number(problem: Problem) -> float:
-    """λ_max/λ_min of ∇²f at the global minimum, on the quotient by the symmetry orbit.
+    """λ_max/λ_min of ∇²f at the global minimum, the zeros along the symmetry orbit left out.
 
     Infinite exactly at the threshold K²nλ_Wλ_H = 1, where the minimum is degenerate.
 

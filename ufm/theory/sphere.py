@@ -27,7 +27,7 @@ _UNIT = 1e-8  # how far from 1 a norm may be
 
 
 class SphereBound(NamedTuple):
-    """f at a point, a number that f* is not below, and their difference, in nats."""
+    """f at a point, a lower bound on f*, and their difference, in nats."""
 
     value: float
     lower_bound: float

@@ -305,10 +305,10 @@ def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
     Args:
         problem: any counts, any d, any targets; the singular values of the targets above Nμ must
             differ. With a decayed bias the mean of the targets must be orthogonal to their
-            contrasts, and no critical point mix the two.
+            contrasts, and no critical point may mix the two.
 
     Returns:
-        A `CriticalPoint` for every set of at most d modes that are on.
+        A `CriticalPoint` for every set of at most d singular values above Nμ.
 
     Raises:
         Refused: as `global_value`; equal singular values, whose modes turn into one another; a
