@@ -2,10 +2,9 @@
 
 At a critical point the samples of a class are equal and 1ᵀW = 0, so W has rank ≤ K − 1: all
 critical points for any n and any d are those of the class means in min(d, K−1) dimensions, lifted
-(`ufm.model.quotient`). There Newton's method is cheap, and goes from thousands of starts
-(`ufm.critical.sources`) to ‖∇f‖ at rounding; what does not arrive is counted, never accepted. A
-census is not a proof that
-there are no other critical points: it finds what its sources lead to.
+(`ufm.model.quotient`). There Newton's method is cheap: it runs from thousands of starts
+(`ufm.critical.sources`) until ‖∇f‖ is at rounding. Starts that do not get there are counted, and
+never accepted. A census does not prove that there are no other critical points.
 """
 
 from collections.abc import Callable, Iterable

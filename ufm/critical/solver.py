@@ -7,8 +7,8 @@ cancel.
 
 Where the classifier is fixed `ufm.critical.fixed` takes the place of 2 and 3.
 
-The result is lifted back and judged where the caller will use it. Whether it is a minimum or a
-saddle is for `hessian.verdict` to say.
+The result is lifted back to the problem of the caller, and its residual measured there.
+`hessian.verdict` says whether it is a minimum or a saddle.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The theory held against one problem: threshold, minimiser, certificate, spectrum, census, escape.
+"""Checks of the theory on one problem: threshold, minimiser, certificate, spectrum, census, escape.
 
 Each check compares routes that share no code: closed forms (`theory`, `spectra`) with the
 certificate, the reductions, Newton's method from everywhere, and descent. Every critical point must

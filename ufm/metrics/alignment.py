@@ -1,4 +1,4 @@
-"""NC2 and NC3 against a predicted geometry, for classes whose best features are no simplex.
+"""NC2 and NC3 relative to a predicted geometry, where the minimum is not a simplex.
 
 Unequal counts, weights in the loss or the decay, and the squared error without a bias have another
 minimum than the simplex ETF: NC2 and NC3 of `Collapse` do not fall to 0 there. Here the same

@@ -1,8 +1,8 @@
 """Measures of neural collapse, NC1–NC4, of the features of any network.
 
-The formulas stand in `ufm.metrics.result`; nothing here knows the model. NumPy arrays are measured
-in NumPy at float64 (`ufm.metrics.streaming`); JAX arrays in JAX at their own precision (half
-precisions at float32), also under jit. H and W are divided by powers of two first, so that no
+The formulas are in `ufm.metrics.result`; nothing here depends on the model. NumPy arrays are
+measured in NumPy at float64 (`ufm.metrics.streaming`); JAX arrays in JAX at their own precision
+(half precisions at float32), also under jit. H and W are divided by powers of two first, so that no
 square of their entries over- or underflows.
 """
 

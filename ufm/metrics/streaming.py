@@ -1,9 +1,10 @@
 """NC1–NC4 of samples that come in batches: any array library, two passes or one, small memory.
 
-One pass keeps the class means and the scatter Σ_i (h_i − μ)(h_i − μ)ᵀ, K·d + d² numbers; a second
-pass over the same batches makes the scatter needless, K·d numbers, and knows which class mean is
-nearest to each sample (NC4). About given means, those of training features for example, one pass
-knows all. Everything is in float64 on the host, whatever the batches are.
+One pass keeps the class means and the scatter Σ_i (h_i − μ)(h_i − μ)ᵀ, K·d + d² numbers; with a
+second pass over the same batches the scatter is not needed, only K·d numbers, and the class mean
+nearest to each sample is found (NC4). If the means are given, for example those of training
+features, one pass is enough for all measures. Everything is in float64 on the host, whatever the
+batches are.
 """
 
 from typing import Any

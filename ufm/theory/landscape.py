@@ -1,12 +1,12 @@
-"""Which theorems on the landscape hold for a problem, and the least eigenvalue that they give.
+"""Which theorems on the landscape hold for a problem, and the least eigenvalue by them.
 
 With G = (P − Y)/N, μ = √(λ_W λ_H) and
 
     λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²),    λ₋ < 0 iff ‖G‖₂ > μ,
 
 **Bound.** At any point λ_min(∇²f) ≥ min(λ_b, λ₋), and ≥ λ₋ without a bias: the data term of ∇²f is
-positive semidefinite but for 2⟨G, ΔW ΔH⟩ ≥ −2‖G‖₂‖ΔW‖‖ΔH‖. Where a unit a has Wa = 0 and Hᵀa = 0,
-equality: (u aᵀ, 0) and (0, −a vᵀ), (u, v) the top singular pair of G, leave the logits alone and
+positive semidefinite except for 2⟨G, ΔW ΔH⟩ ≥ −2‖G‖₂‖ΔW‖‖ΔH‖. Where a unit a has Wa = 0 and Hᵀa =
+0, equality: (u aᵀ, 0) and (0, −a vᵀ), (u, v) the top singular pair of G, leave the logits alone and
 span an eigenvector of λ₋, and 1 in b always is one of λ_b.
 
 **Benign.** Let d ≥ K−1 and λ_W, λ_H > 0. At a critical point 1ᵀW = 0 and λ_W WᵀW = λ_H HHᵀ, so W

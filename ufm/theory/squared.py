@@ -14,7 +14,7 @@ Where all σ_i > Nμ differ, each S is one orbit, of Morse index
 
     (d−|S|)·#{i ∉ S: σ_i > Nμ} + #{(i ∉ S, a ∈ S): σ_i > σ_a}
 
-and nullity |S|(|S|−1)/2 + |S|(d−|S|): there is no spurious minimum, whatever d is.
+and nullity |S|(|S|−1)/2 + |S|(d−|S|): no minimum is spurious, whatever d is.
 
 **A decayed bias.** Let ȳ be orthogonal to the columns of Y − ȳ1ᵀ, as for equal classes. Then ȳ1ᵀ is
 a mode of its own, σ = √N‖ȳ‖, whose square counts ρ = λ_b/(1+λ_b) once instead of 1: it is shrunk to
