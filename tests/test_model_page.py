@@ -68,7 +68,7 @@ STATEMENTS = {
     "the best step of gradient descent": (
         "test_optimal_step_has_the_smallest_rate_and_doubling_it_diverges"
     ),
-    "its factor a step near the minimum": (
+    "its rate of contraction per step near the minimum": (
         "test_gradient_descent_near_the_minimum_contracts_at_the_predicted_rate"
     ),
     r"\lambda_b+\frac1K": "test_eigenvalues_at_the_origin_are_those_of_the_page",

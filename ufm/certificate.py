@@ -58,10 +58,11 @@ class Certificate(NamedTuple):
     lower_bound: no point of this problem has a smaller objective.
     gap: value − lower_bound ≥ value − f* ≥ 0: the point is suboptimal by at most this much.
     grad_norm: ‖∇f‖, where H ≥ 0 that of the projected gradient.
-    spectral_ratio: ‖GΩ^-½‖₂/μ; a critical point is a global minimum iff it is at most 1 (infinite
-        where μ = 0 and G ≠ 0). For λ_b = 0 (or below ε min(μ, 1)) of the G whose mean column is
-        removed, which at a critical point is G itself. Where H ≥ 0, √ρ/μ of the module's head if
-        that is smaller.
+    spectral_ratio: ‖GΩ^-½‖₂/μ (infinite where μ = 0 and G ≠ 0). Under a convex loss a critical
+        point where it is at most 1 is a global minimum, and from d = K−1 on only such points are (d
+        = K for losses that change under shifts). If λ_b = 0, or below ε min(μ, 1), the mean column
+        of G is subtracted first, which changes nothing at a critical point. Where H ≥ 0 it is √ρ/μ,
+        ρ as at the head of `ufm.certificate`, if that is smaller.
     resolution: an estimate of the rounding errors in gap, not a bound by interval arithmetic; a
         gap below it cannot be told from 0.
 
@@ -81,7 +82,7 @@ class Bound(NamedTuple):
 
     value: the bound, at least the trivial 0.
     proven: the same, lowered by its rounding errors.
-    spectral_norm: ‖GΩ^-½‖₂, without `penalised` of the G whose mean column is removed.
+    spectral_norm: ‖GΩ^-½‖₂; without `penalised`, after the mean column of G is subtracted.
     rounding: size of the rounding errors in the bound.
     """
 

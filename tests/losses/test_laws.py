@@ -16,6 +16,7 @@ from ufm.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
     Focal,
+    FromValue,
     LogitAdjusted,
     Loss,
     SquaredError,
@@ -124,6 +125,18 @@ def test_a_loss_that_is_neither_convex_nor_invariant_must_not_say_so():
     }
     with pytest.raises(ufm.Refused, match="law"):
         check_loss(broken(**concave))
+
+
+def _huber(z, y):
+    return jnp.sum(jnp.sqrt(1 + (z - jax.nn.one_hot(y, len(z))) ** 2) - 1)
+
+
+def test_a_loss_known_by_its_value_alone_is_held_against_what_is_said_of_it():
+    errors = check_loss(FromValue(_huber, convex=True, bound=1.0))
+    assert max(errors[1:]) <= 1
+    assert (errors.fenchel_young, errors.moved) == (0, 0)  # its conjugate is not known
+    with pytest.raises(ufm.Refused, match="'null'"):
+        check_loss(FromValue(_huber, convex=True, shift_invariant=True, bound=1.0))
 
 
 def test_a_loss_that_overflows_is_refused():

@@ -2,7 +2,7 @@
 
 Which to use: `solve` from any start to a critical point at rounding; `census` for the orbits of
 critical points of a problem, each with its index and verdict; `judge` for one polished point;
-`escape` for the way down from a saddle; `verify` to hold all of it against the theory.
+`escape` for descent from a saddle; `verify` to compare all of it with the theory.
 """
 
 from ufm.critical.orbits import Orbit, fingerprint, judge

@@ -1,9 +1,9 @@
-"""A census on disk, which grows: a later session adds orbits and hits, and loses nothing.
+"""A census on disk: later sessions add orbits and hits, and none is lost.
 
     atlas.json              problem, table of orbits, starts by source, one entry a session
     orbits-<hash>.npz       W, H, b of the representatives, stacked
 
-Both are written whole or not at all, the arrays first and the manifest that names them last
+Both are written atomically, the arrays first and the manifest that names them last
 (`ufm.runs.storage`), so a killed session leaves the atlas of its last finished round.
 """
 

@@ -4,11 +4,11 @@
 
 over the eigenpairs (λ_j, v_j) of ∇²f: the Levenberg–Marquardt step for the equation ∇f = 0, from
 one complex factorisation as well conditioned as ∇²f + iσ itself. As σ → 0 it becomes the Newton
-step of least length, which leaves the zero modes of the symmetry orbit alone; it goes towards
-saddles and minima alike. σ is proportional to ‖∇f‖, so convergence is quadratic wherever the
-critical points near by are one orbit and ∇²f vanishes along that orbit only (Yamashita and
-Fukushima 2001, with the error bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖;
-where none does the method has stalled, and says so: ‖∇f‖ has local minima that are no zeros.
+step of least length, which does not move along the symmetry orbit; it converges to saddles and
+minima alike. σ is proportional to ‖∇f‖, so convergence is quadratic wherever the critical points
+near by are one orbit and ∇²f vanishes along that orbit only (Yamashita and Fukushima 2001, with the
+error bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖. If no step does, the
+method reports that it has stalled: ‖∇f‖ has local minima that are no zeros.
 
 Where λ_W and λ_H are far apart, lengths are those of (W/r, H r, b), see `stretch`: otherwise one of
 W and H would be long and flat, the other short and steep, and no σ would fit both. Columns of H

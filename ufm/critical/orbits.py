@@ -2,16 +2,16 @@
 
 The symmetries are (W, H) ↦ (W Qᵀ, Q H), Q ∈ O(d), and permutations of classes of equal count and
 weights. With D = diag((c_k n_k)^⅔ (ω_k n_k)^⅓), which is diag(n_k) where the classes weigh the same
-and tells all others apart but by accident, and C = D^½ W Wᵀ D^½, an orbit is told by f and the
-sorted
+and differs between all others except by coincidence, and C = D^½ W Wᵀ D^½, an orbit is identified
+by f and the sorted
 
     eigenvalues of C,   C_kk,   C_jk (j < k),   Σ_j C_jk³,
 
 (where H ≥ 0 of HᵀH too), all of which are continuous and none of which the symmetries change. Two
-points with equal fingerprints are taken for one orbit: a common orbit implies it, the converse is
-what no pair of orbits seen so far contradicts. Where H ≥ 0 only permutations of the axes and turns
-that keep the zeros are symmetries, and the number of axes in use belongs to the fingerprint; points
-whose classes share as many axes otherwise count as one.
+points with equal fingerprints are taken for one orbit: points of one orbit have equal fingerprints;
+the converse is not proved, but no counterexample has been seen. Where H ≥ 0 only permutations of
+the axes and turns that keep the zeros are symmetries, and the number of axes in use belongs to the
+fingerprint; points whose classes share as many axes otherwise count as one.
 """
 
 from typing import NamedTuple
@@ -76,7 +76,10 @@ class Orbit(NamedTuple):
 
 
 def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
-    """f and the sorted invariants of the module's head, in units of tr C. Traceable."""
+    """f and sorted invariants under the symmetries, equal along an orbit. Traceable.
+
+    The invariants are those at the head of `ufm.critical.orbits`, in units of tr C.
+    """
     points.check_types(problem, params)
     require_free(problem)
     D = _class_sizes(problem, params.W.dtype)

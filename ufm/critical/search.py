@@ -2,10 +2,9 @@
 
 At a critical point the samples of a class are equal and 1ᵀW = 0, so W has rank ≤ K − 1: all
 critical points for any n and any d are those of the class means in min(d, K−1) dimensions, lifted
-(`ufm.model.quotient`). There Newton's method is cheap, and goes from thousands of starts
-(`ufm.critical.sources`) to ‖∇f‖ at rounding; what does not arrive is counted, never accepted. A
-census is not a proof that
-there are no other critical points: it finds what its sources lead to.
+(`ufm.model.quotient`). There Newton's method is cheap: it runs from thousands of starts
+(`ufm.critical.sources`) until ‖∇f‖ is at rounding. Starts that do not get there are counted, and
+never accepted. A census does not prove that there are no other critical points.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,10 +33,12 @@ NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
 
 
 class Census(NamedTuple):
-    """What a census found.
+    """The critical points that a census found, by orbits.
 
-    problem: of which.  orbits: by rising value.
-    tried, refused: starts by source, and those of them that did not arrive at a critical point.
+    problem: the problem.
+    orbits: by rising value.
+    tried: number of starts, by source.
+    refused: how many of them did not reach a critical point to rounding, by source.
     """
 
     problem: Problem
@@ -47,12 +48,12 @@ class Census(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The starts of one source in one round, polished: what a census tells while it goes on.
+    """Progress of a census: the starts of one source in one round, polished.
 
     source: the name of the source.
-    arrived: its points that arrived, NumPy, in the coordinates of `quotient_of(problem)`.
-    census: all that is known so far.
-    ends_round: whether it is the last of its round; nothing is lost by saving then.
+    arrived: the critical points reached, NumPy, in the coordinates of `quotient_of(problem)`.
+    census: the census so far.
+    ends_round: whether it is the last of its round, a good moment to save.
     """
 
     source: str
@@ -108,23 +109,24 @@ def census(
     known: Census | None = None,
     on_batch: Callable[[Batch], None] | None = None,
 ) -> Census:
-    """Critical points of f up to its symmetries, each judged.
+    """Search for critical points of f up to its symmetries, and judge each.
 
-    The first round draws `starts` starts from each of random, tied, padded, passages and
-    descended; every further round as many from each of perturbed, followed and deflated, and from
-    random and tied again, until a round finds no new orbit or `rounds` are done.
+    The first round draws `starts` starts from each of the sources random, tied, padded, passages
+    and descended (`ufm.critical.sources`); every further round as many from each of perturbed,
+    followed and deflated, and from random and tied again, until a round finds no new orbit or
+    `rounds` are done. A census lists what it finds; it does not prove that there is nothing else.
 
     Args:
         problem: any class counts, any d, λ_W, λ_H > 0, λ_b ≥ 0 or no bias.
         key: a JAX PRNG key; other keys draw other starts.
         starts: per source and round.
         rounds: at most this many.
-        known: an earlier census of this problem to go on from; nothing of it is lost.
-        on_batch: called after each source of each round, for progress, for checkpoints, and for
-            those who want the points themselves.
+        known: an earlier census of this problem to extend; all of its orbits are kept.
+        on_batch: called with a `Batch` after each source of each round, to show progress, to save,
+            or to use the points.
 
     Returns:
-        A `Census`. In float64 whatever JAX's configuration.
+        A `Census`, in float64 whatever JAX's configuration.
 
     Raises:
         Refused: see `check`.

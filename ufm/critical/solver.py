@@ -7,8 +7,8 @@ cancel.
 
 Where the classifier is fixed `ufm.critical.fixed` takes the place of 2 and 3.
 
-The result is lifted back and judged where the caller will use it. Whether it is a minimum or a
-saddle is for `hessian.verdict` to say.
+The result is lifted back to the problem of the caller, and its residual measured there.
+`hessian.verdict` says whether it is a minimum or a saddle.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ _LEAST = 1e-140  # ‖∇f‖ whose square, which L-BFGS divides by, is a number
 
 
 class Solution(NamedTuple):
-    """A critical point, or how far its search came; one entry a start where many were given.
+    """A critical point, or where its search ended; one entry per start if there were several.
 
     params: float64.
     residual: ‖∇f‖ at params.  scale: size of the terms that cancel in it (`newton.scale`).
@@ -73,7 +73,9 @@ def solve(
     steps: int = 10_000,
     newton_steps: int = 100,
 ) -> Solution:
-    """A critical point near the end of a descent from params, ‖∇f‖ ≤ 1e-14 of what cancels in it.
+    """A critical point near the end of a descent from params, to a relative gradient norm of 1e-14.
+
+    The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f.
 
     Computed in float64 whatever the precision of params and of JAX's configuration. Starts that
     share a problem are solved side by side, compiled once a shape.
@@ -81,7 +83,7 @@ def solve(
     Args:
         problem: any problem with λ_H > 0, one number for each decay. Where the classifier is
             fixed, a convex loss: the point is then the global minimiser for the W of params.
-        params: a start, or many behind one leading axis.
+        params: a start, or several stacked along a leading axis.
         descend: False leaves out the descent: Newton then finds a critical point of any index
             near the start, for polishing saddles.
         steps: most steps of L-BFGS.

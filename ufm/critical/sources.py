@@ -1,8 +1,8 @@
 """Where to look for critical points: starts for Newton's method, one function a source.
 
-Random starts mostly fall into the origin, so there are many sources, and each knows some of the
-structure: classes that move as one, fewer dimensions than allowed, slow passages of descent, the
-neighbourhood and the eigenvectors of what is known already, and deflation of what is known.
+From random starts Newton's method mostly converges to the origin. So there are several sources,
+each of which uses some structure: tied classes, fewer dimensions than allowed, slow passages of
+descent, the neighbourhood and the eigenvectors of known points, and deflation of known points.
 Every function returns `Params` behind one leading axis, in the coordinates of `ufm.model.quotient`.
 """
 

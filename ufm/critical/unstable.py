@@ -41,7 +41,7 @@ _CLUSTER = 1e-8  # eigenvalues this far apart, in units of ‖∇²f‖, count a
 
 
 class Escape(NamedTuple):
-    """How a run left a saddle and where it ended; one entry a run in arrays where many were asked.
+    """How a run left a saddle and where it ended; arrays, an entry per run, for several runs.
 
     params: the last point, float64.
     left: steps until |⟨q, x − x*⟩| ≥ δ; −1 if that never happened.
@@ -51,7 +51,7 @@ class Escape(NamedTuple):
     smallest, multiplicity: λ and the dimension of its eigenspace.  part: ‖Pu‖.
     learning_rate: η.
     resolution: ‖P∇f(x*)‖/|λ|, how far in the eigenspace the exact saddle is from the point that
-        was given; ε‖Pu‖ means nothing below it.
+        was given; a smaller ε‖Pu‖ is meaningless.
     """
 
     params: Params
@@ -97,6 +97,9 @@ def escape(
 ) -> Escape:
     """Descend from saddle + ε u until the certificate closes.
 
+    u is a random unit tangent, and q the direction of its part in the eigenspace of the least
+    eigenvalue of ∇²f.
+
     Computed in float64 whatever the precision of the saddle and of JAX's configuration; compiled
     once for each shape and number of runs.
 
@@ -115,7 +118,7 @@ def escape(
         gap_tol: certified gap to reach, in nats; None takes 1e-6, for SGD 1e-5.
 
     Returns:
-        An `Escape`. That `gap` closes is possible where the certificate is tight, d ≥ K−1.
+        An `Escape`. Its gap can reach `gap_tol` only where the certificate is tight, d ≥ K−1.
 
     Raises:
         Refused: no saddle or not critical, too large, an argument out of range, wrong shapes or

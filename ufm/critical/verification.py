@@ -1,4 +1,4 @@
-"""The theory held against one problem: threshold, minimiser, certificate, spectrum, census, escape.
+"""Checks of the theory on one problem: threshold, minimiser, certificate, spectrum, census, escape.
 
 Each check compares routes that share no code: closed forms (`theory`, `spectra`) with the
 certificate, the reductions, Newton's method from everywhere, and descent. Every critical point must
@@ -36,10 +36,10 @@ ETF_TOL = 1e-6  # NC2 and NC3 of a minimiser found
 
 
 class Cell(NamedTuple):
-    """One problem held against the theory.
+    """The theory checked on one problem.
 
-    problem: which.  collapsed: whether the minimum is the origin; K² n λ_W λ_H ≥ 1 if the classes
-        are alike.
+    problem: the problem.
+    collapsed: whether the minimum is the origin; K² n λ_W λ_H ≥ 1 if the classes are alike.
     value: f* in closed form, or as solved and certified.  gap: certified, at this minimiser.
     spectrum_error: largest difference of its eigenvalues by reduction and in closed form,
         relative to the largest; NaN without a closed form.
@@ -49,8 +49,8 @@ class Cell(NamedTuple):
     saddles: orbits of strict saddles.  local: orbits of local minimisers that are not global.
     undecided: orbits that the verdict left open.
     softest: the least |most negative eigenvalue| of a saddle; NaN without saddles.
-    escaped, escapes: saddles from which a perturbed gradient descent reached the certified
-        minimum, of how many.
+    escaped, escapes: from how many saddles a perturbed gradient descent reached the certified
+        minimum, and how many were tried.
     violations: what contradicts the theory, in words; empty if nothing does.
     """
 
@@ -80,14 +80,14 @@ def verify(
     escapes: int = 4,
     report: Callable[[str], None] | None = None,
 ) -> Cell:
-    """Hold one problem against the theory.
+    """Check the theory on one problem.
 
     Args:
         problem: d ≥ K − 1, λ_W, λ_H > 0, any counts and weights of the classes.
         key: a JAX PRNG key.
         starts, rounds: of the census.
-        escapes: saddles to escape from, the lowest first; 0 leaves it out.
-        report: told what is being done.
+        escapes: how many saddles, lowest first, a descent has to escape from; 0 for none.
+        report: called with a line of text at each stage.
 
     Raises:
         Refused: outside the theorem's assumptions, or what `census.check` refuses.

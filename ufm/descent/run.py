@@ -76,8 +76,8 @@ def descend(
 
     Args:
         problem: the model.
-        params: where to start (with `resume`: of that shape, not used); its dtype is the precision
-            of the run.
+        params: where to start; its dtype is the precision of the run. With `resume` only shapes and
+            dtype matter.
         optimizer: "gd", "heavy_ball", "nesterov" (full batch), "sgd" (minibatches, momentum),
             "adam", "lbfgs"; an optax transformation, schedules included; or a factory of optax by
             name or as a function ("adamw", optax.adamw, one of your own), whose hyperparameters

@@ -7,9 +7,9 @@ point; `extreme` for a few eigenpairs of any point with their residuals; `densit
 shape of the whole spectrum. `verdict` says what a critical point is and why. Everything but the
 products works in float64 whatever the precision of params.
 
-∇²f is that of f as a function of all W, H and b. Where the features are not free the products and
-`dense` are of this f too; what asks for its eigenvalues refuses, as only those on the free
-variables would mean something.
+∇²f is that of f as a function of all W, H and b. Where H ≥ 0 or the classifier is fixed, the
+products and `dense` are still those of this f; functions that return eigenvalues refuse such
+problems, because only eigenvalues on the free variables would be meaningful.
 """
 
 from ufm.hessian.curvature import (

@@ -30,9 +30,9 @@ _BLOCK_BYTES = 2**26  # working memory of one block of products
 
 
 class Linearization(NamedTuple):
-    """A point with what every product at it shares, so that S and G are computed once.
+    """A point with S and G, which are computed once for all products there.
 
-    problem, params: where.
+    problem, params: the point.
     S: the Hessians of the loss in the logits of every sample.
     G: [w_i ∇ℓ], (K, N).
     """
@@ -44,7 +44,7 @@ class Linearization(NamedTuple):
 
 
 def linearize(problem: Problem, params: Params) -> Linearization:
-    """Precompute S and G of a point, for `apply`, `gauss_newton` and `remainder`. Traceable.
+    """Precompute S and G at a point, for many products by `apply`. Traceable.
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
@@ -94,9 +94,10 @@ def remainder(at: Linearization, tangent: Params) -> Params:
 
 
 def apply(at: Linearization, tangent: Params) -> Params:
-    """∇²f[tangent] = `gauss_newton` + `remainder`, in closed form: six matrix products.
+    """∇²f[tangent] at a point from `linearize`, in closed form: six matrix products.
 
-    Zero in b without a bias.
+    The tangent has the shapes of the params, or leading axes, one tangent each. The result is 0 in
+    b if there is no bias.
     """
     return jax.tree.map(jnp.add, gauss_newton(at, tangent), remainder(at, tangent))
 

@@ -46,8 +46,9 @@ class Witness(NamedTuple):
 
     direction: a unit tangent, float64.
     curvature: ⟨direction, ∇²f direction⟩ by `hessian.product` at the point itself.
-    predicted: the eigenvalue that theory gives it.
-    explicit: True for the plane of the module's head, False for a computed eigenvector.
+    predicted: the curvature that theory predicts.
+    explicit: True for the plane of (u aᵀ, −a vᵀ) known from theory, False for a computed
+        eigenvector.
     """
 
     direction: Params
@@ -57,7 +58,7 @@ class Witness(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a point is, and the evidence.
+    """What kind of critical point a point is, and the evidence.
 
     kind: "global minimiser", "local minimiser", "strict saddle", "not critical" or "undecided".
     reason: one sentence with the numbers that decide.
@@ -165,10 +166,12 @@ class _Doubt(NamedTuple):
 
 
 def verdict(problem: Problem, point: Params) -> Verdict:
-    """Decide what a point is, in this order, each step with its own proof.
+    """Decide what kind of critical point a point is.
 
-    1. A share of the terms that cancel in ∇f is left over (`ufm.hessian.stationarity`): "not
-       critical". Rounding leaves more than 1e-2 of them uncertain: "undecided".
+    The steps are taken in this order, each with its own proof.
+
+    1. ∇f is not small beside the terms that cancel in it (`ufm.hessian.stationarity`): "not
+       critical". If rounding leaves more than 1e-2 of them uncertain: "undecided".
     2. ‖G‖₂ > μ, and a direction orthogonal to the row space, or d ≥ K−1, where every critical
        point but the minimisers has one, and negative curvature: "strict saddle".
     3. certified gap f − f* within rounding and residual, and these within 1e-6 f*: "global
@@ -181,10 +184,10 @@ def verdict(problem: Problem, point: Params) -> Verdict:
     Where the classifier is fixed step 3 decides alone, of the problem in (H, b), which is convex
     for a convex loss; spectral_ratio and curvature are NaN then.
 
-    Every comparison in 2 to 4 leaves 64 times the error that is estimated: the relative rounding
-    of the entries of G, times the size of what is compared, and (1 + max|Z|) μ times the share of
-    ∇f that is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the
-    smallest λ, saddles whose G is of order 1 down to some 1e-11.
+    Every comparison in 2 to 4 allows for 64 times the estimated error: the relative rounding of the
+    entries of G, times the size of what is compared, and (1 + max|Z|) μ times the share of ∇f that
+    is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the smallest
+    λ, saddles whose G is of order 1 down to some 1e-11.
 
     Where H ≥ 0 the residual is that of the projected gradient, and what decides beside the
     certificate are the multipliers at the zeros of H and the curvature on the face of the others

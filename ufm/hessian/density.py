@@ -55,8 +55,8 @@ def density(
     """(1/size) Σ_i N(x; λ_i, width²), by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
 
     Every probe is a random sign vector v/√size, whose Lanczos matrix T = Q diag(θ) Qᵀ gives nodes
-    θ_j and weights Q_1j². Full reorthogonalisation; a Krylov space that is exhausted (few distinct
-    eigenvalues) ends its quadrature with weight 0, not with noise.
+    θ_j and weights Q_1j². Full reorthogonalisation; if a Krylov space is exhausted (few distinct
+    eigenvalues), the remaining nodes have weight 0.
 
     Args:
         problem, params: any point.

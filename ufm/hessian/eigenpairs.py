@@ -53,7 +53,7 @@ class Extreme(NamedTuple):
     resolution: how far rounding of the params to their own precision may move an eigenvalue
         (a bound to first order): about 1e-7 relative for float32, 1e-16 for float64.
     norm: ‖∇²f‖ as estimated, from below.
-    products: Hessian products with one vector, all told.
+    products: Hessian products with one vector, in total.
     status: "converged", "iteration_limit" or "not_finite".
     missed: with `exact`, how many more eigenvalues lie outside the last value than were found
         there; otherwise None.
@@ -220,12 +220,12 @@ def extreme(
 ) -> Extreme:
     """The k smallest or largest eigenvalues of ∇²f at any point, with vectors and residuals.
 
-    Memory: 2(k + 40) vectors. A multiple eigenvalue comes with its multiplicity, up to k; how far
-    that can be relied upon is said at the head of `ufm.linalg.lanczos`, and `exact` counts.
+    Memory: 2(k + 40) vectors. A multiple eigenvalue is returned as often as it occurs, up to k;
+    copies may be missed (see `ufm.linalg.lanczos`), and `exact` counts them.
 
     Args:
-        problem, params: any point; float32 is taken as exact and `resolution` says what that is
-            worth.
+        problem, params: any point; float32 params are taken as exact, and `resolution` bounds the
+            effect of their rounding.
         k: pairs, 1 … size.
         which: "smallest" (most negative) or "largest".
         key: a JAX PRNG key for the start; None takes a fixed one.
@@ -233,7 +233,7 @@ def extreme(
             on which it vanishes at critical points.
         exact: count by `hessian.inertia` what lies outside the last value; see `missed`.
         tol: residual allowed, relative to ‖∇²f‖.
-        max_products: cap on Hessian products; a search that meets it converged in nothing.
+        max_products: most Hessian products; if the search reaches it, no pair counts as converged.
 
     Raises:
         Refused: k out of range (with `orbit`: beyond size − d(d−1)/2 − 1), `exact` with

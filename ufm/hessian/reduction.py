@@ -80,7 +80,7 @@ class Core(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """‖GΩ^-½‖₂ of all samples: a critical point is a global minimiser iff it is at most μ."""
+        """‖GΩ^-½‖₂ of all samples: at most μ only at global minimisers, of the critical points."""
         lam_H = self.decays[1]
         scale = np.sqrt(lam_H / self.decay) if lam_H > 0 else 1.0
         return float(np.linalg.norm(self.pairing * scale, 2))
@@ -352,7 +352,7 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
         problem: any class counts, with scalar decays.
         point: a critical point, in float64.
         tolerance: eigenvalues at most this far apart count as one; None takes 1e-11 ‖∇²f‖, and 0
-            leaves every computed eigenvalue by itself.
+            keeps all computed eigenvalues apart.
 
     Returns:
         A `Spectrum`; multiplicities add up to `problem.size`. `inertia_of` reads off the index.

@@ -44,10 +44,11 @@ class Inertia(NamedTuple):
     """How many eigenvalues of ∇²f lie below, at and above a shift.
 
     negative: those below shift − tolerance (the Morse index at shift 0).
-    zero: those within the tolerance: not told from the shift, be they exactly equal or not.
+    zero: those within the tolerance of the shift, exactly equal to it or not.
     positive: those above shift + tolerance.
     tolerance, shift: in the units of ∇²f.
-    note: a warning where the tolerance hides eigenvalues as small as the decays, or nothing.
+    note: a warning if eigenvalues as small as the decays may be within the tolerance; otherwise
+        empty.
     """
 
     negative: int
@@ -186,9 +187,10 @@ def inertia(
 ) -> Inertia:
     """Count the eigenvalues of ∇²f below, at and above a shift, at any point, without the matrix.
 
-    By the elimination at the head of this module: the largest matrix has K(s+1) ≤ K(d+1) rows
-    whatever N is. zero = #{λ < shift + τ} − #{λ < shift − τ}. Only an eigenvalue within rounding
-    (about 1e-16 ‖∇²f‖) of shift ± τ may fall on either side of it.
+    The features are eliminated, so that the largest matrix has K(s+1) ≤ K(d+1) rows whatever N is,
+    s the rank of [Wᵀ, H] (see `ufm.hessian.signs`). zero = #{λ < shift + τ} − #{λ < shift − τ}.
+    Only an eigenvalue within rounding (about 1e-16 ‖∇²f‖) of shift ± τ may fall on either side of
+    it.
 
     At a critical point known to a residual r = ‖∇f‖ the eigenvalues along its symmetry orbit are
     not 0 but O(r/‖W‖): polish it first (`ufm.solve`), or give a tolerance above that.
@@ -197,9 +199,9 @@ def inertia(
         problem: any problem, any class counts, with scalar decays.
         point: any point, upcast to float64.
         shift: σ in the units of ∇²f.
-        tolerance: τ > 0; None takes 1024 times the rounding errors, below λ_H at most a quarter
-            of the way there, but no less than 64 times these errors. Eigenvalues outside the
-            core, in closed form, then have the smaller errors of these forms.
+        tolerance: τ > 0; None takes 1024 times the rounding errors; for a shift below λ_H at most a
+            quarter of the distance to λ_H, but at least 64 times these errors. Eigenvalues that are
+            known in closed form are then compared with the smaller errors of these forms.
 
     Raises:
         Refused: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an

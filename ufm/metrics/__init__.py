@@ -1,4 +1,4 @@
-"""NC1–NC4 and kin of any features, and the labels and features that they take."""
+"""NC1–NC4 and related measures of any features, and the labels that they take."""
 
 from ufm.metrics.alignment import Alignment, Geometry, alignment, geometry
 from ufm.metrics.generalised import Generalised, generalised, one_vs_rest, ood_cosines

@@ -1,4 +1,4 @@
-"""NC2 and NC3 against a predicted geometry, for classes whose best features are no simplex.
+"""NC2 and NC3 relative to a predicted geometry, where the minimum is not a simplex.
 
 Unequal counts, weights in the loss or the decay, and the squared error without a bias have another
 minimum than the simplex ETF: NC2 and NC3 of `Collapse` do not fall to 0 there. Here the same
@@ -37,8 +37,8 @@ class Alignment(NamedTuple):
         nc2_means and nc3 of `Collapse`.
     against: whose geometry the first three are measured against.
 
-    The trap: all are blind to the sizes of W and H, so a point may have the predicted geometry and
-    be no minimum; ask `ufm.certify`.
+    Caution: none of them depends on the sizes of W and H, so a point may have the predicted
+    geometry and not be a minimum; use `ufm.certify`.
     """
 
     nc2: float
@@ -51,7 +51,7 @@ class Alignment(NamedTuple):
 
 
 def geometry(W, means, name: str) -> Geometry:
-    """The geometry of a classifier and class means, as something to measure others against.
+    """The geometry of a classifier and class means, with which `alignment` compares others.
 
     Args:
         W: classifier (K, d), a row a class.
@@ -67,12 +67,12 @@ def geometry(W, means, name: str) -> Geometry:
 
 
 def alignment(W, means, predicted: Geometry) -> Alignment:
-    """NC2 and NC3 of a classifier and class means against a predicted geometry, and the simplex.
+    """NC2 and NC3 of a classifier and class means, from a predicted geometry and from the simplex.
 
     Args:
         W: classifier (K, d), a row a class.
         means: class means (K, d), a row a class, as `Accumulator.class_means` has them.
-        predicted: of `ufm.theory.geometry_of(problem)`, or of `geometry`.
+        predicted: from `ufm.theory.geometry_of(problem)`, or from `geometry`.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit, K < 2; another number of

@@ -1,4 +1,4 @@
-"""Sums about class means that stand fixed: variances, NC1 along the means, who is nearest to which.
+"""Sums about given class means: variances, NC1 along the means, and nearest means.
 
 The second pass over samples whose means are known, or the only one about given means: of training
 features, say, for test features. In NumPy and float64, in units of a power of two.

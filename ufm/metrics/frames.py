@@ -1,4 +1,4 @@
-"""K vectors held against frames: norms, angles, distances to a simplex, an orthogonal frame.
+"""K vectors compared with frames: norms, angles, distances to a simplex and an orthogonal frame.
 
 Vectors are rows, in NumPy, within range of their squares. K × K matrices are made a block of rows
 at a time, so that memory stays near that of the vectors, for K = 8,000 classes and more. Where a

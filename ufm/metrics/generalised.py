@@ -22,7 +22,7 @@ class Generalised(NamedTuple):
 
     uniformity_W, uniformity_means: hyperspherical energy, the mean over pairs j ≠ k of
         log(1/‖v_j − v_k‖) for directions v of the rows of W and of M (Liu et al. 2023,
-        arXiv 2303.06484, their s = 0). The less, the more uniform: −½ log(2K/(K−1)) is least for
+        arXiv 2303.06484, their s = 0). Smaller is more uniform: −½ log(2K/(K−1)) is least for
         K ≤ d + 1, where only a simplex has it. For more classes the least is not known in general:
         compare runs of one (K, d). Infinite where two directions coincide.
     uniformity_std_W, uniformity_std_means: standard deviation of log(1/‖v_j − v_k‖) over pairs (Wu
@@ -40,7 +40,7 @@ class Generalised(NamedTuple):
         any lengths, min_D ‖G/‖G‖_F − D‖_F over diagonal D of norm 1: with unequal counts the
         lengths differ (Dang et al. 2023). Never above the distance to an orthogonal frame.
 
-    The traps: a simplex is √(2 − 2√((K−1)/K)) from an orthogonal frame, which is little for many
+    Caution: a simplex is √(2 − 2√((K−1)/K)) from an orthogonal frame, which is little for many
     classes; a common offset of the features changes the distances of the means, but neither
     uniformity nor margins; zero vectors have no direction and count as the origin.
     """
@@ -102,8 +102,8 @@ def generalised(W, means) -> Generalised:
 def one_vs_rest(vectors, *, unit=True) -> np.ndarray:
     """dist(v_k, conv{v_j : j ≠ k}) of every vector, (K,): one-vs-rest margins (Jiang et al. 2023).
 
-    max over ‖h‖ ≤ 1 of min_{j≠k} ⟨v_k − v_j, h⟩ is the same number: the margin by which some
-    feature can tell class k. The least of them is `Generalised.margin_W`.
+    max over ‖h‖ ≤ 1 of min_{j≠k} ⟨v_k − v_j, h⟩ is the same number: the margin by which the best
+    feature separates class k from the others. The least of them is `Generalised.margin_W`.
 
     Args:
         vectors: (K, d), a row a class.
@@ -129,7 +129,7 @@ def ood_cosines(means, outside) -> np.ndarray:
         means: class means (K, d) of the training features, *not* centred.
         outside: out-of-distribution features (N, d), samples as rows.
 
-    The trap: 0 also where μ_out is 0 or small noise about 0; look at its norm beside this.
+    Caution: it is also 0 where μ_out is 0 or small noise about 0; check its norm, too.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit, no samples.

@@ -1,8 +1,8 @@
 """Labels: which sample belongs to which row of W, decided in one place.
 
 Labels 0 … K−1 are rows of W. Any others need `classes`, the K labels in the order of the rows. No
-sample is left out unless `ignore` names its label. Nothing is guessed: what could be read in two
-ways is refused, and the message names the way out.
+sample is left out unless `ignore` names its label. Nothing is guessed: ambiguous labels are
+refused, and the message says how to resolve them.
 """
 
 from collections.abc import Mapping

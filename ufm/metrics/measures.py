@@ -1,8 +1,8 @@
 """Measures of neural collapse, NC1–NC4, of the features of any network.
 
-The formulas stand in `ufm.metrics.result`; nothing here knows the model. NumPy arrays are measured
-in NumPy at float64 (`ufm.metrics.streaming`); JAX arrays in JAX at their own precision (half
-precisions at float32), also under jit. H and W are divided by powers of two first, so that no
+The formulas are in `ufm.metrics.result`; nothing here depends on the model. NumPy arrays are
+measured in NumPy at float64 (`ufm.metrics.streaming`); JAX arrays in JAX at their own precision
+(half precisions at float32), also under jit. H and W are divided by powers of two first, so that no
 square of their entries over- or underflows.
 """
 
@@ -29,25 +29,27 @@ def collapse(
 
     Args:
         W: classifier (K, d), one row a class.
-        H: features (d, N), columns are samples; of any size that is at hand or mapped from disk,
-            since NumPy arrays are gone through in pieces.
+        H: features (d, N), columns are samples; in memory or mapped from disk, since NumPy arrays
+            are read in pieces.
         b: bias (K,); None where there is none.
         labels: (N,) concrete: integers 0 … K−1, which are rows of W, or others with `classes`.
         classes: the K labels in the order of the rows of W, where they are not 0 … K−1.
         ignore: label, or labels, of samples to leave out.
-        mean: what the class means are centred by: "class", their own mean, with which a perfect
-            simplex reads 0 for any counts, as in the code of Papyan et al.; or "sample", the mean
-            of all samples. The same for equal counts.
-        means: class means (K, d), a row a class, to measure about, as those of training features
-            for test features: `ufm.metrics.Accumulator.class_means`. None: those of H.
-        missing: "refuse" classes without samples, or "skip" them: NC1, NC4 of those present, and
-            None for what needs all means. Not asked where `means` are given.
+        mean: the centre of the class means: "class", their own mean, for which a perfect simplex
+            gives 0 for any counts, as in the code of Papyan et al.; or "sample", the mean of all
+            samples. The same for equal counts.
+        means: class means (K, d), a row a class, about which to measure, for example the means of
+            training features for test features (`ufm.metrics.Accumulator.class_means`). None takes
+            the means of H.
+        missing: "refuse" classes without samples, or "skip" them: then NC1 and NC4 are those of the
+            classes present, and measures that need all means are None. Ignored if `means` are
+            given.
 
     Returns:
         A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input, of which
         less than 32 bits count as float32. With `means`, or classes skipped, floats always. JAX
-        arrays beyond 64 MiB on a CPU are gone through in pieces too, in float64; on other devices
-        they are measured there, as a whole.
+        arrays beyond 64 MiB on a CPU are read in pieces too, in float64; on other devices they are
+        measured as a whole, on the device.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit together, W or H of subnormal

@@ -16,14 +16,14 @@ from ufm.metrics.frames import slices
 def effective_rank(features) -> float:
     """The effective rank of features (N, d), samples as rows: between 1 and min(N, d).
 
-    The singular values come from a QR decomposition that takes the samples in pieces, in memory d²,
-    and squares nothing: small ones keep their digits. The features may be mapped from disk. At
-    perfect collapse of K classes with equal counts it is K−1 for means around the origin, which it
-    tends to from above.
+    The singular values come from a QR decomposition that reads the samples in pieces and needs
+    memory d². Nothing is squared, so small singular values keep their digits. The features may be
+    mapped from disk. At perfect collapse of K classes with equal counts it is K−1 for means around
+    the origin, which it tends to from above.
 
-    The traps: features are *not* centred, in RankMe neither, so a large common offset pulls it to
-    1: subtract the mean to see the rest. RankMe adds 1e-7 to every p_j, which adds some 1e-6 for
-    every singular value that is 0; nothing is added here.
+    Caution: features are *not* centred, nor are they in RankMe, so a large common offset brings it
+    near 1; subtract the mean to see the rest. RankMe adds 1e-7 to every p_j, which adds some 1e-6
+    for every singular value that is 0; nothing is added here.
 
     Raises:
         Refused: an array that is not real, finite, (N, d); features that are all 0.

@@ -27,9 +27,9 @@ class RegressionCollapse(NamedTuple):
         at the γ in [0, λ_min(Σ)] that makes it least.
     gamma: that γ.
 
-    The traps: features are centred here, since W h + b may carry the mean in b or in W h̄; code that
-    does not centre reads otherwise. Features equal to their mean count as 0. With one target nrc3
-    is 0 for every W ≠ 0: it says nothing. nrc1 is 0 wherever n ≥ rank of the centred features.
+    Caution: features are centred here, since W h + b may carry the mean in b or in W h̄; code that
+    does not centre gives other values. Features equal to their mean count as 0. With one target
+    nrc3 is 0 for every W ≠ 0: it says nothing. nrc1 is 0 wherever n ≥ rank of the centred features.
     """
 
     nrc1: float

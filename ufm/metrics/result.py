@@ -43,13 +43,12 @@ class Collapse(NamedTuple):
     nc4_mean_logit: ‖Wμ_G + b‖, reported as NC4 by the code of Zhu et al. The only field that
         changes with the size of H; infinite where it exceeds the largest number of the precision.
 
-    Where a normalisation divides by zero (W = 0, or M = 0 up to the rounding of H) the matrix
-    itself stands for its direction, so that zero counts as "no geometry": nc2 = nc3 = 1 then, and
-    norms count as equal.
+    Where a normalisation would divide by zero (W = 0, or M = 0 up to the rounding of H) the zero
+    matrix is left as it is: nc2 = nc3 = 1 then, and norms count as equal.
 
-    None stands for what cannot be known: nc4 in a single pass without given means; where classes
-    without samples are left out, all that needs every class mean (nc2_means and its kin, nc3,
-    nc3_duality, nc4_mean_logit).
+    None means that a measure is not available: nc4 in a single pass without given means; where
+    classes without samples are left out, all measures that need every class mean (nc2_means and its
+    kin, nc3, nc3_duality, nc4_mean_logit).
     """
 
     nc1: Any
@@ -69,7 +68,7 @@ class Collapse(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """Accuracies, the other figures of angles and variances, and values of each class.
+    """Accuracies, further statistics of angles and variances, and values of each class.
 
     accuracy: share of samples whose argmax(Wh + b) is their label (top-1).
     nearest_centre: share of samples whose nearest class mean is that of their label; None in a
@@ -88,7 +87,7 @@ class Detail(NamedTuple):
     class_accuracy, class_nearest: accuracy and nearest_centre of each class, (K,); NaN without
         samples, None where the scalar is.
 
-    The trap of accuracies: on ties the first row counts, so W = 0 is right on class 0.
+    Caution: on ties the first row counts, so W = 0 classifies class 0 correctly.
     """
 
     accuracy: float

@@ -1,9 +1,10 @@
 """NC1–NC4 of samples that come in batches: any array library, two passes or one, small memory.
 
-One pass keeps the class means and the scatter Σ_i (h_i − μ)(h_i − μ)ᵀ, K·d + d² numbers; a second
-pass over the same batches makes the scatter needless, K·d numbers, and knows which class mean is
-nearest to each sample (NC4). About given means, those of training features for example, one pass
-knows all. Everything is in float64 on the host, whatever the batches are.
+One pass keeps the class means and the scatter Σ_i (h_i − μ)(h_i − μ)ᵀ, K·d + d² numbers; with a
+second pass over the same batches the scatter is not needed, only K·d numbers, and the class mean
+nearest to each sample is found (NC4). If the means are given, for example those of training
+features, one pass is enough for all measures. Everything is in float64 on the host, whatever the
+batches are.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ MISSING = ("refuse", "skip")
 
 
 class Accumulator:
-    """Measures of features that come in batches: `add` each, then `collapse` and `detail`.
+    """Measures of features that come in batches: `add` each, then call `collapse` and `detail`.
 
         seen = Accumulator(W, b)
         for features, labels in batches:      # NumPy, JAX, PyTorch on any device, …
@@ -38,16 +39,16 @@ class Accumulator:
     Args:
         W, b: classifier (K, d), a row a class, and bias (K,), None where there is none.
         classes, ignore: of the labels, as `collapse` takes them.
-        mean: what means are centred by: "class", the mean of the class means, or "sample".
+        mean: the centre of the class means: "class", the mean of the class means, or "sample".
         means: class means (K, d), a row a class, to measure the samples about, as `class_means` of
             an accumulator of training features gives them; None measures about their own.
-        missing: what to do about classes without samples: "refuse", or "skip" to measure those
-            present. Not asked where `means` are given.
-        passes: 1 keeps d² numbers more and gives all but NC4 and the nearest centres without
-            `again`; 2 needs `again`, and only K·d numbers.
+        missing: what to do with classes without samples: "refuse" them, or "skip" them and measure
+            those present. Ignored if `means` are given.
+        passes: 1 stores d² more numbers and gives all but NC4 and the nearest centres without
+            `again`; 2 requires `again`, and stores only K·d numbers.
 
-    Every batch is converted in pieces of a few MiB. The order of the samples and of the batches
-    means nothing beyond rounding.
+    Every batch is converted in pieces of a few MiB. The order of samples and batches affects
+    rounding only.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit together; options of no meaning.
@@ -130,7 +131,7 @@ class Accumulator:
             return collapsed(self._known())
 
     def detail(self) -> Detail:
-        """Accuracies, the other figures of angles and variances, and values of each class.
+        """Accuracies, further statistics of angles and variances, and values of each class.
 
         Raises:
             Refused: as `collapse`.
@@ -242,10 +243,10 @@ def detail(
     W, H, b=None, labels=None, *, classes=None, ignore=None, mean="class", means=None,
     missing="refuse",
 ) -> Detail:  # fmt: skip
-    """Accuracies, the other figures of angles and variances, and values of each class.
+    """Accuracies, further statistics of angles and variances, and values of each class.
 
     Arguments and refusals are those of `ufm.metrics.collapse`; everything is in NumPy and float64.
-    An `Accumulator` gives both of one reading.
+    An `Accumulator` gives `collapse` and `detail` from one reading of the data.
     """
     W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
     every = means is None and check.choice("missing", missing, MISSING) == "refuse"

@@ -60,7 +60,7 @@ def collapsed(known: Known) -> Collapse:
 
 
 def detailed(known: Known, missing: tuple[Any, ...]) -> Detail:
-    """Accuracies, the other figures of angles and variances, and values of each class."""
+    """Accuracies, further statistics of angles and variances, and values of each class."""
     at, counts = known.at, known.counts
     N, M = counts.sum(), at.M
     whole, some = bool(at.there.all()), counts > 0

@@ -29,9 +29,9 @@ _FAR = 2.0**10  # the largest logit that is looked at
 
 
 class CodeMinimum(NamedTuple):
-    """The least value along a scaled code.
+    """The least value of f over the scalings of a code.
 
-    value: in nats, never below f*.  scale: r of the module's head, 0 where decay wins.
+    value: in nats, never below f*. scale: r = ac for W = aU and features c u_k, 0 where decay wins.
     params: the point, float64 of NumPy, b = 0.
     """
 
@@ -62,12 +62,12 @@ def claim(problem: Problem) -> tuple[str, str, str | None, str, str]:
 
 
 def code_minimum(problem: Problem, rows=None, key=0) -> CodeMinimum:
-    """The least value of f along a code, and the point where it is.
+    """The least value of f over W = aU and h = c u_k for a code U, and the point that has it.
 
     Args:
         problem: plain cross-entropy with labels, λ_W, λ_H > 0; any counts and weights, any bias.
         rows: (K, d), the code; None takes `ufm.theory.codes(K, d, key)`.
-        key: of the search for a code.
+        key: seed or JAX PRNG key of the search for a code.
 
     Raises:
         Refused: naming the assumption that fails; rows of another shape; array-valued decays.

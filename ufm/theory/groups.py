@@ -45,7 +45,7 @@ _SHORTER = 0.5 ** np.arange(24)  # of a Newton step
 
 
 class Groups(NamedTuple):
-    """Classes by group: of each its size, weight w of a class, √ρ of a class; of (K,)."""
+    """Groups of equal classes: size, w and √ρ of a class; `of` (K,), the group of each class."""
 
     sizes: np.ndarray
     weights: np.ndarray
@@ -54,7 +54,7 @@ class Groups(NamedTuple):
 
 
 class Least(NamedTuple):
-    """The minimum of the module's head; m groups in the order of their first classes.
+    """The minimum for unequal classes, in m groups of equal ones, by their first classes.
 
     value: f at the minimiser, in nats.  error: certified bound on value − f* ≥ 0.
     t: (m,), margin over the other classes of the group.  A: (m, m).  beta: (m,), of b.
@@ -103,10 +103,10 @@ def groups(problem: Problem) -> Groups:
 
 
 def separation(problem: Problem) -> np.ndarray:
-    """p_own − p_other = (1 − μ√ρ/w)₊ within the group of each class, at the minimum, (K,).
+    """p_own − p_other of each class and another of equal count and weights, at the minimum, (K,).
 
-    1 − Nμ/√n_k, or 1 − Nμ/n_k with decay_weights 1/n_k, where positive; d ≥ K−1. A class that is
-    alone in its group has no other: NaN.
+    It is 1 − Nμ/√n_k, or 1 − Nμ/n_k with decay_weights 1/n_k, where that is positive, and 0
+    elsewhere (d ≥ K−1); in general (1 − μ√ρ/w)₊. NaN for a class that has no such other.
 
     Raises:
         Refused: another loss than plain cross-entropy, targets, decays that are not positive.
@@ -119,9 +119,10 @@ def separation(problem: Problem) -> np.ndarray:
 
 
 def merged(problem: Problem) -> np.ndarray:
-    """Which classes have merged with those of their group: √n_k ≤ Nμ for plain decay, (K,).
+    """Which classes coincide, at the minimum, with others of equal count and weights, (K,) of bool.
 
-    n_k ≤ Nμ with decay_weights 1/n_k. False for a class that is alone in its group.
+    They do iff √n_k ≤ Nμ, or n_k ≤ Nμ with decay_weights 1/n_k. False for a class that has no such
+    other.
 
     Raises:
         Refused: as `separation`.
@@ -148,7 +149,9 @@ def seli(problem: Problem) -> np.ndarray:
 
 
 def seli_is_optimal(problem: Problem) -> bool:
-    """Whether `seli` has the largest margin for its nuclear norm: UVᵀ < 0 off the labels.
+    """Whether the logits of `seli` have the largest margin for their nuclear norm.
+
+    They do iff, with Ẑ = UΣVᵀ, the entries of UVᵀ off the labels are negative.
 
     Raises:
         Refused: as `separation`.

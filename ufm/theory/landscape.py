@@ -1,12 +1,12 @@
-"""Which theorems on the landscape hold for a problem, and the least eigenvalue that they give.
+"""Which theorems on the landscape hold for a problem, and the least eigenvalue by them.
 
 With G = (P − Y)/N, μ = √(λ_W λ_H) and
 
     λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²),    λ₋ < 0 iff ‖G‖₂ > μ,
 
 **Bound.** At any point λ_min(∇²f) ≥ min(λ_b, λ₋), and ≥ λ₋ without a bias: the data term of ∇²f is
-positive semidefinite but for 2⟨G, ΔW ΔH⟩ ≥ −2‖G‖₂‖ΔW‖‖ΔH‖. Where a unit a has Wa = 0 and Hᵀa = 0,
-equality: (u aᵀ, 0) and (0, −a vᵀ), (u, v) the top singular pair of G, leave the logits alone and
+positive semidefinite except for 2⟨G, ΔW ΔH⟩ ≥ −2‖G‖₂‖ΔW‖‖ΔH‖. Where a unit a has Wa = 0 and Hᵀa =
+0, equality: (u aᵀ, 0) and (0, −a vᵀ), (u, v) the top singular pair of G, leave the logits alone and
 span an eigenvector of λ₋, and 1 in b always is one of λ_b.
 
 **Benign.** Let d ≥ K−1 and λ_W, λ_H > 0. At a critical point 1ᵀW = 0 and λ_W WᵀW = λ_H HHᵀ, so W
@@ -47,10 +47,10 @@ ZHU = "Zhu et al. 2021, arXiv 2105.02375"
 class Claim(NamedTuple):
     """What is known of a landscape, and whether it holds for a problem.
 
-    name: short.  statement: in one sentence.
+    name: a short name.  statement: the claim in one sentence.
     fails: the assumptions that the problem does not meet, with its numbers; None if it meets all.
     source: where it is proved, or proposed.
-    status: "theorem", or "candidate" for what is held against computation and not proved.
+    status: "theorem", or "candidate" for what computation supports and no proof is known of.
     """
 
     name: str
@@ -61,9 +61,10 @@ class Claim(NamedTuple):
 
 
 def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
-    """λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), an eigenvalue wherever a direction is free.
+    """λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), of an unused dimension.
 
-    By `ufm.linalg.pair`: right to rounding also near 0.
+    It is an eigenvalue of ∇²f wherever a unit vector is orthogonal to the rows of W and the columns
+    of H. Computed without cancellation near 0.
 
     Args:
         problem: any, with scalar decays.
@@ -105,7 +106,7 @@ def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:
 
 
 def benign_width(problem: Problem) -> int | None:
-    """The least d from which on every critical point is a global minimiser or a strict saddle.
+    """The least d for which the landscape is proved benign: global minimisers and strict saddles.
 
     K−1 for a convex loss that is invariant under shifts of the logits (or of logits in some other
     fixed direction, as the logit-adjusted ones are), K for other convex losses; None where the loss
@@ -122,7 +123,7 @@ def rank_bound(problem: Problem) -> int:
 
 
 def claims(problem: Problem) -> tuple[Claim, ...]:
-    """What is known of the landscape of this very problem, with the assumptions that it fails.
+    """All theorems on the landscape, and for each the assumptions that this problem does not meet.
 
     Args:
         problem: any, with scalar decays.

@@ -2,8 +2,8 @@
 
 Plain cross-entropy: `ufm.theory.minimum`, and `ufm.theory.groups` for unequal classes. Other losses
 that treat all classes alike: `ufm.theory.symmetric`. The squared error: `ufm.theory.squared`.
-Features H ≥ 0: `ufm.theory.nonnegative`. Outside of all assumptions the answer is a refusal that
-names the one that fails.
+Features H ≥ 0: `ufm.theory.nonnegative`. A problem outside all of these is refused, and the message
+names the assumption that fails.
 """
 
 from typing import Any
@@ -50,9 +50,9 @@ def _is_grouped(problem: Problem) -> bool:
 def global_value(problem: Problem) -> Any:
     """f*, the value of the global minimum, in nats for a negative log-likelihood.
 
-    Cross-entropy: `ufm.theory.minimum.global_value`, elementwise over array decays, and for classes
-    that differ `ufm.theory.groups.least`, whose certified error is far below 1e-12 of it; other
-    losses: `ufm.theory.symmetric`, `ufm.theory.squared`.
+    Cross-entropy of equal classes: `ufm.theory.minimum.global_value`, elementwise over array
+    decays; of unequal classes: `ufm.theory.certified_minimum`, whose certified error is far below
+    1e-12 f*. Other losses: `ufm.theory.symmetric`, `ufm.theory.squared`.
 
     Raises:
         Refused: naming the assumption of the closed form that fails.
@@ -69,7 +69,7 @@ def global_value(problem: Problem) -> Any:
 
 
 def is_collapsed(problem: Problem) -> Any:
-    """Whether decay wins and the global minimum is W = H = 0.
+    """Whether decay is so strong that the global minimum is W = H = 0.
 
     Raises:
         Refused: as `global_value`.
@@ -86,7 +86,7 @@ def is_collapsed(problem: Problem) -> Any:
 
 
 def margin(problem: Problem) -> Any:
-    """t = z_y − z_j at the global minimum, for every wrong class j; 0 if it has collapsed.
+    """t = z_y − z_j at the global minimum, for every wrong class j; 0 if the minimum is W = H = 0.
 
     Raises:
         Refused: as `global_value`; the squared error of unequal classes, whose logits have no one
@@ -142,11 +142,11 @@ def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
 
 
 def geometry_of(problem: Problem) -> Geometry:
-    """The Gram matrices of the global minimum, for `ufm.metrics.alignment` to measure against.
+    """The Gram matrices of the global minimum, for comparison by `ufm.metrics.alignment`.
 
-    A simplex for equal classes of most losses; for unequal ones what `ufm.theory.groups` solves,
-    and for the squared error its closed form. For H ≥ 0 class means are orthogonal, and the centred
-    means of equal classes a simplex.
+    A simplex for equal classes under most losses; for unequal classes, the minimum that
+    `ufm.theory.certified_minimum` computes; for the squared error, its closed form. For H ≥ 0 class
+    means are orthogonal, and the centred means of equal classes a simplex.
 
     Args:
         problem: as `global_minimizer` takes it, with labels.

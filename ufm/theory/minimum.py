@@ -118,7 +118,7 @@ def _distance(problem: Problem):
 
 
 def is_collapsed(problem: Problem):
-    """K² n λ_W λ_H ≥ 1: decay wins, and the global minimum has collapsed to W = H = 0.
+    """Whether K² n λ_W λ_H ≥ 1, so that the global minimum is W = H = 0.
 
     Below this threshold the global minimisers are simplex ETFs of positive norm. Elementwise over
     array decays.

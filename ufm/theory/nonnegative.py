@@ -16,17 +16,17 @@ certificate closes. With a bias and classes alike Σ_k r_k = 0, and b = 0 leaves
 The squared error has r_k = (t_k − 1)e_k without a bias (a = 1, t_k = 1 − μ√ρ_k/w_k), for which
 ⟨r_j, r_k⟩ = 0, and (t − 1)(e_k − 1/K) with a free bias and equal classes (t = 1 − μ√ρ/(a w)).
 
-**Classes that stay off.** Let S be any set of classes with q_k < a² and share all d axes among
-them, each at least one. Let the others have h = 0. Each class is at the minimum of its own part of
-f, which is that over all W and H with these zeros; and at every zero the multiplier is positive,
-⟨e_j − 1/K, r_k⟩ ∝ 1/K > 0 for an axis of class j and another class k. So cross-entropy has a local
-minimum of value
+**Classes that stay off.** Let S be a set of classes with q_k < a². Divide all d axes among these
+classes, at least one each, and let the other classes have h = 0. Each class is at the minimum of
+its own part of f, which is that over all W and H with these zeros; and at every zero the multiplier
+is positive, ⟨e_j − 1/K, r_k⟩ ∝ 1/K > 0 for an axis of class j and another class k. So cross-entropy
+has a local minimum of value
 
     f_S = Σ_S w_k[−log(1−q_k) + q_k t_k] + Σ_others w_k log K
 
 for every S that is not empty and has at most d members, equal classes or not: with m classes that
 can be on and d ≥ m there are 2^m − 2 local minima that are not global, up to how axes are shared.
-An axis that no class has leaves a way out, along which a class with q_k < a² turns on.
+If an axis belongs to no class, the point is no minimum: a class with q_k < a² can turn on along it.
 """
 
 import dataclasses
@@ -62,7 +62,11 @@ class Classes(NamedTuple):
 
 
 class SwitchedOff(NamedTuple):
-    """A local minimum in which classes have no features. off: which ones.  value: f there."""
+    """A local minimum at which some classes have h_k = 0.
+
+    off: these classes; () at the global minimum if none is off there.
+    value: f at the point.
+    """
 
     off: tuple[int, ...]
     value: float
@@ -154,7 +158,7 @@ def is_collapsed(problem: Problem) -> bool:
 
 
 def margins(problem: Problem) -> Float[np.ndarray, " K"]:
-    """t_k = z_y − z_j of the samples of every class at the minimum for H ≥ 0, 0 where it is off.
+    """t_k = z_y − z_j of every class at the minimum for H ≥ 0, (K,); 0 for a class with h_k = 0.
 
     Raises:
         Refused: features that are free, and as `global_value` of ufm.theory.
@@ -222,9 +226,10 @@ def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
 
 
 def switched_off(problem: Problem) -> tuple[SwitchedOff, ...]:
-    """Local minima of cross-entropy in which classes are off, by rising value; the first is global.
+    """Local minima of cross-entropy with H ≥ 0 at which classes are off, h_k = 0, by rising value.
 
-    One for every set S of the module's head, at most d classes that could be on.
+    There is one for every set of at most d classes that can be on; the first is global. The proof
+    is at the head of `ufm.theory.nonnegative`.
 
     Args:
         problem: cross-entropy with H ≥ 0, no bias, any counts and any d.

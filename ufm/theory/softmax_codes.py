@@ -35,10 +35,10 @@ class Code(NamedTuple):
     """A configuration of unit vectors.
 
     rows: (K, d), float64.
-    name: what it is called; "search" where it has no name here.
+    name: its usual name; "search" if it was found by a search.
     margin: ρ, its hardmax margin.
     status: "optimal", "best known" or "best found" (by the search of `codes`: a lower bound).
-    source: of what the status says.
+    source: a reference for the status.
     """
 
     rows: np.ndarray
@@ -49,7 +49,7 @@ class Code(NamedTuple):
 
 
 def hardmax_margin(W) -> float:
-    """min_k dist(w_k, conv{w_j : j ≠ k}), the least margin by which a unit feature tells a class.
+    """min_k dist(w_k, conv{w_j : j ≠ k}), the margin of the best unit feature, for the worst class.
 
     Exact up to rounding (a quadratic program a row, by active sets). Rows are taken as they are, so
     the margin scales with W; 0 where a row lies in the hull of the others.

@@ -2,8 +2,8 @@
 
 Permuting classes and turning features leave the simplex ETF in place, so its Hessian splits into
 blocks of at most 5×5 and has at most 17 distinct eigenvalues whatever K, d and n are. There a loss
-that is invariant under shifts is three numbers: the margin t, and with its Hessian S in the logits
-z = t(e_y − 1/K)
+that is invariant under shifts enters by three numbers: the margin t and, with S its Hessian in the
+logits z = t(e_y − 1/K),
 
     s_own = uᵀSu,  u ∝ e_y − 1/K,      s_wrong = vᵀSv,  v ∝ e_j − e_k  (unit vectors; j, k ≠ y),
 
@@ -26,11 +26,11 @@ The lower eigenvalue of the block with + is 0. A loss that changes under shifts 
 has two more numbers, s_mean = 1ᵀS1/K and s_mixed = uᵀS1/√K. Then 1ᵀδW, of λ_W + p² s_mean/K, joins
 the standard block, and δb ∝ 1, of λ_b + s_mean, the first of the blocks.
 
-Derivation: in the basis of the ETF the two factors of a tangent are K×K matrices A (rows centred)
-and B (columns centred); the data term sees only X = pA + qB + δb 1ᵀ, through (s_wrong/K)‖X‖² +
-(s_own − s_wrong)/(K−1) ‖diag X‖² for columns X centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly
-centred parts. Both forms are equivariant under S_K. (The minimum itself: Zhu et al. 2021, arXiv
-2105.02375, theorem 3.1.) Nothing here imports a probe: agreement with `ufm.hessian` is evidence.
+Derivation (docs/derivations.md has every step): in the basis of the ETF the two factors of a
+tangent are K×K matrices A (rows centred) and B (columns centred); the data term depends only on
+X = pA + qB + δb 1ᵀ, through (s_wrong/K)‖X‖² + (s_own − s_wrong)/(K−1) ‖diag X‖² for columns X
+centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly centred parts. Both forms are equivariant under
+S_K. (The minimum: Zhu et al. 2021, arXiv 2105.02375, theorem 3.1.) Nothing here imports a probe.
 
 Decays and hence eigenvalues may span hundreds of orders of magnitude, where float64 would lose the
 small ones beside the large. Everything is computed in decimals of `DIGITS` digits and rounded
@@ -90,8 +90,8 @@ def group(values, multiplicities, tolerance: float = 0.0) -> Spectrum:
 def orbit_dimension(problem: Problem, rank: int) -> int:
     """r d − r(r+1)/2, and 1 more if λ_b = 0: dimension of the symmetry orbit of a point.
 
-    r is the rank of [Wᵀ, H]; the orbit is that of (W Qᵀ, Q H), Q ∈ O(d), and of b + s1 when a bias
-    goes without decay and the loss is invariant under shifts. At a critical point the Hessian
+    r is the rank of [Wᵀ, H]; the orbit is that of (W Qᵀ, Q H), Q ∈ O(d), and of b + s1 when the
+    bias has no decay and the loss is invariant under shifts. At a critical point the Hessian
     vanishes along it.
     """
     check_problem(problem)
@@ -125,7 +125,7 @@ def _exact(compute):
 
 
 class Numbers(NamedTuple):
-    """What a loss is at the balanced ETF: t, s_own, s_wrong, … of the module's head."""
+    """Margin and curvatures of a loss at the balanced ETF: t, s_own, s_wrong, s_mean, s_mixed."""
 
     t: Decimal
     own: Decimal
@@ -193,7 +193,7 @@ def _trivial_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal) -> l
 
 
 def hessian_spectrum(problem: Problem) -> Spectrum:
-    """The spectrum of ∇²f at the global minimum, by the table at the head of this module.
+    """The spectrum of ∇²f at the global minimum, in closed form (table at `ufm.theory.spectra`).
 
     The Hessian is positive semidefinite there, with nullity d(K−1) − K(K−1)/2 (the O(d) orbit),
     plus 1 if λ_b = 0. At and above the threshold K²nλ_Wλ_H ≥ 1 the minimum is the origin and the
@@ -367,7 +367,7 @@ def _range_off_the_orbit(problem: Problem) -> tuple[Decimal, Decimal]:
 
 
 def condition_number(problem: Problem) -> float:
-    """λ_max/λ_min of ∇²f at the global minimum, on the quotient by the symmetry orbit.
+    """λ_max/λ_min of ∇²f at the global minimum, the zeros along the symmetry orbit left out.
 
     Infinite exactly at the threshold K²nλ_Wλ_H = 1, where the minimum is degenerate.
 

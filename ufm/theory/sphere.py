@@ -27,7 +27,7 @@ _UNIT = 1e-8  # how far from 1 a norm may be
 
 
 class SphereBound(NamedTuple):
-    """f at a point, a number that f* is not below, and their difference, in nats."""
+    """f at a point, a lower bound on f*, and their difference, in nats."""
 
     value: float
     lower_bound: float
@@ -50,10 +50,11 @@ def sphere_value(K: int, tau: float) -> float:
 
 
 def sphere_bound(W, H, tau: float, shares=None) -> SphereBound:
-    """The bound of the module's head at a point, by its own softmax and multipliers.
+    """A lower bound on f* from a point: f = Σ_k s_k CE(τ W h_k, k) with unit rows and features.
 
-    Valid up to rounding at any point, for any d and shares; not tight for d below the rank of the
-    convex problem.
+    The dual bound at the head of `ufm.theory.sphere`, with the point's softmax and the multipliers
+    of its unit norms. Valid up to rounding at any point, for any d and shares; not tight for d
+    below the rank of the convex problem.
 
     Args:
         W: (K, d), unit rows.

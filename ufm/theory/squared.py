@@ -14,7 +14,7 @@ Where all σ_i > Nμ differ, each S is one orbit, of Morse index
 
     (d−|S|)·#{i ∉ S: σ_i > Nμ} + #{(i ∉ S, a ∈ S): σ_i > σ_a}
 
-and nullity |S|(|S|−1)/2 + |S|(d−|S|): there is no spurious minimum, whatever d is.
+and nullity |S|(|S|−1)/2 + |S|(d−|S|): no minimum is spurious, whatever d is.
 
 **A decayed bias.** Let ȳ be orthogonal to the columns of Y − ȳ1ᵀ, as for equal classes. Then ȳ1ᵀ is
 a mode of its own, σ = √N‖ȳ‖, whose square counts ρ = λ_b/(1+λ_b) once instead of 1: it is shrunk to
@@ -66,8 +66,8 @@ _TIE = 1e-10  # relative difference up to which two modes count as equal
 class CriticalPoint(NamedTuple):
     """One orbit of critical points.
 
-    modes: which singular values it takes, by falling σ, the mean of a decayed bias after all
-        others.  rank: of W, their number.
+    modes: which singular values of the targets it uses, by falling σ; the mode of a decayed bias
+        comes last.  rank: of W, their number.
     value: f.  morse_index, nullity: of ∇²f.
     """
 
@@ -300,15 +300,15 @@ def _check_distinct(modes: _Modes, on: list[int]) -> None:
 
 
 def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
-    """Every critical point of the squared error up to its orbit, by rising value.
+    """All orbits of critical points of the squared error, by rising value.
 
     Args:
         problem: any counts, any d, any targets; the singular values of the targets above Nμ must
             differ. With a decayed bias the mean of the targets must be orthogonal to their
-            contrasts, and no critical point mix the two.
+            contrasts, and no critical point may mix the two.
 
     Returns:
-        A `CriticalPoint` for every set of at most d modes that are on.
+        A `CriticalPoint` for every set of at most d singular values above Nμ.
 
     Raises:
         Refused: as `global_value`; equal singular values, whose modes turn into one another; a

@@ -34,7 +34,7 @@ _HALVINGS = 200
 
 
 class Symmetric(NamedTuple):
-    """The minimum of the module's head.
+    """The minimum for equal classes under a loss that treats all classes alike.
 
     t: margin, 0 at the origin.  beta: b = β1.  value: f*, in nats.
     own, wrong: uᵀSu and vᵀSv, u ∝ e_y − 1/K and v ∝ e_j − e_k, of the loss's Hessian S there.
