@@ -10,11 +10,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+ABSENT = "not measured"
 
 Rounds = list[dict[str, float]]
 
@@ -44,8 +47,20 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_before": os.getloadavg(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
     }
+
+
+def installed(name: str) -> bool:
+    """Whether a peer is there to be timed; where it is not its columns say so."""
+    return find_spec(name) is not None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

@@ -196,11 +196,14 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
     return row | {name: x.astype(loss.dtype) for name, x in added}
 
 
-def start(problem: Problem, params: Params, method: Method, hyper, key=None) -> State:
-    """State before the first step; traceable."""
+def start(
+    problem: Problem, params: Params, method: Method, hyper, key=None, value: Any = None
+) -> State:
+    """State before the first step; traceable. value: f at params, where it is known."""
     opt_state = method.transformation(hyper).init(params)
     order = None if method.batch_size is None else minibatch.epoch_order(problem, key, 0)
-    return State(params, opt_state, jnp.int32(0), objective(problem, params), key, order)
+    value = objective(problem, params) if value is None else value
+    return State(params, opt_state, jnp.int32(0), value, key, order)
 
 
 def closed_form(problem: Problem) -> Callable[[Params], Array]:

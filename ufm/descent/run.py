@@ -139,7 +139,7 @@ def _begun(
     if isinstance(resume, Run):
         run = _continued(problem, params, method, hyper, asked.key, resume)
     else:
-        state = _start(problem, params, method, hyper, asked.key)
+        state = _start(problem, params, method, hyper, asked.key, asked.value)
         run = Run(params, {}, 0, Status.running.name, state)
         run = run if resume is None else unpack(state, resume)
     if run.history:
