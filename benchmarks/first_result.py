@@ -150,9 +150,9 @@ def child(name: str, place: Path) -> None:
     if name != "torch":
         from jax import monitoring
 
-        def note(event: str, seconds: float, **_: Any) -> None:
+        def note(event: str, duration_secs: float, **_: Any) -> None:
             if event in told:
-                told[event].append(seconds)
+                told[event].append(duration_secs)
 
         monitoring.register_event_duration_secs_listener(note)
     TASKS[name][1](place)

@@ -151,7 +151,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> None:
     """Measure all axes, write results/growth.json, print the table."""
     jax.config.update("jax_enable_x64", True)
-    environment = paired.environment(PACKAGES)
+    environment = paired.environment(PACKAGES) | {"threads": "XLA: one a core; LAPACK: 1"}
     results: dict[str, list[dict[str, Any]]] = {}
     for what, axes, prepare in (("step", STEP, a_step), ("certificate", SOLVE, a_certificate)):
         results[what] = []

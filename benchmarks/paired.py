@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 ABSENT = "not measured"
+PAUSE = 0.05  # seconds: for so long the threads of the contestant before may wait by spinning
 
 Rounds = list[dict[str, float]]
 
@@ -31,7 +32,12 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def rounds(contestants: dict[str, Callable[[], Any]], count: int) -> Rounds:
     """`count` rounds of wall times."""
-    return [{name: seconds(run) for name, run in contestants.items()} for _ in range(count)]
+    return [{name: _rested(run) for name, run in contestants.items()} for _ in range(count)]
+
+
+def _rested(run: Callable[[], Any]) -> float:
+    time.sleep(PAUSE)
+    return seconds(run)
 
 
 def median(rounds: Rounds, name: str, over: str | None = None) -> float:
@@ -44,11 +50,16 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "load_before": os.getloadavg(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
     }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def installed(name: str) -> bool:

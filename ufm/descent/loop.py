@@ -277,11 +277,12 @@ def trajectory(
     records: int,
     chunks: Any = None,
     record: Traced = (),
+    keep: bool = True,
 ) -> tuple[State, dict[str, Array], Array]:
     """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
 
     This is what `descend` compiles; under `jax.vmap` over decays, starts or hyperparameters it
-    runs a whole sweep in one call. A diverged run keeps the point of its last sound record.
+    runs a whole sweep in one call.
 
     Args:
         problem, state, method, hyper: see `start`.
@@ -289,6 +290,8 @@ def trajectory(
         records: static capacity of the history, at least chunks + 1.
         chunks: how many chunks to run, by default records − 1.
         record: further columns of the history; static.
+        keep: whether a diverged run, and one that has ended among others that are mapped over, ends
+            at the point of its last sound record, which takes the memory of a second state.
 
     Returns:
         (state, history, status): history holds arrays of length `records`, whose row 0 is the
@@ -302,7 +305,7 @@ def trajectory(
         row = measurements(problem, new.params, record)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
-        kept = jax.lax.cond(running & sound, lambda: new, lambda: state)
+        kept = jax.lax.cond(running & sound, lambda: new, lambda: state) if keep else new
         written = jnp.stack([row[name] for name in columns])
         steps = steps.at[i].set(jnp.where(running & sound, new.step, steps[i]))
         table = table.at[i].set(jnp.where(running & sound, written, table[i]))
