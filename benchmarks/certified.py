@@ -177,7 +177,7 @@ def quickest(row: dict[str, Any], who: str) -> str | None:
     )
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], gpu: paired.Column | None = None) -> str:
     """Markdown table of the results."""
     header = (
         "K = d", "ufm.solve (s)", "its gap", "SciPy L-BFGS-B (s)", "its gap",
@@ -197,8 +197,8 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{'> ' * (r['gaps'][name] > GAP)}{r['over_ufm'][name]:.1f}" if name else paired.ABSENT
             for name in names[1:]
         ]
-        rows.append([*row, f"{r['compile_seconds']:.1f}"])
-    return paired.table(header, rows)
+        rows.append([*row, f"{max(r['compile_seconds'], 0):.1f}"])
+    return paired.table(header, rows, gpu)
 
 
 def main() -> None:

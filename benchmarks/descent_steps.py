@@ -271,7 +271,7 @@ def quickest(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     return min(found, key=lambda x: x["over_ufm"], default=None)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], gpu: paired.Column | None = None) -> str:
     """Markdown table of the results; behind a ratio the threads with which it was reached."""
     header = (
         "K, d, n", "cores", "ufm (µs/step)", *(f"{title} / ufm" for title in PEERS.values()),
@@ -292,7 +292,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{1 / floor['over_ufm']:.2f} ({floor['threads']})" if floor else paired.ABSENT,
             f"{row['recording_share']:.1%}", f"{row['compile_seconds']:.2f}",
         ))  # fmt: skip
-    return paired.table(header, lines)
+    return paired.table(header, lines, gpu)
 
 
 def table_of_tested(rows: list[dict[str, Any]]) -> str:

@@ -224,7 +224,7 @@ def measure(
     }
 
 
-def summary(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], gpu: paired.Column | None = None) -> str:
     """Markdown table of the results."""
     rows = []
     for row in results:
@@ -239,7 +239,7 @@ def summary(results: list[dict[str, Any]]) -> str:
             ])  # fmt: skip
     header = ["K, d, n", "point", "solver", "threads", "basis", "products", "residual / norm",
               "reached", "same values", "seconds", "over ufm"]  # fmt: skip
-    return paired.table(header, rows)
+    return paired.table(header, rows, gpu, keys=3)
 
 
 def main() -> None:
@@ -260,7 +260,7 @@ def main() -> None:
     record["inertia"] = {"size": problem.size, "point": name, "seconds": elapsed,
                          "counts": index[0]._asdict()}  # fmt: skip
     paired.write("eigenpairs", record)
-    print(summary(record["results"]))
+    print(table(record["results"]))
     print(f"inertia of {problem.size} variables, {name}: {elapsed:.2f} s")
 
 

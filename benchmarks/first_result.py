@@ -173,6 +173,7 @@ def once(name: str, place: Path, cache: Path) -> dict[str, float]:
         surroundings |= {
             "JAX_COMPILATION_CACHE_DIR": str(cache / "library"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_ENABLE_COMPILATION_CACHE": "1",
         }
     words = [sys.executable, "-m", "benchmarks.first_result", "--task", name, "--place", str(place)]
     if name == "first":  # a finished run would not be computed twice
@@ -212,7 +213,9 @@ def measure(names: tuple[str, ...], rounds: int) -> dict[str, dict[str, list[dic
     return told
 
 
-def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+def table(
+    results: dict[str, dict[str, list[dict[str, float]]]], gpu: paired.Column | None = None
+) -> str:
     """Markdown table: seconds cold and warm, and what the cold ones went into."""
     header = ("a fresh process", "cold (s)", "warm (s)", "target", "processor, cold (s)",
               "programs", "tracing", "lowering", "compiling", "loading, warm")  # fmt: skip
@@ -230,7 +233,7 @@ def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
             f"{paired.median(cold, 'programs'):.0f}", *spent,
             f"{paired.median(warm, 'compiling'):.2f}",
         ))  # fmt: skip
-    return paired.table(header, rows)
+    return paired.table(header, rows, gpu)
 
 
 def main() -> None:

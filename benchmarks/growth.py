@@ -131,7 +131,7 @@ def draw(results: dict[str, list[dict[str, Any]]]) -> Figure:
     return canvas
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
+def table(results: dict[str, list[dict[str, Any]]], gpu: paired.Column | None = None) -> str:
     """Markdown table of ranges and exponents."""
     header = ("time of", "grows", "from", "to", "seconds", "exponent", "of the upper half")
     return paired.table(
@@ -145,6 +145,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             for what, rows in results.items()
             for row in rows
         ),
+        gpu, keys=2,
     )  # fmt: skip
 
 

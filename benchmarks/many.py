@@ -104,7 +104,7 @@ def _torch_over(rounds: paired.Rounds) -> dict[str, float]:
     return {name: float(np.median([r[best] / r[name] for r in rounds])) for name in rounds[0]}
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any], gpu: paired.Column | None = None) -> str:
     """Markdown table of the result."""
     header = ("10, 20, 10", "µs a problem-step", "PyTorch loop / this", "GFlop/s in the products")
     return paired.table(
@@ -118,6 +118,7 @@ def table(result: dict[str, Any]) -> str:
             )
             for name, x in result["microseconds"].items()
         ),
+        gpu,
     )
 
 

@@ -24,7 +24,7 @@ PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax")
 
 
 def peak(who: str, shape: tuple[int, int, int]) -> int:
-    """Bytes at the most of this process, after its run."""
+    """Bytes at the most of this process, or of its accelerator, after its run."""
     import jax
     import jax.numpy as jnp
 
@@ -40,6 +40,9 @@ def peak(who: str, shape: tuple[int, int, int]) -> int:
         )  # fmt: skip
     else:
         naive.run(problem, start, STEPS, LEARNING_RATE, MOMENTUM)
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -57,7 +60,7 @@ def measure(shape: tuple[int, int, int]) -> dict[str, Any]:
     return {"shape": shape, "peak_bytes": peaks, "features_bytes": 4 * d * K * n}
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], gpu: paired.Column | None = None) -> str:
     """Markdown table of peaks in MiB."""
     header = ("K, d, n", "features, MiB", "ufm, MiB", "naive JAX, MiB", "ufm / naive")
     rows = []
@@ -65,7 +68,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ours, theirs = (row["peak_bytes"][who] for who in CONTESTANTS)
         sizes = (f"{x / 2**20:.0f}" for x in (row["features_bytes"], ours, theirs))
         rows.append((", ".join(map(str, row["shape"])), *sizes, f"{ours / theirs:.2f}"))
-    return paired.table(header, rows)
+    return paired.table(header, rows, gpu)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ ABSENT = "not measured"
 PAUSE = 0.05  # seconds: for so long the threads of the contestant before may wait by spinning
 
 Rounds = list[dict[str, float]]
+Column = dict[str, str]  # cells of a table's last column by those of its first ones
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -82,8 +83,16 @@ def _processor() -> str:
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    gpu: Column | None = None,
+    keys: int = 1,
+) -> str:
+    """A Markdown table; with `gpu` its last column, found by the first `keys` cells of a row."""
+    if gpu is not None:
+        header = [*header, "GPU"]
+        rows = [[*row, gpu.get(" | ".join(row[:keys]), ABSENT)] for row in rows]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
