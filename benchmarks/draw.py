@@ -11,13 +11,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import growth, paired
+from benchmarks import certified, descent_steps, growth, paired
 from ufm import plots
 
 # A series of points: where the ratios lie, and what the other is.
-PEERS = ("PyTorch, eager", "torch.compile", "NumPy", "SciPy", "matfree", "hessian-eigenthings")
-
-GAP = 1e-8  # that of benchmarks.certified, which imports PyTorch
+PEERS = (
+    "PyTorch, eager", "torch.compile", "SGD(fused=True)", "naive JAX", "NumPy", "SciPy", "matfree",
+    "hessian-eigenthings",
+)  # fmt: skip
+STEPS = dict(zip(descent_steps.PEERS, PEERS, strict=False))
 
 
 def stored(name: str) -> Any:
@@ -28,22 +30,27 @@ def stored(name: str) -> Any:
 def ratios() -> Iterator[tuple[str, dict[str, float]]]:
     """(what is done, peer → its time over that of `ufm`) for every paired benchmark."""
     for row in stored("descent_steps")["results"]:
-        names = ("eager_over_ufm", "compiled_over_ufm", "numpy_over_ufm")
+        found = {peer: descent_steps.quickest(row, name) for name, peer in STEPS.items()}
         yield (
             "a step, $(K,d,n)=(" + ",".join(map(str, row["shape"])) + ")$",
-            dict(zip(PEERS[:3], (row[name] for name in names), strict=True)),
+            {peer: x["over_ufm"] for peer, x in found.items() if x},
         )
     many = stored("many")["result"]
-    yield (
-        "a step in a sweep of 256 problems $(10,20,10)$",
-        {PEERS[0]: many["torch_over"]["ufm.sweep, steady state"]},
-    )
+    if many["torch_over"]:
+        yield (
+            "a step in a sweep of 256 problems $(10,20,10)$",
+            {PEERS[0]: many["torch_over"]["ufm.sweep, steady state"]},
+        )
     for row in stored("certified")["results"]:
-        over = {PEERS[3]: row["over_ufm"]["scipy"], PEERS[0]: row["over_ufm"]["torch"]}
+        names = {
+            "SciPy": certified.quickest(row, "scipy"),
+            PEERS[0]: certified.quickest(row, "torch"),
+        }
+        over = {peer: row["over_ufm"][name] for peer, name in names.items() if name}
         yield f"gap $\\leq 10^{{-8}}$ by L-BFGS, $K=d={row['K']}$", over
     for row in stored("eigenpairs")["results"]:
-        peers = {"eigsh": PEERS[3], "matfree": PEERS[4], "eigenthings": PEERS[5]}
-        over = {peer: row["over_ufm"][name] for name, peer in peers.items()}
+        peers = {"eigsh": "SciPy", "matfree": "matfree", "eigenthings": "hessian-eigenthings"}
+        over = {p: row["over_ufm"][name] for name, p in peers.items() if name in row["over_ufm"]}
         where = {"saddle": "at a saddle", "on the way": "on the way"}[row["point"]]
         yield f"eigenpairs of {row['size']:,} variables, {where}", over
 
@@ -52,8 +59,9 @@ def stopped(rows: list[tuple[str, dict[str, float]]]) -> Iterator[tuple[float, i
     """(ratio, row) of those whose gap was still too large when they were stopped."""
     first = next(i for i, (what, _) in enumerate(rows) if what.startswith("gap"))
     for i, row in enumerate(stored("certified")["results"]):
-        for name in ("scipy", "torch"):
-            if row["gaps"][name] > GAP:
+        for who in ("scipy", "torch"):
+            name = certified.quickest(row, who)
+            if name and row["gaps"][name] > certified.GAP:
                 yield row["over_ufm"][name], first + i
 
 
@@ -65,9 +73,11 @@ def speed() -> Figure:
         ax = axes[0, 0]
         for index, peer in enumerate(PEERS):
             points = [(over[peer], i) for i, (_, over) in enumerate(rows) if peer in over]
+            if not points:  # not measured
+                continue
             ax.plot(
-                *zip(*points, strict=True), plots.MARKERS[index], color=plots.colour(index),
-                label=peer, markersize=4,
+                *zip(*points, strict=True), plots.MARKERS[index % len(plots.MARKERS)],
+                color=plots.colour(index), label=peer, markersize=4,
             )  # fmt: skip
         for ratio, row in stopped(rows):
             ax.annotate(

@@ -131,7 +131,7 @@ def draw(results: dict[str, list[dict[str, Any]]]) -> Figure:
     return canvas
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
+def table(results: dict[str, list[dict[str, Any]]], gpu: paired.Column | None = None) -> str:
     """Markdown table of ranges and exponents."""
     header = ("time of", "grows", "from", "to", "seconds", "exponent", "of the upper half")
     return paired.table(
@@ -145,13 +145,14 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             for what, rows in results.items()
             for row in rows
         ),
+        gpu, keys=2,
     )  # fmt: skip
 
 
 def main() -> None:
     """Measure all axes, write results/growth.json, print the table."""
     jax.config.update("jax_enable_x64", True)
-    environment = paired.environment(PACKAGES)
+    environment = paired.environment(PACKAGES) | {"threads": "XLA: one a core; LAPACK: 1"}
     results: dict[str, list[dict[str, Any]]] = {}
     for what, axes, prepare in (("step", STEP, a_step), ("certificate", SOLVE, a_certificate)):
         results[what] = []

@@ -10,13 +10,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+ABSENT = "not measured"
+PAUSE = 0.05  # seconds: for so long the threads of the contestant before may wait by spinning
 
 Rounds = list[dict[str, float]]
+Column = dict[str, str]  # cells of a table's last column by those of its first ones
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -28,7 +33,12 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def rounds(contestants: dict[str, Callable[[], Any]], count: int) -> Rounds:
     """`count` rounds of wall times."""
-    return [{name: seconds(run) for name, run in contestants.items()} for _ in range(count)]
+    return [{name: _rested(run) for name, run in contestants.items()} for _ in range(count)]
+
+
+def _rested(run: Callable[[], Any]) -> float:
+    time.sleep(PAUSE)
+    return seconds(run)
 
 
 def median(rounds: Rounds, name: str, over: str | None = None) -> float:
@@ -41,11 +51,28 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "load_before": os.getloadavg(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
     }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def installed(name: str) -> bool:
+    """Whether a peer is there to be timed; where it is not its columns say so."""
+    return find_spec(name) is not None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:
@@ -56,8 +83,16 @@ def _processor() -> str:
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    gpu: Column | None = None,
+    keys: int = 1,
+) -> str:
+    """A Markdown table; with `gpu` its last column, found by the first `keys` cells of a row."""
+    if gpu is not None:
+        header = [*header, "GPU"]
+        rows = [[*row, gpu.get(" | ".join(row[:keys]), ABSENT)] for row in rows]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -262,6 +262,22 @@ def test_a_diverging_run_returns_its_last_sound_point():
     assert np.isfinite(objective(PROBLEM, run.params))
 
 
+def test_a_diverged_run_ends_where_a_loop_that_keeps_its_last_sound_point_does():
+    """The loop of `descend` keeps none and takes its steps again: the same bits."""
+    rate, params = 20.0, start()
+    run = ufm.descend(PROBLEM, params, "gd", steps=1000, learning_rate=rate, record_every=1)
+    assert run.status == "diverged"
+    assert len(run.history["step"]) > 2
+    method, hyper = descent.prepare(PROBLEM, 1.0, "gd", rate)
+    state = loop.start(PROBLEM, params, method, hyper)
+    limits = loop.Limits(jnp.int32(1000), jnp.int32(1), -jnp.inf, -jnp.inf)
+    kept = jax.jit(loop.trajectory, static_argnames=("method", "records"))
+    last, history, _ = kept(PROBLEM, state, method, hyper, limits, 1001)
+    assert run.steps == int(last.step)
+    assert np.array_equal(run.history["step"], history["step"][history["step"] >= 0])
+    np.testing.assert_array_equal(run.params.H, last.params.H)
+
+
 def test_tolerances_end_a_run_with_their_own_status():
     by_gradient = ufm.descend(PROBLEM, start(), "lbfgs", steps=500, grad_tol=1e-6, record_every=5)
     assert by_gradient.status == "converged"

@@ -229,7 +229,7 @@ def _pairs(problem: Problem, params: Params, k: int, end: End) -> list[dict[str,
     return [
         {"value": float(value), "residual": float(residual), "converged": bool(done)}
         for value, residual, done in zip(
-            found.values, found.residuals, found.converged, strict=True
+            *map(np.asarray, (found.values, found.residuals, found.converged)), strict=True
         )
     ]
 

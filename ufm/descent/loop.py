@@ -196,11 +196,14 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
     return row | {name: x.astype(loss.dtype) for name, x in added}
 
 
-def start(problem: Problem, params: Params, method: Method, hyper, key=None) -> State:
-    """State before the first step; traceable."""
+def start(
+    problem: Problem, params: Params, method: Method, hyper, key=None, value: Any = None
+) -> State:
+    """State before the first step; traceable. value: f at params, where it is known."""
     opt_state = method.transformation(hyper).init(params)
     order = None if method.batch_size is None else minibatch.epoch_order(problem, key, 0)
-    return State(params, opt_state, jnp.int32(0), objective(problem, params), key, order)
+    value = objective(problem, params) if value is None else value
+    return State(params, opt_state, jnp.int32(0), value, key, order)
 
 
 def closed_form(problem: Problem) -> Callable[[Params], Array]:
@@ -274,11 +277,12 @@ def trajectory(
     records: int,
     chunks: Any = None,
     record: Traced = (),
+    keep: bool = True,
 ) -> tuple[State, dict[str, Array], Array]:
     """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
 
     This is what `descend` compiles; under `jax.vmap` over decays, starts or hyperparameters it
-    runs a whole sweep in one call. A diverged run keeps the point of its last sound record.
+    runs a whole sweep in one call.
 
     Args:
         problem, state, method, hyper: see `start`.
@@ -286,6 +290,8 @@ def trajectory(
         records: static capacity of the history, at least chunks + 1.
         chunks: how many chunks to run, by default records − 1.
         record: further columns of the history; static.
+        keep: whether a diverged run, and one that has ended among others that are mapped over, ends
+            at the point of its last sound record, which takes the memory of a second state.
 
     Returns:
         (state, history, status): history holds arrays of length `records`, whose row 0 is the
@@ -299,7 +305,7 @@ def trajectory(
         row = measurements(problem, new.params, record)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
-        kept = jax.lax.cond(running & sound, lambda: new, lambda: state)
+        kept = jax.lax.cond(running & sound, lambda: new, lambda: state) if keep else new
         written = jnp.stack([row[name] for name in columns])
         steps = steps.at[i].set(jnp.where(running & sound, new.step, steps[i]))
         table = table.at[i].set(jnp.where(running & sound, written, table[i]))

@@ -7,6 +7,7 @@ of every segment if it asks for segments (progress, checkpoints).
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,8 +50,16 @@ class Run(NamedTuple):
     state: State
 
 
-_start = jax.jit(start, static_argnames="method")
-_trajectory = jax.jit(trajectory, static_argnames=("method", "records", "record"))
+@partial(jax.jit, static_argnames="method")
+def _start(problem: Problem, params: Params, method: Method, hyper, key, value) -> State:
+    """The state before the first step without its params: a program would give back copies."""
+    begun = start(problem, params, method, hyper, key, value)
+    return begun._replace(params=None)  # type: ignore[arg-type]
+
+
+_trajectory = jax.jit(
+    partial(trajectory, keep=False), static_argnames=("method", "records", "record")
+)
 _last_sound = jax.jit(last_sound, static_argnames="method")
 
 
@@ -139,7 +148,8 @@ def _begun(
     if isinstance(resume, Run):
         run = _continued(problem, params, method, hyper, asked.key, resume)
     else:
-        state = _start(problem, params, method, hyper, asked.key)
+        state = _start(problem, params, method, hyper, asked.key, asked.value)
+        state = state._replace(params=jax.tree.map(jnp.asarray, params))
         run = Run(params, {}, 0, Status.running.name, state)
         run = run if resume is None else unpack(state, resume)
     if run.history:
@@ -280,15 +290,22 @@ def _call(
     problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, record: columns.Columns
 ) -> Run:
     """One compiled call; its history lacks the point where it began, and the host's columns."""
-    with lapack_on_one_thread():
-        state, history, code = _trajectory(
+
+    def ahead(chunks: int) -> Any:
+        return _trajectory(
             problem, run.state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
             record.traced,
         )  # fmt: skip
+
+    with lapack_on_one_thread():
+        state, history, code = ahead(chunks)
         status = Status(int(code))  # waits for the end
-    if status is Status.diverged:
-        state = _last_sound(problem, state, method, hyper, limits.record_every)
-    rows = slice(1 if run.history else 0, int(np.sum(np.asarray(history["step"]) >= 0)))
+        sound = int(np.sum(np.asarray(history["step"]) >= 0))
+        if status is Status.diverged:
+            # The program keeps no earlier point: it takes the same steps again, up to the last one.
+            state = ahead(sound - 1)[0] if sound else run.state
+            state = _last_sound(problem, state, method, hyper, limits.record_every)
+    rows = slice(1 if run.history else 0, sound)
     history = {name: np.asarray(x)[rows] for name, x in history.items()}
     return Run(state.params, history, int(state.step), status.name, state)
 

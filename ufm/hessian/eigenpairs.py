@@ -269,8 +269,9 @@ def extreme(
             start=start, max_products=max_products,
         )  # fmt: skip
         coarse = resolution(problem, params)
-        decided = jnp.abs(found.values) > found.residuals + coarse
-        signs = jnp.where(decided, jnp.sign(found.values), 0).astype(jnp.int32)
+        values, residuals = np.asarray(found.values), np.asarray(found.residuals)
+        decided = np.abs(values) > residuals + coarse
+        signs = jnp.asarray(np.where(decided, np.sign(values), 0).astype(np.int32))
     missed = _missed(problem, params, found, sign) if exact else None
     return Extreme(
         found.values, found.vectors, found.residuals, found.converged, signs, coarse,

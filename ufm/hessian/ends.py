@@ -19,8 +19,8 @@ negative eigenvalues more than there are below σ.
 from collections.abc import Callable
 
 import numpy as np
+import scipy  # scipy.optimize is imported at first use
 import scipy.linalg
-import scipy.optimize
 
 from ufm import check
 from ufm.hessian import reduction, signs

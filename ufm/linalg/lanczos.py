@@ -331,10 +331,10 @@ def extreme_pairs(
         return _packed(pairs, norm, tol, size + k, 0, True)
     draw, key = jax.random.split(key)
     start = jax.random.normal(draw, rows, float) if start is None else start
-    norm = jnp.maximum(norm, norm_estimate(operator, size, draw))
+    norm = np.maximum(norm, norm_estimate(operator, size, draw))
     steer = preconditioner or jax.tree_util.Partial(_unchanged)
     *pairs, state = _solve(operator, steer, sign, sizes, start, key, norm, tol, max_products)
-    products = state.products + k
+    products = int(state.products) + k
     return _packed(pairs, state.norm, tol, products, state.restarts, bool(state.done))
 
 

@@ -8,7 +8,7 @@ float64.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy  # its parts are imported at first use
 
 from ufm import check
 from ufm.check import Refused
@@ -204,6 +204,7 @@ def distances_to_rest(rows: np.ndarray) -> np.ndarray:
     found = np.empty(K)
     for k in range(K):
         A = np.delete(rows, k, axis=0) - rows[k]
-        x, _ = nnls(np.vstack([A.T, np.ones(K - 1)]), np.r_[np.zeros(rows.shape[1]), 1.0])
+        design = np.vstack([A.T, np.ones(K - 1)])
+        x, _ = scipy.optimize.nnls(design, np.r_[np.zeros(rows.shape[1]), 1.0])
         found[k] = np.linalg.norm((x / x.sum()) @ A)
     return found

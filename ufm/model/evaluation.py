@@ -137,7 +137,7 @@ def check_entries(params: Params) -> None:
         Refused: naming the largest one.
     """
     for name, x in zip("WHb", params, strict=True):
-        largest = float(abs(x).max())
+        largest = float(abs(points.on_host(x)).max())
         if largest > LARGEST:
             raise Refused(
                 f"got entries of {name} up to {largest:.3g}; allowed: up to {LARGEST:g}, so that "

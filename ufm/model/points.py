@@ -3,6 +3,7 @@
 Every public function that takes (problem, params) checks them here first.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -116,6 +117,7 @@ def check_finite(params: Params) -> None:
     for name, value in zip("WHb", params, strict=True):
         if isinstance(value, jax.core.Tracer):
             continue
+        value = on_host(value)
         xp = np if isinstance(value, np.ndarray) else jnp
         bad = int(xp.sum(~xp.isfinite(value)))
         if bad:
@@ -123,6 +125,16 @@ def check_finite(params: Params) -> None:
                 f"got {bad} non-finite entries in {name} of shape {value.shape}; allowed: finite "
                 "numbers. Look for a diverged run, or for NaN in the features that were loaded"
             )
+
+
+def on_host(value: Any) -> Any:
+    """An array of one CPU device as NumPy sees it, without a copy; any other as it is.
+
+    What NumPy reads needs no compiled program.
+    """
+    if isinstance(value, np.ndarray) or len(value.sharding.device_set) > 1:
+        return value
+    return np.asarray(value) if next(iter(value.devices())).platform == "cpu" else value
 
 
 def init_params(
@@ -148,13 +160,22 @@ def init_params(
         scale = check.real("scale", scale, least=0)
     dtype = check.floating("dtype", dtype)
     check_memory(problem, dtype.itemsize)
-    key_W, key_H = jax.random.split(check.key(key))
-    if W is None:
-        W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
-    else:
-        W = jnp.asarray(classifier(problem, W), dtype)
-    H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
-    return Params(W, layers.of(problem).draw(H), jnp.zeros(problem.K, dtype))
+    shapes = (problem.K, problem.d), (problem.d, problem.N)
+    drawn = _drawn(check.key(key), scale, shapes, dtype)
+    W = drawn.W if W is None else jnp.asarray(classifier(problem, W), dtype)
+    return Params(W, layers.of(problem).draw(drawn.H), drawn.b)
+
+
+@partial(jax.jit, static_argnames=("shapes", "dtype"))
+def _drawn(key: Array, scale: Any, shapes: tuple, dtype: Any) -> Params:
+    """A start as one program."""
+    normal = [
+        jax.random.normal(one, shape, dtype)
+        for one, shape in zip(jax.random.split(key), shapes, strict=True)
+    ]
+    # Else XLA multiplies the scale with factors of the draw, and the last digits are others.
+    W, H = jax.lax.optimization_barrier(normal)
+    return Params(scale * W, scale * H, jnp.zeros(shapes[0][0], dtype))
 
 
 def check_memory(problem: Problem, itemsize: int, copies: int = 1, records: bool = False) -> None:

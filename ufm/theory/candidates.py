@@ -15,8 +15,7 @@ of Jiang et al. 2023, arXiv 2310.05351.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.special
+import scipy  # its parts are imported at first use
 
 from ufm.check import Refused, normal_decays
 from ufm.model import layers

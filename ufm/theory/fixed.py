@@ -17,7 +17,7 @@ there is no closed form (`ufm.solve`).
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
+import scipy  # its parts are imported at first use
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import CrossEntropy

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.optimize
-import scipy.special
+import scipy  # its parts are imported at first use
 
 from ufm import check
 from ufm.check import Refused

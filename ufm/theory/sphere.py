@@ -18,7 +18,7 @@ At a point, p is its softmax and u, v are the multipliers of the unit norms, −
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy  # its parts are imported at first use
 
 from ufm import check
 from ufm.check import Refused
