@@ -25,6 +25,9 @@ taken, and the next gradient tells the mean curvature along it,
     q = ⟨∇f(x⁺) − ∇f(x), x⁺ − x⟩/‖x⁺ − x‖²:
 
 η is halved where q > (1−β)/η, and grows where it is not.
+
+f at the point that is taken is kept, and lengths come from those of before: ‖βu + η∇f‖ from ‖u‖,
+‖∇f‖ and ⟨∇f, u⟩. So a step costs one f and few sums over H more than one that is not tested.
 """
 
 from typing import Any, NamedTuple
@@ -48,17 +51,34 @@ BLIND = 64.0
 class Pace(NamedTuple):
     """What the next step depends on.
 
-    eta: η.  growth: by which η grows before the next trial.  move: x⁺ − x of the step before, −u of
-    heavy ball.  slope: ⟨∇f, move⟩ where it began.  velocity: u of Nesterov's method, () of others.
-    blind: whether rounding decided the step before.
+    eta: η.  growth: by which η grows before the next trial.  value: f at the point, NaN before the
+    first step.  move: x⁺ − x of the step before, −u of heavy ball.  slope: ⟨∇f, move⟩ where it
+    began.  velocity: u of Nesterov's method, () of others.  lengths: ‖move‖, ‖u‖.  blind: whether
+    rounding decided the step before.
     """
 
     eta: Array
     growth: Array
+    value: Array
     move: Any
     slope: Array
     velocity: Any
+    lengths: tuple[Array, Array]
     blind: Array
+
+
+class _Seen(NamedTuple):
+    """What lengths of steps are made of.
+
+    grad: ‖∇f‖.  move, velocity: ‖move‖ and ‖u‖ of the step before.  along_move, along: ⟨∇f, move⟩,
+    and of heavy ball and Nesterov's method ⟨∇f, u⟩.
+    """
+
+    grad: Array
+    move: Array
+    velocity: Array
+    along_move: Array
+    along: Array
 
 
 def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformationExtraArgs:
@@ -79,12 +99,13 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
         zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
         none = jax.tree.map(jnp.zeros_like, params)
         u = none if nesterov else ()
-        return Pace(zero + first, zero + FIRST, none, zero, u, jnp.asarray(False))
+        no = jnp.asarray(False)
+        return Pace(zero + first, zero + FIRST, zero + jnp.nan, none, zero, u, (zero, zero), no)
 
     def update(updates, state, params, *, value, value_fn, project=None, **_: Any):
-        speed = norm(state.velocity if nesterov else state.move) if heavy else jnp.zeros(())
+        seen = _seen(name, updates, state, project is not None)
+        speed = seen.velocity if heavy else jnp.zeros_like(value)
         unit = BLIND * jnp.finfo(value.dtype).eps * jnp.abs(value)
-        size = norm(updates)
 
         def ahead(eta):
             """(x⁺, x⁺ − x, u⁺)."""
@@ -96,49 +117,101 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
             return there, move, u
 
         def trial(eta):
-            """Whether a step passes, and whether rounding decides."""
-            point, move, u = ahead(eta)
+            """(whether a step passes, whether rounding decides, f(x⁺), (‖x⁺ − x‖, ‖u⁺‖))."""
+            point, move, _ = ahead(eta)
             there = value_fn(point)
-            length = norm(u if nesterov else move)
+            lengths = _lengths(name, momentum, seen, state, eta)
+            if project is not None:
+                lengths = (norm(move),) * 2
+            length = lengths[1]
             # A factor at a time: squares may leave the numbers where these products do not.
             kept = speed / jnp.maximum(state.eta, eta) * speed * share
             added = length / eta * length / 2
             blind = kept + added <= unit
             passed = jnp.where(blind, there <= value + unit, there + added <= value + kept)
-            return passed | ~jnp.isfinite(size), blind
+            return passed | ~jnp.isfinite(seen.grad), blind, there, lengths
 
         def again(carry):
-            eta, count, _, _ = carry
+            eta, count = carry[:2]
             eta = jnp.where(count == 0, eta, eta / 2)
             return eta, count + 1, *trial(eta)
 
-        no, begun = jnp.asarray(False), state.eta * _growth(momentum, updates, state)
-        begin = (begun, jnp.int32(0), no, no)
-        eta, count, _passed, blind = jax.lax.while_loop(
+        no, begun = jnp.asarray(False), state.eta * _growth(momentum, seen, state)
+        begin = (begun, jnp.int32(0), no, no, value, state.lengths)
+        eta, count, _passed, blind, there, lengths = jax.lax.while_loop(
             lambda carry: ~carry[2] & (carry[1] < TRIALS), again, begin
         )
         growth = jnp.where(count == 1, state.growth, GROWTH).astype(eta.dtype)
         _, move, u = ahead(eta)
-        return move, Pace(eta, growth, move, _dot(updates, move), u, blind)
+        slope = _slope(name, momentum, seen, state, eta)
+        if project is not None:
+            slope = _dot(updates, move)
+        return move, Pace(eta, growth, there, move, slope, u, lengths, blind)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _seen(name: str, grad: Any, state: Pace, projected: bool) -> _Seen:
+    """Three sums over a point at most. Of a projected step the velocity may be another by now."""
+    move, velocity = state.lengths
+    if projected:
+        move = velocity = norm(state.move)
+    along_move = _dot(grad, state.move)
+    along = _dot(grad, state.velocity) if name == "nesterov" else -along_move
+    return _Seen(norm(grad), move, velocity, along_move, along)
+
+
+def _kept(momentum: Any, state: Pace, eta: Array) -> Array:
+    """By which u is multiplied: β, less where η falls."""
+    return momentum * jnp.minimum(1, jnp.sqrt(eta / state.eta))
 
 
 def _stepped(name: str, momentum: Any, grad: Any, state: Pace, eta: Array) -> tuple[Any, Any]:
     """(x⁺ − x before it is projected, u⁺) with a step η; () for a velocity that is not kept."""
     if name == "gd":
         return jax.tree.map(lambda g: -eta * g, grad), ()
-    kept = momentum * jnp.minimum(1, jnp.sqrt(eta / state.eta))
+    kept = _kept(momentum, state, eta)
     if name == "heavy_ball":
         return jax.tree.map(lambda v, g: kept * v - eta * g, state.move, grad), ()
     u = jax.tree.map(lambda u, g: kept * u + eta * g, state.velocity, grad)
     return jax.tree.map(lambda u, g: -(eta * g + momentum * u), u, grad), u
 
 
-def _growth(momentum: Any, grad: Any, state: Pace) -> Array:
+def _parts(name: str, momentum: Any, state: Pace, eta: Array) -> tuple[Any, Any]:
+    """(a, c) of x⁺ − x = −(a∇f + cu)."""
+    kept = 0 if name == "gd" else _kept(momentum, state, eta)
+    return ((1 + momentum) * eta, momentum * kept) if name == "nesterov" else (eta, kept)
+
+
+def _lengths(name: str, momentum: Any, seen: _Seen, state: Pace, eta: Array) -> tuple[Array, Array]:
+    """(‖x⁺ − x‖, ‖u⁺‖) of a step that is not projected."""
+    if name == "gd":
+        return eta * seen.grad, eta * seen.grad
+    cosine = seen.along / seen.grad / seen.velocity
+    # 0/0 of the first step; beyond 1 by rounding, or where the sum left the numbers.
+    cosine = jnp.clip(jnp.where(jnp.isnan(cosine), 0, cosine), -1, 1)
+
+    def length(a, c):
+        """‖a∇f + cu‖."""
+        x, y = a * seen.grad, c * seen.velocity
+        most = jnp.maximum(x, y)
+        most = jnp.where(most > 0, most, 1)
+        x, y = x / most, y / most
+        return most * jnp.sqrt(jnp.maximum(x * x + y * y + 2 * cosine * x * y, 0))
+
+    return length(*_parts(name, momentum, state, eta)), length(eta, _kept(momentum, state, eta))
+
+
+def _slope(name: str, momentum: Any, seen: _Seen, state: Pace, eta: Array) -> Array:
+    """⟨∇f, x⁺ − x⟩ of a step that is not projected."""
+    a, c = _parts(name, momentum, state, eta)
+    return -(a * seen.grad * seen.grad + c * seen.along)
+
+
+def _growth(momentum: Any, seen: _Seen, state: Pace) -> Array:
     """By which η grows before the next trial."""
-    length = norm(state.move)
-    turned = (_dot(grad, state.move) - state.slope) / length  # q‖x⁺ − x‖
+    length = seen.move
+    turned = (seen.along_move - state.slope) / length  # q‖x⁺ − x‖
     steep = state.blind & (turned > (1 - momentum) * (length / state.eta))
     return jnp.where(steep, 0.5, jnp.where(state.blind, GROWTH, state.growth))
 

@@ -234,7 +234,12 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         data = terms.pullback(problem, params)
         grad = add_decay(problem, params, data)
         extra = {
-            "value": objective(problem, params),
+            # A tested step has evaluated its point.
+            "value": (
+                jnp.where(state.step == 0, state.start, state.opt_state.value)
+                if method.adapts
+                else objective(problem, params)
+            ),
             "grad": grad,
             "value_fn": closed_form(problem),
         }
