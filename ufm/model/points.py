@@ -130,7 +130,7 @@ def init_params(
 ) -> Params:
     """Entries of W and H drawn from N(0, scale²), b = 0; or H alone, for a given W.
 
-    |h| in place of h where H ≥ 0.
+    |h| in place of h where H ≥ 0; on the sphere rows of W and features are divided by their norms.
 
     Args:
         key: a JAX PRNG key, or an integer seed.
@@ -140,8 +140,9 @@ def init_params(
         W: classifier (K, d) to start with, or to stay at where the problem fixes it; None draws it.
 
     Raises:
-        Refused: a W that does not fit the problem; a scale that is negative or not finite, a key
-            that is none, a dtype that is not floating, sizes beyond the memory there is.
+        Refused: a W that does not fit the problem, on the sphere one with rows that are not of
+            norm 1; a scale that is negative or not finite, or 0 on the sphere; a key that is none,
+            a dtype that is not floating, sizes beyond the memory there is.
     """
     require(problem)
     if not check.traced(scale):
@@ -149,12 +150,13 @@ def init_params(
     dtype = check.floating("dtype", dtype)
     check_memory(problem, dtype.itemsize)
     key_W, key_H = jax.random.split(check.key(key))
-    if W is None:
-        W = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
-    else:
-        W = jnp.asarray(classifier(problem, W), dtype)
+    drawn = scale * jax.random.normal(key_W, (problem.K, problem.d), dtype)
     H = scale * jax.random.normal(key_H, (problem.d, problem.N), dtype)
-    return Params(W, layers.of(problem).draw(H), jnp.zeros(problem.K, dtype))
+    params = layers.of(problem).draw(Params(drawn, H, jnp.zeros(problem.K, dtype)))
+    if W is not None:
+        params = params._replace(W=jnp.asarray(classifier(problem, W), dtype))
+    layers.check_feasible(problem, params)
+    return params
 
 
 def check_memory(problem: Problem, itemsize: int, copies: int = 1, records: bool = False) -> None:
