@@ -69,6 +69,7 @@ def test_starts_are_uniform_on_the_sphere_and_none_is_zero():
         ufm.certify,
         ufm.hessian.verdict,
         lambda problem, params: ufm.descend(problem, params, "gd", steps=1),
+        ufm.solve,
     ],
 )
 def test_points_off_the_sphere_are_refused_with_a_word(ask):
@@ -183,7 +184,6 @@ def test_single_precision_points_are_judged_on_the_sphere():
         lambda problem, x: ufm.critical.escape(problem, x, 0),
         lambda problem, x: ufm.critical.fingerprint(problem, x),
         lambda problem, x: ufm.critical.judge(problem, x, 0.0, {}),
-        lambda problem, x: ufm.hessian.spectrum(problem, x),
         lambda problem, x: ufm.hessian.extreme(problem, x),
         lambda problem, x: ufm.hessian.smallest(problem, x),
         lambda problem, x: ufm.hessian.witness(problem, x),

@@ -9,7 +9,8 @@ products works in float64 whatever the precision of params.
 
 ∇²f is that of f as a function of all W, H and b. Where the features are not free the products and
 `dense` are of this f too; what asks for its eigenvalues refuses, as only those on the free
-variables would mean something.
+variables would mean something. On the sphere `inertia` and `spectrum` are of the Hessian in
+tangents.
 """
 
 from ufm.hessian.curvature import (

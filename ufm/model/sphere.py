@@ -71,7 +71,7 @@ def merged(problem: Problem) -> Problem:
     return dataclasses.replace(problem, n=1, weights=weights)
 
 
-def multipliers(W: Array, H: Array, A: Float[Array, "K N"]) -> tuple[Array, Array]:
+def multipliers(W: Any, H: Any, A: Any) -> tuple[Any, Any]:
     """(u, v) of the module's head, u_k = −⟨w_k, (AHᵀ)_k⟩ and v_i = −⟨h_i, Wᵀa_i⟩. Traceable."""
     xp = np if isinstance(W, np.ndarray) else jnp
     parts = A * (W @ H if xp is np else matmul(W, H))
