@@ -112,6 +112,22 @@ def test_equal_rows_are_a_strict_saddle_with_a_direction_left_out():
     assert found.curvature == pytest.approx(dense[0], rel=1e-8)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_critical_points_that_leave_a_direction_out_are_saddles_or_global(seed):
+    """Ends of the search in a plane, as points of R³: local minima there are saddles here."""
+    loss = LogitAdjusted(8.0)
+    plane, space = (Problem(4, d, 1, loss=loss, **ON) for d in (2, 3))
+    W, H, b = ufm.solve(plane, start(plane, seed)).params
+    assert hessian.verdict(plane, ufm.Params(W, H, b)).kind == "local minimiser"
+    at = ufm.Params(np.pad(W, ((0, 0), (0, 1))), np.pad(H, ((0, 1), (0, 0))), np.asarray(b))
+    found = hessian.verdict(space, at)
+    assert (found.kind, found.gap > 1e-3 * ufm.certify(space, at).value) == ("strict saddle", True)
+    three = Problem(3, 3, 1, loss=loss, **ON)  # a triangle leaves one out too
+    assert hessian.verdict(three, ufm.solve(three, start(three, seed)).params).kind == (
+        "global minimiser"
+    )
+
+
 def test_what_is_not_critical_and_what_has_no_digits_is_said():
     assert hessian.verdict(P, start(P)).kind == "not critical"
     cold = Problem(4, 3, 1, loss=LogitAdjusted(600.0), **ON)

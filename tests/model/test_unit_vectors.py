@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from jax.test_util import check_grads
 
 import ufm
 from ufm import Problem, theory
@@ -37,7 +36,7 @@ def test_a_problem_on_the_sphere_has_no_decays_and_is_read_back_from_its_descrip
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"lam_W": 1e-3}, r"got lam_W=0\.001 with features='sphere'; allowed: 0, or none given"),
+        ({"lam_W": 1e-3}, r"got lam_W=0\.001 with features='sphere'; allowed: 0"),
         ({"lam": 1e-3}, "got lam_W"),
         ({"lam_H": np.array([0.0, 1.0])}, "got lam_H"),
         ({"bias": True}, "got bias=True with features='sphere'; allowed: bias=False"),
@@ -88,8 +87,7 @@ def test_the_slope_is_the_derivative_of_f_of_normalised_vectors():
         return objective.objective(P, sphere.project(x._replace(W=W, H=H)))
 
     with jax.enable_x64(True):
-        wanted = jax.grad(f, argnums=(0, 1))(x.W, x.H)
-        check_grads(f, (x.W, x.H), 1, atol=1e-6, rtol=1e-6)
+        wanted = jax.jit(jax.grad(f, argnums=(0, 1)))(x.W, x.H)
         found = sphere.tangent(x, objective.gradient(P, x))
         for slope, own in zip(found, wanted, strict=False):
             assert slope == pytest.approx(np.asarray(own), abs=1e-14)

@@ -129,14 +129,14 @@ def check_sphere(d: int, lams: Mapping[str, Any], bias: bool, decay_weights: Any
     for name, value in lams.items():
         if not traced(value) and (np.ndim(value) or float(value) != 0):
             raise Refused(
-                f"got {name}={shown(value)} {where}; allowed: 0, or none given, since all norms "
-                "are 1 there. A temperature is that of the loss: "
+                f"got {name}={shown(value)} {where}; allowed: 0 (lam=0, --lam 0), or none given "
+                "in Python, since all norms are 1 there. A temperature is that of the loss: "
                 "ufm.losses.LogitAdjusted(scale=tau)"
             )
     if bias:
         raise Refused(
-            f"got bias=True {where}; allowed: bias=False, since no certificate of the sphere with "
-            "a bias is known here"
+            f"got bias=True {where}; allowed: bias=False (--no-bias), since no certificate of it "
+            "with a bias is known here"
         )
     if decay_weights is not None:
         raise Refused(f"got decay_weights {where}; allowed: None, since nothing decays there")

@@ -262,8 +262,8 @@ def claims(problem: Problem) -> tuple[tuple[str, str, str | None, str, str], ...
         ),
         (
             "certificate by multipliers",
-            "A critical point with M = [[diag u, A], [Aᵀ, diag v]] ≥ 0, u and v the multipliers of "
-            "the unit norms, is a global minimiser.",
+            "A critical point whose matrix M of multipliers and residuals is positive semidefinite "
+            "is a global minimiser.",
             convex,
             "ours, ufm.theory.sphere",
             "theorem",
