@@ -65,6 +65,22 @@ def test_a_step_is_the_riemannian_gradient_and_a_retraction():
         assert np.asarray(new) == pytest.approx(wanted, abs=1e-14)
 
 
+def test_the_inequality_behind_tested_steps_holds_at_every_point():
+    """⟨∇f, v⁺⟩ ≤ −‖v⁺‖²/η + (β/η)⟨v⁺, v⟩ + |⟨∇f, x⟩| ‖v⁺‖²/2, whatever ∇f is."""
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        d, eta, beta = int(rng.integers(2, 6)), 10 ** rng.uniform(-3, 3), rng.uniform(0, 0.99)
+        before, x = rng.normal(size=(2, d))
+        before, x = before / np.linalg.norm(before), x / np.linalg.norm(x)
+        v, slope = x - before, 10 ** rng.uniform(-3, 3) * rng.normal(size=d)
+        g = slope - (slope @ x) * x
+        there = x + beta * v - eta * g
+        ahead = there / np.linalg.norm(there) - x
+        most = -(ahead @ ahead) / eta + beta / eta * (ahead @ v)
+        most += abs(slope @ x) * (ahead @ ahead) / 2
+        assert slope @ ahead <= most + 1e-12 * (np.linalg.norm(slope) + 1 / eta)
+
+
 @pytest.mark.parametrize("tau", [10.0, 40.0])
 def test_a_run_at_high_temperature_ends_at_the_minimum_and_not_where_gradients_are_small(tau):
     """At tau = 40 all gradients are below 1e-12 long before the margin is that of the simplex."""

@@ -21,8 +21,12 @@ _SHARE = 1e-6  # of f, by which a global minimiser may exceed f*
 
 
 def heat(problem: Problem) -> float:
-    """The factor of the logits in the loss: τ, or the largest scale, 1 for cross-entropy."""
-    return max(1.0, float(2 * problem.loss.smoothness(problem.targets)) ** 0.5)
+    """The factor of the logits in the loss: τ, or the largest scale, 1 for cross-entropy.
+
+    1 also where a loss does not say how curved it is.
+    """
+    found = float(2 * problem.loss.smoothness(problem.targets)) ** 0.5
+    return max(1.0, found) if np.isfinite(found) else 1.0
 
 
 def judged(at: Evaluated, gap: float, resolution: float) -> Face:

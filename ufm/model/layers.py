@@ -151,6 +151,18 @@ def check_feasible(problem: Problem, params: Params) -> None:
         )
 
 
+def check_scale(problem: Problem, scale: float) -> None:
+    """Refuse starts of zeros where a point has norms.
+
+    Raises:
+        Refused: scale = 0 on the sphere.
+    """
+    if problem.features == "sphere" and scale == 0:
+        raise Refused(
+            "got scale=0 with features='sphere'; allowed: > 0, since a zero vector has no direction"
+        )
+
+
 def require_free(problem: Any, what: str) -> None:
     """Refuse features, and a fixed classifier, that a function does not know.
 

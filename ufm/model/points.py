@@ -147,6 +147,7 @@ def init_params(
     require(problem)
     if not check.traced(scale):
         scale = check.real("scale", scale, least=0)
+        layers.check_scale(problem, scale)
     dtype = check.floating("dtype", dtype)
     check_memory(problem, dtype.itemsize)
     key_W, key_H = jax.random.split(check.key(key))

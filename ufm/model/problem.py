@@ -244,7 +244,10 @@ class Problem:
 
     @property
     def size(self) -> int:
-        """Number of free variables: Kd + dN, and K more with a bias; no Kd where W is fixed."""
+        """Number of free variables: Kd + dN, and K more with a bias; no Kd where W is fixed.
+
+        On the sphere all entries count, of which K + N fewer are free.
+        """
         classifier = 0 if self.fixed else self.K * self.d
         return classifier + self.d * self.N + (self.K if self.bias else 0)
 

@@ -49,7 +49,8 @@ def wrong(params: Params) -> str | None:
     told = []
     for name, x, axis, what in (("W", params.W, -1, "rows"), ("H", params.H, -2, "columns")):
         norms = np.linalg.norm(np.asarray(x, np.float64), axis=axis)
-        allowed = max(_UNIT, 64 * float(jnp.finfo(x.dtype).eps))
+        short = np.dtype(x.dtype).itemsize < 8
+        allowed = 64 * float(jnp.finfo(x.dtype).eps) if short else _UNIT
         far = ~(np.abs(norms - 1) <= allowed)
         if far.any():
             worst = norms[far][np.argmax(np.abs(norms[far] - 1))]
