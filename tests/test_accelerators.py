@@ -19,6 +19,7 @@ from ufm.metrics import measures
 
 PROBLEM = ufm.Problem(4, 6, 5, lam=5e-3)
 PARAMS = ufm.init_params(0, PROBLEM, dtype=jnp.float32)
+SPHERE = ufm.Problem(4, 6, 5, bias=False, features="sphere", loss="LogitAdjusted(scale=5)")
 # Decompositions of small matrices, and marks of shardings: what each platform has of its own.
 KNOWN = {
     "cuda": r"cusolver_\w+|cublas_\w+|Sharding",
@@ -35,10 +36,10 @@ METHODS = {
 }
 
 
-def descent(name):
+def descent(name, problem=PROBLEM):
     """A recorded trajectory: steps, records, certificate and metrics in one program."""
     asked = METHODS[name]
-    method, hyper = runs.prepare(PROBLEM, 1.0, name.partition(" ")[0], **asked)
+    method, hyper = runs.prepare(problem, 1.0, name.partition(" ")[0], **asked)
     key = jax.random.key(0) if asked.get("batch_size") else None
     limits = loop.Limits(
         jnp.int32(10),
@@ -52,11 +53,12 @@ def descent(name):
         state = loop.start(problem, params, method, hyper, key)
         return loop.trajectory(problem, state, method, hyper, limits, 8)
 
-    return program, (PROBLEM, PARAMS)
+    return program, (problem, ufm.init_params(0, problem, dtype=jnp.float32))
 
 
 PROGRAMS = {
     **{name: (lambda name=name: descent(name)) for name in METHODS},
+    "sphere": lambda: descent("heavy_ball", SPHERE),
     "certificate": lambda: (certificate.certify, (PROBLEM, PARAMS)),
     "gradient": lambda: (ufm.gradient, (PROBLEM, PARAMS)),
     "metrics": lambda: (lambda *x: measures.measure(*x, PROBLEM.labels), tuple(PARAMS)),

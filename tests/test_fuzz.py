@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import ufm
 from ufm import check, cli, losses
 from ufm.descent import arguments, optimizers
-from ufm.model import fixed
+from ufm.model import fixed, sphere
 from ufm.model.problem import DECAYS
 from ufm.sweeps.grid import PROBLEM, Grid, Plan
 
@@ -352,6 +352,34 @@ def test_an_inertia_counts_every_eigenvalue_or_is_refused(drawn):
         assert sound
         assert found.negative + found.zero + found.positive == problem.size
         assert min(found[:3]) >= 0
+
+
+@examples(60)
+@given(points(), st.floats(-3, 3), st.booleans())
+def test_unit_vectors_are_certified_and_judged_or_refused(drawn, power, normed):
+    """At any temperature; what is off the sphere, or no point at all, is refused."""
+    problem, params, sound = drawn
+    problem = ufm.Problem(
+        problem.K, problem.d, problem.n, bias=False, features="sphere",
+        loss=f"LogitAdjusted(scale={10**power})",
+    )  # fmt: skip
+    if normed and sound:
+        with np.errstate(all="ignore"):
+            params = outcome(sphere.project, params)[0]
+    proof, refused = outcome(ufm.certify, problem, params)
+    if refused is None:
+        assert sound
+        assert normed
+        assert all(math.isfinite(x) for x in proof[:4])
+        assert 0 <= proof.lower_bound <= proof.value
+    found, refused = outcome(ufm.hessian.verdict, problem, params)
+    if refused is None:
+        assert found.kind in KINDS
+        if found.kind == "global minimiser":
+            assert found.gap <= 1e-6 * proof.value
+    counts, refused = outcome(ufm.hessian.inertia, problem, params)
+    if refused is None:
+        assert sum(counts[:3]) == (problem.K + problem.N) * (problem.d - 1)
 
 
 @pytest.mark.long

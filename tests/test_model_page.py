@@ -86,6 +86,24 @@ STATEMENTS = {
     "Schur complement of size $Kd+K$": (
         "test_inertia_counts_the_dense_eigenvalues_at_many_shifts_at_any_point"
     ),
+    "the minimisers are simplices with every feature at the row of its class": (
+        "test_every_start_ends_at_the_simplex_however_small_f_is"
+    ),
+    "unequal classes have lower minima": (
+        "test_unequal_classes_end_below_the_simplex_with_a_certificate"
+    ),
+    "any point gives the bound": ("test_no_minimum_of_scipy_is_below_the_certificate_of_any_point"),
+    r"At a critical point with $M\succeq0$ it closes": (
+        "test_the_certificate_closes_at_the_simplex"
+    ),
+    "that leaves a direction of": (
+        "test_critical_points_that_leave_a_direction_out_are_saddles_or_global"
+    ),
+    "Index and nullity are those of": ("test_eigenvalues_are_those_of_a_retraction_at_any_point"),
+    "a polygon and an orthoplex are critical": (
+        "test_codes_are_local_minima_and_never_called_global"
+    ),
+    "the status is `underflow`": "test_f_without_digits_is_a_status_of_its_own",
     "spurious local minima exist": "test_the_spurious_minimum_of_the_plane_is_found",
     r"if and only if $\sqrt m\le N\mu$": (
         "test_classes_of_equal_count_merge_at_the_threshold_of_the_page"

@@ -13,7 +13,7 @@ import ufm
 from ufm import critical, hessian, metrics, theory
 from ufm.descent import optimizers
 from ufm.descent import run as descent
-from ufm.model import mesh
+from ufm.model import mesh, sphere
 from ufm.report.studies import study
 from ufm.theory import geometry
 
@@ -254,6 +254,36 @@ def test_every_function_knows_features_that_are_not_free_or_refuses_them(name):
         call(*arguments)
         return
     with pytest.raises(ufm.Refused, match="features='nonnegative'"):
+        call(*arguments)
+
+
+# What knows unit vectors, or asks nothing of them.
+ON_THE_SPHERE = KNOWN - {
+    "critical.census", "critical.fingerprint", "optimizers.safe_step",
+    "optimizers.curvature_bound", "theory.margins", "theory.switched_off",
+} | {"hessian.inertia", "hessian.spectrum", "theory.code_minimum"}  # fmt: skip
+
+
+def on_the_sphere(x):
+    """A problem of unit vectors, or a point of it; anything else as it is."""
+    if isinstance(x, ufm.Problem):
+        given = {"lam_W": 0, "lam_H": 0, "bias": False, "decay_weights": None}
+        return dataclasses.replace(x, features="sphere", **given)
+    return sphere.project(x) if isinstance(x, ufm.Params) else x
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function_knows_the_sphere_or_refuses_it(name):
+    call, sound = CALLS[name]
+    arguments = sound()
+    problems = [x for x in arguments if isinstance(x, ufm.Problem)]
+    if not problems or any(x.fixed for x in problems) or name == "hessian.unflatten":
+        return  # the vector of the last one has the length of a problem with a bias
+    arguments = [on_the_sphere(x) for x in arguments]
+    if name in ON_THE_SPHERE:
+        call(*arguments)
+        return
+    with pytest.raises(ufm.Refused, match="sphere"):
         call(*arguments)
 
 

@@ -22,6 +22,10 @@ H that are not negative ‖AHᵀ‖² ≤ ρ ‖HΩ^½‖², ρ the spectral rad
 Both are of class means of the r_i: as f has a minimiser of equal features in each class, and ℓ* is
 convex, nothing is lost by it, and the matrix has a row a class whatever N is.
 
+**Unit vectors** (`ufm.model.sphere`). There ⟨A, WH⟩ ≥ −½(Σu + Σv) − ½(K+G) max(0, −λ_min(M)),
+M = [[diag u, A], [Aᵀ, diag v]], for any u and v, those of the point among them; A again of class
+means of the r_i. At critical points the bound is tight where M ≥ 0.
+
 **A fixed classifier.** f is then convex as it is, and with α = 1 its own dual,
 
     f* ≥ (λ_W/2)‖W‖² − Σ_i w_i ℓ*_i(r_i) − Σ_i w_i²‖Wᵀr_i‖²/(2λ_H ω_i) − ‖A1‖²/(2λ_b),
@@ -41,7 +45,7 @@ from jaxtyping import Array, Float, Scalar
 from ufm.check import Refused, normal_decays, one_problem, traced
 from ufm.linalg import perron, scaling
 from ufm.linalg.products import matmul
-from ufm.model import fixed, layers, magnitudes, quotient
+from ufm.model import fixed, layers, magnitudes, quotient, sphere
 from ufm.model import objective as terms
 from ufm.model.dual import feasible, penalised
 from ufm.model.evaluation import Evaluated
@@ -57,7 +61,7 @@ class Certificate(NamedTuple):
     value: f at the point, in nats.
     lower_bound: no point of this problem has a smaller objective.
     gap: value − lower_bound ≥ value − f* ≥ 0: the point is suboptimal by at most this much.
-    grad_norm: ‖∇f‖, where H ≥ 0 that of the projected gradient.
+    grad_norm: ‖∇f‖, where H ≥ 0 and on the sphere that of the projected gradient.
     spectral_ratio: ‖GΩ^-½‖₂/μ (infinite where μ = 0 and G ≠ 0). Under a convex loss a critical
         point where it is at most 1 is a global minimum, and from d = K−1 on only such points are (d
         = K for losses that change under shifts). If λ_b = 0, or below ε min(μ, 1), the mean column
@@ -66,7 +70,8 @@ class Certificate(NamedTuple):
     resolution: an estimate of the rounding errors in gap, not a bound by interval arithmetic; a
         gap below it cannot be told from 0.
 
-    Where the classifier is fixed there is no spectral_ratio (NaN): the gap alone decides.
+    Where the classifier is fixed and on the sphere there is no spectral_ratio (NaN): the gap alone
+    decides.
     """
 
     value: Float[Array, ""] | float
@@ -125,7 +130,7 @@ def lower_bound(
             means = quotient.means_of(problem, residual, params.H)
         else:
             means = quotient.class_means(problem, R)
-        return _bound_of_means(problem, means, any_size)
+        return _OF_MEANS[problem.features](problem, params, means, any_size)
     return _bound(problem, columns, residual, any_size)
 
 
@@ -171,13 +176,36 @@ def _bias_penalty(problem: Problem, pull: Scalar, alpha: Any = 1.0) -> Scalar:
     return penalty
 
 
-def _bound_of_means(problem: Problem, means: Array, any_size: bool) -> Bound:
+def _behind_zeros(problem: Problem, _: Params, means: Array, any_size: bool) -> Bound:
     """The bound for H ≥ 0 from the mean residuals of the classes, one column each."""
     merged = quotient.of_width(problem, problem.d)
     found = _bound(merged, means, lambda R, _: R, any_size)
     # μ of the merged columns holds the count of balanced classes, which weigh nothing else.
     unit = problem.n**0.5 if isinstance(problem.n, int) else 1.0
     return found._replace(spectral_norm=found.spectral_norm / unit)
+
+
+def _on_the_sphere(problem: Problem, params: Params, means: Array, _: bool) -> Bound:
+    """The bound for unit vectors from the mean residuals of the classes, one column each."""
+    small, H = sphere.merged(problem), quotient.class_means(problem, params.H)
+    unknown, alpha = jnp.full((), jnp.nan, means.dtype), jnp.ones((), means.dtype)
+    if not problem.loss.dual:
+        return Bound(unknown, unknown, unknown, jnp.zeros((), means.dtype))
+
+    def dual(part, _):
+        return part
+
+    if not problem.loss.convex:
+        alpha = _reach(small, dual, means, alpha)
+        dual = partial(_scaled, dual, alpha)
+    A = weighed(small, means, small.labels)
+    penalty, rounding = sphere.penalty(params.W, H, A)
+    bound = _proven(small, means, dual, alpha * (penalty + rounding), unknown)
+    return bound._replace(rounding=bound.rounding + 2 * rounding)
+
+
+# By the features, from class means of residuals.
+_OF_MEANS = {"nonnegative": _behind_zeros, "sphere": _on_the_sphere}
 
 
 def _bound(problem: Problem, columns: Array, residual: Callable, any_size: bool) -> Bound:
@@ -276,7 +304,7 @@ def _summed(problem: Problem, params: Params, value, grad_norm, bound: Bound) ->
     _, proven, sigma, rounding = bound
     mu = jnp.asarray(problem.mu, sigma.dtype)
     ratio = jnp.where(mu > 0, sigma / jnp.where(mu > 0, mu, 1), jnp.where(sigma > 0, jnp.inf, 0))
-    ratio = sigma if problem.fixed else ratio
+    ratio = jnp.where(jnp.isnan(sigma), sigma, ratio)
     info = jnp.finfo(value.dtype)
     # Rounding may not lift the bound above the minimum, nor above f itself.
     least = jnp.minimum(proven, value)
@@ -308,7 +336,8 @@ def certify(problem: Problem, params: Params) -> Certificate:
     Raises:
         Refused: wrong shapes, or entries that are not finite;
             arrays that are not real floating, or mixed dtypes; half precision under jit;
-            negative features where H ≥ 0; array-valued decays, or decays
+            negative features where H ≥ 0, vectors that are not of norm 1 on the sphere;
+            array-valued decays, or decays
             between 0 and the smallest normal number; a point at which f or ‖∇f‖ exceeds the
             largest one.
     """
@@ -327,7 +356,7 @@ def certify(problem: Problem, params: Params) -> Certificate:
     check_finite(params)
     normal_decays(problem)
     with jax.enable_x64(True):
-        params = in_float64(params)
+        params = layers.project(problem, in_float64(params))
         certificate = Certificate(*map(float, _certificate_compiled(problem, params)))
     _check_range(certificate, params)
     return certificate

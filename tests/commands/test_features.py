@@ -1,4 +1,4 @@
-"""`--features nonnegative` on files of a network behind a ReLU: certify, probe and measure."""
+"""`--features`: files of a network behind a ReLU, runs and files of unit vectors."""
 
 import json
 
@@ -68,3 +68,33 @@ def test_a_run_knows_its_own_features(tmp_path, capsys):
     loaded = ufm.record.load_run(run)
     assert loaded.manifest["config"]["model"]["features"] == "nonnegative"
     assert float(jnp.min(loaded.arrays["H"])) >= 0
+
+
+def test_a_run_on_the_sphere_is_kept_certified_and_probed(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = "descend --K 3 --d 2 --n 2 --no-bias --lam 0 --features sphere --optimizer gd --json"
+    words = [*words.split(), "--loss", "LogitAdjusted(scale=5)", "--steps", "300"]
+    assert cli.main([*words, "--out", str(run)]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "certified"
+    least = theory.sphere_value(3, 5.0)
+    assert cli.main(["certify", str(run), "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["gap"] <= 1e-7 * least
+    assert cli.main(["probe", str(run), "--polish", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["index"], found["nullity"]) == ("global minimiser", 0, 1)
+    assert found["value"] == pytest.approx(least, rel=1e-12)
+    assert cli.main(["descend", "--features", "sphere"]) == 2
+    assert "--lam 0" in capsys.readouterr().err
+
+
+def test_files_of_unit_vectors_are_certified_and_others_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    problem = Problem(3, 2, 1, bias=False, features="sphere", loss="LogitAdjusted(scale=5)")
+    W, H, _ = theory.global_minimizer(problem, 1)
+    words = ["certify", "point.npz", "--features", "sphere", "--loss", "LogitAdjusted(scale=5)"]
+    np.savez("point.npz", W=W, H=H, n=1, lam_W=0.0, lam_H=0.0)
+    assert cli.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gap"] <= 1e-14
+    np.savez("point.npz", W=2 * W, H=H, n=1, lam_W=0.0, lam_H=0.0)
+    assert cli.main(words) == 2
+    assert "3 rows of W off norm 1, one of 2" in capsys.readouterr().err

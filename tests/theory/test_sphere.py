@@ -79,3 +79,67 @@ def test_spheres_do_not_cure_imbalance():
 def test_what_is_no_point_of_the_sphere_is_refused(arguments):
     with pytest.raises(ufm.Refused, match="got"):
         theory.sphere_bound(*arguments)
+
+
+def on_the_sphere(K, d, n=1, tau=5.0, **given):
+    loss = ufm.losses.LogitAdjusted(tau)
+    return ufm.Problem(K, d, n, bias=False, features="sphere", **{"loss": loss} | given)
+
+
+@pytest.mark.parametrize("tau", [0.5, 5.0, 60.0])
+def test_codes_have_the_closed_forms_of_polygon_and_orthoplex(tau):
+    polygon = theory.code_minimum(on_the_sphere(7, 2, 2, tau))
+    angles = 2 * np.pi * np.arange(1, 7) / 7
+    wanted = np.log1p(np.sum(np.exp(-tau * (1 - np.cos(angles)))))
+    assert polygon.value == pytest.approx(wanted, rel=1e-12)
+    cross = theory.code_minimum(on_the_sphere(8, 4, 1, tau))
+    wanted = np.log1p(6 * np.exp(-tau) + np.exp(-2 * tau))
+    assert (cross.value, cross.scale) == (pytest.approx(wanted, rel=1e-12), tau)
+    for problem, code in (
+        (on_the_sphere(7, 2, 2, tau), polygon),
+        (on_the_sphere(8, 4, 1, tau), cross),
+    ):
+        proof = ufm.certify(problem, code.params)
+        assert proof.value == pytest.approx(code.value, rel=1e-12)
+        assert proof.grad_norm <= 1e-12 * code.value * (1 + tau)
+
+
+def test_a_simplex_as_a_code_is_the_minimum():
+    problem = on_the_sphere(4, 3)
+    assert theory.code_minimum(problem).value == pytest.approx(theory.global_value(problem))
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (on_the_sphere(5, 3), r"needs d >= K-1 \(got d=3, K-1=4\)"),
+        (on_the_sphere(3, 2, (2, 1, 1)), "needs equal classes of one weight"),
+        (on_the_sphere(3, 2, weights=(1, 2, 1)), "needs equal classes of one weight"),
+        (on_the_sphere(3, 2, loss="SquaredError"), "needs cross-entropy with one temperature"),
+        (on_the_sphere(3, 2, loss="LogitAdjusted(scale=(1,2,3))"), "with one temperature"),
+        (
+            on_the_sphere(3, 2, targets=np.eye(3), loss="CrossEntropy"),
+            r"needs labels \(got targets",
+        ),
+    ],
+)
+def test_outside_the_closed_form_the_assumption_that_fails_is_named(problem, told):
+    for ask in (theory.global_value, theory.is_collapsed, theory.margin, theory.norms):
+        with pytest.raises(ufm.Refused, match=told):
+            ask(problem)
+    claim = theory.claims(problem)[0]
+    assert claim.name == "simplex on the sphere"
+    assert claim.fails is not None
+
+
+def test_what_is_known_of_the_simplex_is_that_of_its_point():
+    problem = on_the_sphere(4, 5, 3)
+    W, H, b = theory.global_minimizer(problem, 2, np.float64)
+    assert theory.norms(problem) == pytest.approx((np.linalg.norm(W), np.linalg.norm(H)))
+    Z = np.asarray(W @ H)
+    assert Z[0, 0] - Z[1, 0] == pytest.approx(theory.margin(problem))
+    assert not theory.is_collapsed(problem)
+    assert not b.any()
+    assert theory.claims(problem)[0].fails is None
+    with pytest.raises(ufm.Refused, match="rows that are not of norm 1"):
+        theory.code_minimum(problem, rows=2 * W)

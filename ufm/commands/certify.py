@@ -28,8 +28,8 @@ class Certify(Compiling):
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
     """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
-    features: Literal["", "free", "nonnegative"] = ""
-    """of a file's point: what its features may be, nonnegative: behind a ReLU"""
+    features: Literal["", "free", "nonnegative", "sphere"] = ""
+    """of a file's point: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
     json: bool = False
     """print JSON for machines instead of a table; infinite numbers as null"""
 

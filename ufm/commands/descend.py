@@ -62,11 +62,11 @@ class Descend(Compiling):
     record_every: int | None = None
     """steps between rows of the history, which test the tolerances; default: 100, at first less"""
     grad_tol: float | None = None
-    """stop when the gradient norm is below this"""
+    """stop when the gradient norm is below this; on the sphere, below this share of f"""
     record: tuple[str, ...] = ()
     """further columns of the history: index (of the Hessian), lam_min, lam_min_off_orbit"""
     gap_tol: float | None = 1e-8
-    """stop when the certified gap to the global minimum is below this"""
+    """stop when the certified gap to the global minimum is below this; sphere: this share of f"""
     precision: Literal["float64", "float32"] = "float64"
     """precision of the iterates; certificates are always float64"""
     out: Path | None = None

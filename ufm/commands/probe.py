@@ -77,8 +77,8 @@ class Probe(Compiling):
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
     """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
-    features: Literal["", "free", "nonnegative"] = ""
-    """of a file's point: what its features may be, nonnegative: behind a ReLU"""
+    features: Literal["", "free", "nonnegative", "sphere"] = ""
+    """of a file's point: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
     polish: bool = False
     """first go to the critical point that Newton's method finds from there, of any index"""
     k: int = 3

@@ -66,8 +66,8 @@ class ModelFlags:
     """K weights of the decay of features, class by class; layer-peeled model: 1/n_k"""
     targets: Path | None = None
     """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
-    features: Literal["free", "nonnegative"] = "free"
-    """what the features may be; nonnegative: as behind a ReLU"""
+    features: Literal["free", "nonnegative", "sphere"] = "free"
+    """what W and H may be; nonnegative: H as behind a ReLU, sphere: unit rows and features"""
     fixed: tuple[str, ...] = ()
     """W fixes the classifier, at the W that the run starts with"""
 

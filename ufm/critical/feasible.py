@@ -16,18 +16,14 @@ from ufm.model.problem import Params, Problem
 STEPS = 10_000  # of descent, at most
 
 
-def _behind(problem: Problem, starts: Params) -> Params:
-    return starts._replace(H=layers.of(problem).draw(starts.H))
-
-
 def random(problem: Problem, key: Array, count: int) -> Params:
     """`sources.random` with absolute values of the features."""
-    return _behind(problem, sources.random(problem, key, count))
+    return layers.of(problem).draw(sources.random(problem, key, count))
 
 
 def tied(problem: Problem, key: Array, count: int) -> Params:
     """`sources.tied` with absolute values of the features."""
-    return _behind(problem, sources.tied(problem, key, count))
+    return layers.of(problem).draw(sources.tied(problem, key, count))
 
 
 def padded(problem: Problem, key: Array, count: int) -> Params:

@@ -51,6 +51,7 @@ class Arrival(IntEnum):
     converged = 1  # ‖∇f‖ ≤ 1e-14 scale
     stalled = 2  # no step lowers ‖∇f‖ any more
     step_limit = 3
+    underflow = 4  # on the sphere: f is too small for its digits
 
 
 class Polished(NamedTuple):

@@ -37,6 +37,7 @@ from ufm.theory.spectra import orbit_dimension
 # Distance of fingerprints, relative to their size, up to which two points are on one orbit: points
 # polished to 1e-14 agree to 1e-14/λ_min, some 1e-9.
 SAME = 1e-7
+_KNOWN = ("free", "nonnegative")  # features of which orbits are told apart
 _UNUSED = 1e-6  # largest feature on an axis that is not in use, of the largest of all
 
 
@@ -82,6 +83,7 @@ def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
     """
     points.check_types(problem, params)
     require_free(problem)
+    layers.require_among(problem, "critical.fingerprint", _KNOWN)
     D = _class_sizes(problem, params.W.dtype)
     A = jnp.sqrt(D)[:, None] * params.W
     C = matmul(A, A.T)
@@ -146,9 +148,10 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     Raises:
         Refused: if the point is not critical.
     """
+    require_free(problem)
+    layers.require_among(problem, "critical.judge", _KNOWN)
     if not layers.is_free(problem):
         return _judged_on_face(problem, small, newton_step, hits)
-    require_free(problem)
     mean_problem = quotient.of_width(problem, problem.d)
     frame = jnp.eye(problem.d, small.W.shape[1])
     at = evaluate(mean_problem, quotient.lift(mean_problem, small, frame))

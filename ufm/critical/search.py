@@ -80,6 +80,7 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
             array-valued decays.
     """
     check_free(problem)
+    layers.require_among(problem, "critical.census", ("free", "nonnegative"))
     for name in ("lam_W", "lam_H"):
         if not float(getattr(problem, name)) > 0:
             raise Refused(

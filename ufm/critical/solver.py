@@ -5,7 +5,8 @@
 3. `ufm.critical.newton`: steps of minimum length, quadratic, to ‖∇f‖ ≤ 1e-14 of the terms that
 cancel.
 
-Where the classifier is fixed `ufm.critical.fixed` takes the place of 2 and 3.
+Where the classifier is fixed `ufm.critical.fixed` takes the place of 2 and 3, where H ≥ 0
+`ufm.critical.kkt` that of all, and on the sphere `ufm.critical.sphere`.
 
 The result is lifted back to the problem of the caller, and its residual measured there.
 `hessian.verdict` says whether it is a minimum or a saddle.
@@ -24,7 +25,7 @@ from jaxtyping import Array
 
 from ufm import check
 from ufm.check import Refused
-from ufm.critical import fixed, kkt, newton
+from ufm.critical import fixed, kkt, newton, sphere
 from ufm.descent.loop import Method, start, step
 from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
@@ -48,11 +49,13 @@ class Solution(NamedTuple):
 
     params: float64.
     residual: ‖∇f‖ at params.  scale: size of the terms that cancel in it (`newton.scale`).
-    status: "converged" (residual ≤ 1e-14 scale), "stalled" or "step_limit".
+    status: "converged" (residual ≤ 1e-14 scale), "stalled" or "step_limit"; on the sphere
+        "underflow" where f is too small for its digits.
     descent_steps, newton_steps: how many were taken.
     residuals: ‖∇f‖ before each Newton step, in the coordinates of `quotient`, NaN past the end.
-    multiplier: where H ≥ 0, the smallest ∂f/∂h at a zero of H (infinite without zeros), and ‖∇f‖ is
-        that of the projected gradient throughout; None for free features.
+    multiplier: where H ≥ 0, the smallest ∂f/∂h at a zero of H (infinite without zeros), on the
+        sphere the smallest of the norms' multipliers, and ‖∇f‖ is that of the projected gradient
+        throughout; None for free features.
     """
 
     params: Params
@@ -81,7 +84,8 @@ def solve(
     share a problem are solved side by side, compiled once a shape.
 
     Args:
-        problem: any problem with λ_H > 0, one number for each decay. Where the classifier is
+        problem: any problem with λ_H > 0, one number for each decay, or one on the sphere, where
+            the point that is found has one feature a class. Where the classifier is
             fixed, a convex loss: the point is then the global minimiser for the W of params.
         params: a start, or several stacked along a leading axis.
         descend: False leaves out the descent: Newton then finds a critical point of any index
@@ -94,14 +98,14 @@ def solve(
 
     Raises:
         Refused: λ_H = 0 (samples need not collapse then), limits below 1, wrong shapes or
-            entries that are not finite; negative features where H ≥ 0, or more than 2500
-            variables of class means there;
+            entries that are not finite; negative features where H ≥ 0, vectors off the sphere, or
+            more than 2500 variables of class means there;
             arrays that are not real floating, mixed dtypes, array-valued decays.
     """
     _check(problem, params, steps, newton_steps)
     many = params.W.ndim == 3
     if not layers.is_free(problem):
-        return _behind_zeros(problem, params, steps if descend else 0, newton_steps)
+        return _constrained(problem, params, steps if descend else 0, newton_steps)
     with jax.enable_x64(True), lapack_on_one_thread():
         starts = points.in_float64(params)
         at = _compiled(quotient.restrict, many)(problem, starts)
@@ -133,11 +137,15 @@ def solve(
     return Solution(*(lifted, *numbers, residuals))
 
 
-def _behind_zeros(problem: Problem, params: Params, steps: int, newton_steps: int) -> Solution:
-    """`solve` where H ≥ 0 (`ufm.critical.kkt`), of one start or of many one after the other."""
+# What solves problems whose features are not free.
+_MEMBERS = {"nonnegative": kkt, "sphere": sphere}
+
+
+def _constrained(problem: Problem, params: Params, steps: int, newton_steps: int) -> Solution:
+    """`solve` by the module of the features, of one start or of many one after the other."""
     many = params.W.ndim == 3
     with jax.enable_x64(True), lapack_on_one_thread():
-        starts = points.in_float64(params)
+        starts = layers.project(problem, points.in_float64(params))
         starts = starts if many else jax.tree.map(lambda x: x[None], starts)
         found = _reached(problem, starts, np.int32(steps), np.int32(newton_steps))
         lifted, found = found.params, jax.device_get(found._replace(params=None))
@@ -157,7 +165,8 @@ def _behind_zeros(problem: Problem, params: Params, steps: int, newton_steps: in
 
 @jax.jit
 def _reached(problem: Problem, starts: Params, steps: Any, newton_steps: Any) -> kkt.Reached:
-    return jax.lax.map(lambda x: kkt.reach(problem, x, steps, newton_steps), starts)
+    reach = _MEMBERS[problem.features].reach
+    return jax.lax.map(lambda x: reach(problem, x, steps, newton_steps), starts)
 
 
 @functools.cache
@@ -178,7 +187,7 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
     if check.traced(params):
         raise Refused("got traced params: solve runs on the host; call it outside jit and vmap")
     check.one_problem(problem)
-    if not float(problem.lam_H) > 0:
+    if not float(problem.lam_H) > 0 and problem.features != "sphere":
         raise Refused(
             f"got lam_H={problem.lam_H}; allowed: > 0. Without it samples of a class need not "
             "share their features at a critical point; use ufm.descend"
@@ -200,7 +209,7 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
     check_entries(params)
     if not layers.is_free(problem):
         layers.check_feasible(problem, params)
-        kkt.check(problem)
+        _MEMBERS[problem.features].check(problem)
 
 
 def _lifted(problem: Problem, small: Params, frame: Array):

@@ -2,7 +2,7 @@
 
     x_{t+1} = x_t + u_t,   u_t = optimizer(∇f(x_t)), or of a minibatch estimate of ∇f
 
-(where H ≥ 0 the nearest point to that, `ufm.descent.projected`).
+(where H ≥ 0 and on the sphere the nearest point to that, `ufm.descent.projected`).
 
 The loop runs in chunks of `record_every` steps, or of fewer at first. After each chunk the point is
 measured and the stopping rules are tested, all inside the compiled program. Failure is a status,
@@ -49,6 +49,7 @@ class Status(IntEnum):
     converged = 2
     certified = 3
     diverged = 4
+    underflow = 5
 
     @property
     def sentence(self) -> str:
@@ -62,6 +63,7 @@ _SENTENCES = {
     Status.converged: "the gradient norm is at most grad_tol",
     Status.certified: "the certified gap, with its rounding, is at most gap_tol",
     Status.diverged: "the next point was not finite, or its objective exploded",
+    Status.underflow: "on the sphere, f is so small that float numbers lose its digits",
 }
 
 
@@ -223,7 +225,8 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         columns, order = minibatch.draw(
             problem, state.key, state.step, state.order, method.batch_size
         )
-        grad = data = minibatch.gradient(problem, params, columns)
+        data = minibatch.gradient(problem, params, columns)
+        grad = layers.of(problem).along(params, data)
     elif method.optimizer == "lbfgs":
         value_fn = closed_form(problem)
         # The line search has evaluated the point it chose; its state remembers both.
@@ -232,7 +235,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         data = grad
     else:
         data = terms.pullback(problem, params)
-        grad = add_decay(problem, params, data)
+        grad = layers.of(problem).along(params, add_decay(problem, params, data))
         extra = {
             # A tested step has evaluated its point.
             "value": (
@@ -263,13 +266,16 @@ def _sound(value, first):
     return jnp.isfinite(value) & (value <= EXPLOSION * (1 + first))
 
 
-def _verdict(row: dict[str, Array], state: State, limits: Limits) -> Array:
-    """Status of a freshly measured, sound point."""
+def _verdict(problem: Problem, row: dict[str, Array], state: State, limits: Limits) -> Array:
+    """Status of a freshly measured, sound point; on the sphere tolerances are shares of f."""
+    unit = layers.of(problem).unit(row["loss"])
     eps = jnp.finfo(row["loss"].dtype).eps
     rounding = 4 * eps * (2 * row["loss"] - row["gap"])
     status = jnp.where(state.step >= limits.steps, Status.step_limit, Status.running)
-    status = jnp.where(row["grad_norm"] <= limits.grad_tol, Status.converged, status)
-    status = jnp.where(row["gap"] + rounding <= limits.gap_tol, Status.certified, status)
+    status = jnp.where(row["grad_norm"] <= limits.grad_tol * unit, Status.converged, status)
+    met = row["gap"] + rounding <= limits.gap_tol * unit
+    status = jnp.where(met, Status.certified, status)
+    status = jnp.where(jnp.isnan(unit), Status.underflow, status)
     return status.astype(jnp.int32)
 
 
@@ -314,7 +320,7 @@ def trajectory(
         written = jnp.stack([row[name] for name in columns])
         steps = steps.at[i].set(jnp.where(running & sound, new.step, steps[i]))
         table = table.at[i].set(jnp.where(running & sound, written, table[i]))
-        code = jnp.where(sound, _verdict(row, new, limits), jnp.int32(Status.diverged))
+        code = jnp.where(sound, _verdict(problem, row, new, limits), jnp.int32(Status.diverged))
         return kept, steps, table, jnp.where(running, code, status)
 
     def body(i, carry):

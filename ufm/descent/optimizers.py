@@ -39,6 +39,7 @@ from ufm.check import Refused
 from ufm.descent import factories
 from ufm.descent.adaptive import adaptive
 from ufm.descent.lbfgs import lbfgs
+from ufm.model import layers
 from ufm.model.problem import Problem, require
 
 LearningRate = float | str | Callable[[int], float] | None
@@ -72,6 +73,7 @@ def curvature_bound(problem: Problem, value):
         value: F, for example f at the start of a run.
     """
     require(problem)
+    layers.require_among(problem, "optimizers.curvature_bound", ("free", "nonnegative"))
     if not isinstance(value, jax.Array):
         value = check.real("value", value, least=0)
     lam_b, beta = problem.lam_b if problem.bias else 0.0, problem.loss.smoothness(problem.targets)

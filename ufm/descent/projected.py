@@ -1,11 +1,11 @@
 """Steps of descent for features that are not free: the step of the method, then the nearest point.
 
-    x⁺ = P(x + u),   P(W, H, b) = (W, max(H, 0), b) for H ≥ 0
+    x⁺ = P(x + u),   P(W, H, b) = (W, max(H, 0), b) for H ≥ 0, all norms made 1 on the sphere
 
-Momentum is that of the way that was gone: where P shortens the step of an entry from u to x⁺ − x,
-its velocity shrinks by the same factor. Heavy ball is then x⁺ = P(x + β(x − x⁻) − η∇f), iPiano of
-Ochs et al. 2014 (arXiv 1404.4805), whose x⁺ minimises ⟨∇f, y⟩ + ‖y − x − βv‖²/2η over a convex set,
-v = x − x⁻. Compared with y = x, of this strongly convex function,
+**H ≥ 0.** Momentum is that of the way that was gone: where P shortens the step of an entry from u
+to x⁺ − x, its velocity shrinks by the same factor. Heavy ball is then x⁺ = P(x + β(x − x⁻) − η∇f),
+iPiano of Ochs et al. 2014 (arXiv 1404.4805), whose x⁺ minimises ⟨∇f, y⟩ + ‖y − x − βv‖²/2η over a
+convex set, v = x − x⁻. Compared with y = x, of this strongly convex function,
 
     ⟨∇f, v⁺⟩ ≤ −‖v⁺‖²/η + (β/η)⟨v⁺, v⟩,
 
@@ -13,13 +13,22 @@ so E = f + (β/2η)‖v‖² falls as in `ufm.descent.optimizers` and, where the
 tested, in `ufm.descent.adaptive`: "safe" and "auto" are proven for gd (β = 0) and heavy ball. No
 such proof is known to us for Nesterov's method, and L-BFGS measures lengths by its own metric, in
 which P is not the nearest point: these two are refused.
+
+**Sphere.** The methods see the Riemannian gradient g, and velocities are made tangents again after
+each step (those of "auto" stay the chord v = x − x⁻). With a = x + βv − ηg and one unit vector x at
+a time, x⁺ = a/‖a‖ maximises ⟨a, y⟩ over the sphere, and ⟨a, x⁺ − x⟩ = ‖a‖·‖x⁺ − x‖²/2. As ⟨g, x⟩ =
+0 and ⟨v, x⟩ = ‖v‖²/2 ≥ 0, ‖a‖ ≥ ⟨a, x⟩ ≥ 1, and ⟨x, x⁺ − x⟩ = −‖x⁺ − x‖²/2, so that, v⁺ = x⁺ − x,
+
+    ⟨g, v⁺⟩ ≤ −‖v⁺‖²/η + (β/η)⟨v⁺, v⟩,
+
+the inequality above. ∇f adds the multiplier's ⟨∇f, x⟩⟨x, v⁺⟩ ≤ |⟨∇f, x⟩|·‖v⁺‖²/2 to it. With Λ the
+largest |⟨∇f, x⟩| and L a bound of ∇²f on the products of balls, both finite, L + Λ stands for L:
+"auto" is proven for gd and heavy ball, its steps stay above half of (1−β)/(L + Λ).
 """
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array
 
 from ufm.check import Refused
 from ufm.model import layers
@@ -51,6 +60,11 @@ def check(problem: Problem, optimizer: Any, rate: Any) -> None:
             f"got learning_rate={rate!r} for 'nesterov' with features={problem.features!r}, for "
             "which nothing is proved; allowed: a number or a schedule, or 'heavy_ball'"
         )
+    if rate == "safe" and problem.features == "sphere":
+        raise Refused(
+            "got learning_rate='safe' with features='sphere'; allowed: 'auto', a number or a "
+            "schedule, since that step is made of decays, which the sphere has not"
+        )
 
 
 def moved(
@@ -71,11 +85,6 @@ def moved(
     found = layers.project(problem, ahead)
     if optimizer in _MOMENTUM:
         trace = optax.tree.get(state, "trace")
-        share = _share(updates.H, found.H - params.H)
-        state = optax.tree.set(state, trace=trace._replace(H=trace.H * share))
+        carried = layers.of(problem).carried(trace, updates, params, found)
+        state = optax.tree.set(state, trace=carried)
     return found, state
-
-
-def _share(wanted: Array, done: Array) -> Array:
-    """Which part of every entry of a step was taken: 1 where none was wanted."""
-    return jnp.where(wanted == 0, 1, done / jnp.where(wanted == 0, 1, wanted))

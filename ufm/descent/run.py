@@ -102,8 +102,10 @@ def descend(
         key: PRNG key of the minibatches, or an integer seed; needed with batch_size.
         record_every: steps between records; tolerances are tested, and runs end, at records. By
             default 100, and fewer at first: every step, then a quarter more at a time.
-        grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol.
-        gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol.
+        grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol; on the sphere, where f has no
+            scale of its own, once ‖∇f‖/f is.
+        gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol,
+            on the sphere ≤ gap_tol f.
         record: further columns of the history: a dict of functions of (problem, params) by the
             names of the columns, compiled into the loop; of functions marked by `ufm.host`, called
             in Python at every record; or names: "index" (negative eigenvalues of ∇²f), "lam_min"
@@ -117,7 +119,8 @@ def descend(
             where they are given.
 
     Returns:
-        A `Run`; status is "converged", "certified", "step_limit" or "diverged".
+        A `Run`; status is "converged", "certified", "step_limit", "diverged", or "underflow" where
+        on the sphere f is too small for its digits.
 
     Raises:
         Refused: for arguments outside these ranges, before anything is computed.

@@ -7,9 +7,10 @@ point; `extreme` for a few eigenpairs of any point with their residuals; `densit
 shape of the whole spectrum. `verdict` says what a critical point is and why. Everything but the
 products works in float64 whatever the precision of params.
 
-∇²f is that of f as a function of all W, H and b. Where H ≥ 0 or the classifier is fixed, the
-products and `dense` are still those of this f; functions that return eigenvalues refuse such
-problems, because only eigenvalues on the free variables would be meaningful.
+∇²f is that of f as a function of all W, H and b. Where the features are not free or the classifier
+is fixed, the products and `dense` are still those of this f; functions that return eigenvalues
+refuse such problems, because only eigenvalues on the free variables would be meaningful. On the
+sphere `inertia` and `spectrum` are of the Hessian in tangents.
 """
 
 from ufm.hessian.curvature import (

@@ -24,7 +24,7 @@ import scipy.linalg
 
 from ufm import certificate
 from ufm.check import Refused
-from ufm.hessian import ends, faces, fixed, reduction
+from ufm.hessian import ends, faces, fixed, reduction, sphere
 from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
 from ufm.hessian.faces import Kind
 from ufm.hessian.reduction import Core
@@ -194,8 +194,13 @@ def verdict(problem: Problem, point: Params) -> Verdict:
     (`ufm.hessian.faces`): a "strict saddle" has negative curvature there, a "local minimiser"
     positive one off the symmetries of the face and positive multipliers.
 
+    On the sphere the gradient is the Riemannian one, and the curvature and counts are of all
+    tangents (`ufm.hessian.tangents`, `ufm.hessian.sphere`); spectral_ratio is NaN. Only the
+    certificate says "global minimiser", and an f without digits is "undecided".
+
     Args:
-        problem: any class counts, any d, λ_W, λ_H > 0; λ_W = 0 too where W is fixed.
+        problem: any class counts, any d, λ_W, λ_H > 0; λ_W = 0 too where W is fixed, none on the
+            sphere.
         point: any point; a critical one in float64 is needed for anything but "not critical".
 
     Raises:
@@ -210,13 +215,13 @@ def judged(at: Evaluated) -> Judged:
     problem = at.problem
     if problem.fixed:
         return _with_fixed_classifier(at)
+    if not layers.is_free(problem):
+        return _constrained(at)
     if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
         raise Refused(
             f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
             "without decay the infimum is not attained"
         )
-    if not layers.is_free(problem):
-        return _on_its_face(at)
     slope, proof = measured(at), certificate.certified(at)
     evidence = (slope.residual, float(proof.gap), float(proof.spectral_ratio))
     if not slope.critical:
@@ -236,12 +241,15 @@ def judged(at: Evaluated) -> Judged:
     return Judged(Verdict(kind, reason, *evidence, curvature, counts), proof, core)
 
 
-def _on_its_face(at: Evaluated) -> Judged:
-    """The verdict where H ≥ 0 (`ufm.hessian.faces`)."""
+# What is asked at points of features that are not free.
+_FACES = {"nonnegative": faces.judged, "sphere": sphere.judged}
+
+
+def _constrained(at: Evaluated) -> Judged:
+    """The verdict where H ≥ 0 (`ufm.hessian.faces`), and on the sphere (`ufm.hessian.sphere`)."""
     proof = certificate.certified(at)
-    gap = float(proof.gap)
-    face = faces.judged(at, gap, float(proof.resolution))
-    ratio = float(proof.spectral_ratio)
+    gap, ratio = float(proof.gap), float(proof.spectral_ratio)
+    face = _FACES[at.problem.features](at, gap, float(proof.resolution))
     found = Verdict(
         face.kind, face.reason, at.grad_norm, gap, ratio, face.curvature, face.counts
     )  # fmt: skip

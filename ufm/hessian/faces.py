@@ -76,9 +76,15 @@ def judged(at: Evaluated, gap: float, resolution: float) -> Face:
         gap, resolution: of its certificate.
 
     Raises:
-        Refused: a loss that is not convex; more than 2500 variables of class means.
+        Refused: λ_W or λ_H zero; a loss that is not convex; more than 2500 variables of class
+            means.
     """
     problem = at.problem
+    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
+        raise Refused(
+            f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
+            "without decay the infimum is not attained"
+        )
     if not problem.loss.convex:
         raise Refused(
             f"got the loss {type(problem.loss).__name__} with features={problem.features!r}; "

@@ -25,13 +25,14 @@ import numpy as np
 import scipy.linalg
 
 from ufm.check import Refused, real
+from ufm.hessian import tangents
 from ufm.hessian.stationarity import EPS, Stationarity, measured
 from ufm.linalg import pair
 from ufm.losses.loss import Curvature
 from ufm.model import layers
 from ufm.model.evaluation import Evaluated, Residuals, evaluate, residuals
 from ufm.model.fixed import require_free
-from ufm.model.problem import Params, Problem
+from ufm.model.problem import Params, Problem, require
 from ufm.theory.spectra import Spectrum, group
 
 MATRIX_LIMIT = 2**31  # bytes of one square matrix: 16,384 rows
@@ -348,6 +349,8 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
     Ĝ = [√n_k g_k] the pair (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²), d − r times (with weights in the
     decay, the eigenvalues of [[λ_W I, Ĝ], [Ĝᵀ, λ_H Ω]]). Holds for unequal counts too.
 
+    On the sphere those of the Hessian in tangents, at any point (`ufm.hessian.tangents`).
+
     Args:
         problem: any class counts, with scalar decays.
         point: a critical point, in float64.
@@ -364,6 +367,9 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
     """
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, least=0, also="or None")
+    require(problem)
+    if problem.features == "sphere":
+        return tangents.spectrum(problem, point, tolerance)
     layers.require_free(problem, "hessian.spectrum")
     return spectrum_of(critical_core(problem, point), tolerance)
 

@@ -22,6 +22,7 @@ import numpy as np
 import scipy.linalg
 
 from ufm.check import Refused, real
+from ufm.hessian import tangents
 from ufm.hessian.reduction import (
     EPS,
     SAMPLE_BLOCK,
@@ -35,7 +36,7 @@ from ufm.hessian.reduction import (
 )
 from ufm.model import layers
 from ufm.model.evaluation import residuals
-from ufm.model.problem import Params, Problem
+from ufm.model.problem import Params, Problem, require
 from ufm.runtime.threads import lapack_on_one_thread
 from ufm.theory.spectra import Spectrum
 
@@ -195,6 +196,9 @@ def inertia(
     At a critical point known to a residual r = ‖∇f‖ the eigenvalues along its symmetry orbit are
     not 0 but O(r/‖W‖): polish it first (`ufm.solve`), or give a tolerance above that.
 
+    On the sphere of the Hessian in tangents, at any point (`ufm.hessian.tangents`), with a
+    tolerance of 1e-11 times the largest modulus.
+
     Args:
         problem: any problem, any class counts, with scalar decays.
         point: any point, upcast to float64.
@@ -212,6 +216,9 @@ def inertia(
     shift = real("shift", shift)
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, above=0, also="or None")
+    require(problem)
+    if problem.features == "sphere":
+        return inertia_of(tangents.spectrum(problem, point, 0.0), shift, tolerance)
     layers.require_free(problem, "hessian.inertia")
     return counted(problem, reduced(residuals(problem, point)), shift, tolerance)
 

@@ -46,8 +46,8 @@ class Evaluated(NamedTuple):
     value: f, in nats.
     S: the Hessians S_i of the loss in the logits of every sample.
     residual: R = [r_i], (K, N), every entry with its relative accuracy; P − Y for cross-entropy.
-    gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖, where H ≥ 0 that of the
-        projected gradient.
+    gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖, where H ≥ 0 and on the
+        sphere that of the projected gradient.
     """
 
     problem: Problem
@@ -79,8 +79,8 @@ def evaluate(problem: Problem, params: Params) -> Evaluated:
 
     Raises:
         Refused: wrong shapes, entries that are not finite or beyond 1e150; negative features
-            where H ≥ 0; arrays that are not real floating, mixed dtypes, array-valued decays,
-            traced values.
+            where H ≥ 0, vectors that are not of norm 1 on the sphere; arrays that are not real
+            floating, mixed dtypes, array-valued decays, traced values.
     """
     point = _on_the_host(problem, params)
     with jax.enable_x64(True):
@@ -126,7 +126,8 @@ def _on_the_host(problem: Problem, point: Params) -> Params:
     if not all(np.all(np.isfinite(x)) for x in host):
         points.check_finite(point)
     check_entries(host)
-    layers.check_feasible(problem, host)
+    layers.check_feasible(problem, point)
+    host = layers.project(problem, host)  # of norms that are 1 in the precision of the point
     return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
 
 

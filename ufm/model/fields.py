@@ -10,7 +10,7 @@ import numpy as np
 from ufm import check
 from ufm.check import MOST, Refused, integer, real, several, shown, traced
 
-FEATURES = ("free", "nonnegative")  # what the features of a problem may be
+FEATURES = ("free", "nonnegative", "sphere")  # what the features of a problem may be
 BOUNDED = "since a negative decay leaves the objective unbounded below"
 
 
@@ -104,6 +104,42 @@ def fixed_parts(value: Any) -> tuple[str, ...]:
             "its matrix as the W of the params"
         )
     return tuple(map(str, each))
+
+
+def default_decays(features: Any) -> dict[str, float]:
+    """The decays that need not be given: λ_b, and on the sphere all, which are 0 there."""
+    names = ("lam_W", "lam_H", "lam_b") if str(features) == "sphere" else ("lam_b",)
+    return dict.fromkeys(names, 0.0)
+
+
+def check_sphere(d: int, lams: Mapping[str, Any], bias: bool, decay_weights: Any) -> None:
+    """Refuse what has no meaning where the rows of W and the features have norm 1.
+
+    Args:
+        d: width of the features.
+        lams: λ_W and λ_H by name; traced ones pass.
+        bias, decay_weights: as the problem has them.
+
+    Raises:
+        Refused: d = 1, a decay that is not 0, a bias, weights in the decay.
+    """
+    where = "with features='sphere'"
+    if d < 2:
+        raise Refused(f"got d={d} {where}; allowed: d >= 2, where unit vectors can move")
+    for name, value in lams.items():
+        if not traced(value) and (np.ndim(value) or float(value) != 0):
+            raise Refused(
+                f"got {name}={shown(value)} {where}; allowed: 0 (lam=0, --lam 0), or none given "
+                "in Python, since all norms are 1 there. A temperature is that of the loss: "
+                "ufm.losses.LogitAdjusted(scale=tau)"
+            )
+    if bias:
+        raise Refused(
+            f"got bias=True {where}; allowed: bias=False (--no-bias), since no certificate of it "
+            "with a bias is known here"
+        )
+    if decay_weights is not None:
+        raise Refused(f"got decay_weights {where}; allowed: None, since nothing decays there")
 
 
 def decay(name: str, value: Any) -> Any:

@@ -1,11 +1,13 @@
-"""What the features may be: free, or not negative as behind a ReLU. One entry of a table each.
+"""What points there are: free, H ≥ 0 as behind a ReLU, or unit vectors. One entry of a table each.
 
-    f(W, H, b) as in `ufm.model.objective`,   H ∈ C:   C = R^{d×N} (free), or H ≥ 0 (nonnegative)
+    f(W, H, b) as in `ufm.model.objective`,   (W, H) ∈ C:   C = everything (free), H ≥ 0
+    (nonnegative), or ‖w_k‖ = ‖h_i‖ = 1 (sphere, `ufm.model.sphere`)
 
 f and ∇f are the same functions for every member; what differs is which points there are and when
 one is stationary: −∇f has no part along which a point of C can move on. With the tangent cone T of
-C at H that part is the projection of −∇_H f on T; for H ≥ 0 it is −∇_H f where h > 0 and its
-positive part where h = 0, so its norm is 0 exactly at the points of Karush, Kuhn and Tucker.
+C that part is the projection of −∇f on T; for H ≥ 0 it is −∇_H f where h > 0 and its positive part
+where h = 0, so its norm is 0 exactly at the points of Karush, Kuhn and Tucker; on the sphere it is
+the Riemannian gradient.
 
 A function that knows free features alone says so by `require_free`, and never answers for others.
 """
@@ -16,28 +18,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ufm.check import Refused
-from ufm.model import fixed
+from ufm.model import fixed, sphere
 from ufm.model.problem import Params, Problem
 
 
 class Member(NamedTuple):
     """One kind of features, by what is asked of its set C.
 
-    project: H ↦ the nearest point of C.  draw: Gaussian H ↦ features of a random start.
-    slope: (H, ∇_H f) ↦ the negative of what is left of −∇_H f in the tangent cone of C at H.
-    wrong: H ↦ why it is not in C, in words, or None; of concrete arrays.
+    project: a point ↦ the nearest one of C.  draw: Gaussian params ↦ a random start.
+    slope: (params, ∇f) ↦ the negative of what is left of −∇f in the tangent cone of C there.
+    along: (params, ∇f) ↦ what the step of a method takes for ∇f, before the point is projected.
+    carried: (velocity, step that was wanted, point before, point after) ↦ the velocity from there.
+    unit: f ↦ what ‖∇f‖ and the gap are measured in when a run ends; NaN if f has no digits left.
+    wrong: concrete params ↦ why they are not in C, in words, or None.  mend: how to get there.
     """
 
-    project: Callable[[Array], Array]
-    draw: Callable[[Array], Array]
-    slope: Callable[[Array, Array], Array]
+    project: Callable[[Params], Params]
+    draw: Callable[[Params], Params]
+    slope: Callable[[Params, Params], Params]
+    along: Callable[[Params, Params], Params]
+    carried: Callable[[Params, Params, Params, Params], Params]
+    unit: Callable[[Any], Any]
     wrong: Callable[[Any], str | None]
+    mend: str
 
 
-def _negative(H: Any) -> str | None:
+def _negative(params: Params) -> str | None:
+    H = params.H
     xp = np if isinstance(H, np.ndarray) else jnp
     count = int(xp.sum(H < 0))
     if not count:
@@ -47,14 +56,61 @@ def _negative(H: Any) -> str | None:
     )
 
 
-def _held(H: Array, slope: Array) -> Array:
+def _clipped(params: Params) -> Params:
+    xp = np if isinstance(params.H, np.ndarray) else jnp
+    return params._replace(H=xp.maximum(params.H, 0))
+
+
+def _held(params: Params, gradient: Params) -> Params:
     """∇_H f where h > 0, and its negative part where h = 0."""
-    return jnp.where(H > 0, slope, jnp.minimum(slope, 0))
+    slope = gradient.H
+    return gradient._replace(H=jnp.where(params.H > 0, slope, jnp.minimum(slope, 0)))
+
+
+def _shortened(velocity: Params, wanted: Params, before: Params, after: Params) -> Params:
+    """Every entry of a velocity by the share of its step that was taken: 1 where none was wanted.
+
+    It is that of the way that was gone.
+    """
+    step, done = wanted.H, after.H - before.H
+    share = jnp.where(step == 0, 1, done / jnp.where(step == 0, 1, step))
+    return velocity._replace(H=velocity.H * share)
 
 
 MEMBERS = {
-    "free": Member(lambda H: H, lambda H: H, lambda _, slope: slope, lambda _: None),
-    "nonnegative": Member(lambda H: jnp.maximum(H, 0), jnp.abs, _held, _negative),
+    "free": Member(
+        project=lambda params: params,
+        draw=lambda params: params,
+        slope=lambda _, gradient: gradient,
+        along=lambda _, gradient: gradient,
+        carried=lambda velocity, *_: velocity,
+        unit=lambda _: 1.0,
+        wrong=lambda _: None,
+        mend="",
+    ),
+    "nonnegative": Member(
+        project=_clipped,
+        draw=lambda params: params._replace(H=jnp.abs(params.H)),
+        slope=_held,
+        along=lambda _, gradient: gradient,
+        carried=_shortened,
+        unit=lambda _: 1.0,
+        wrong=_negative,
+        mend="features after their ReLU. Take the nearest ones, "
+        "params._replace(H=jnp.maximum(params.H, 0)), or "
+        'dataclasses.replace(problem, features="free")',
+    ),
+    "sphere": Member(
+        project=sphere.project,
+        draw=sphere.project,
+        slope=sphere.tangent,
+        along=sphere.tangent,
+        carried=lambda velocity, _wanted, _before, after: sphere.tangent(after, velocity),
+        unit=sphere.unit,
+        wrong=sphere.wrong,
+        mend="rows of W and columns of H of norm 1. Divide them by their norms: "
+        "ufm.model.sphere.project(params)",
+    ),
 }
 
 
@@ -64,38 +120,46 @@ def of(problem: Problem) -> Member:
 
 
 def is_free(problem: Problem) -> bool:
-    """Whether every H is a point of the problem."""
+    """Whether all W and H are a point of the problem."""
     return problem.features == "free"
 
 
 def project(problem: Problem, params: Params) -> Params:
-    """The nearest point of the problem: (W, max(H, 0), b) for H ≥ 0. Traceable."""
-    return params if is_free(problem) else params._replace(H=of(problem).project(params.H))
+    """The nearest point of the problem, such as (W, max(H, 0), b) for H ≥ 0. Traceable."""
+    return of(problem).project(params)
 
 
 def slope(problem: Problem, params: Params, gradient: Params) -> Params:
-    """The projected gradient: ∇f less what the constraints on H hold against. Traceable.
+    """The projected gradient: ∇f less what the constraints hold against. Traceable.
 
     It is 0 exactly where the point is stationary; its norm is the residual of descent and `solve`.
     """
-    if is_free(problem):
-        return gradient
-    return gradient._replace(H=of(problem).slope(params.H, gradient.H))
+    return of(problem).slope(params, gradient)
 
 
 def check_feasible(problem: Problem, params: Params) -> None:
-    """Refuse concrete features that are no features of the problem; tracers pass.
+    """Refuse concrete params that are no point of the problem; tracers pass.
 
     Raises:
-        Refused: with how many entries are wrong, the worst one, and how to mend it.
+        Refused: with what is wrong, the worst of it, and how to mend it.
     """
-    if is_free(problem) or isinstance(params.H, jax.core.Tracer):
+    if is_free(problem) or any(isinstance(x, jax.core.Tracer) for x in params):
         return
-    if wrong := of(problem).wrong(params.H):
+    if wrong := of(problem).wrong(params):
         raise Refused(
-            f"got {wrong}, with features={problem.features!r}; allowed: features after their ReLU. "
-            "Take the nearest ones, params._replace(H=jnp.maximum(params.H, 0)), or "
-            'dataclasses.replace(problem, features="free")'
+            f"got {wrong}, with features={problem.features!r}; allowed: {of(problem).mend}"
+        )
+
+
+def check_scale(problem: Problem, scale: float) -> None:
+    """Refuse starts of zeros where a point has norms.
+
+    Raises:
+        Refused: scale = 0 on the sphere.
+    """
+    if problem.features == "sphere" and scale == 0:
+        raise Refused(
+            "got scale=0 with features='sphere'; allowed: > 0, since a zero vector has no direction"
         )
 
 
@@ -110,9 +174,19 @@ def require_free(problem: Any, what: str) -> None:
         Refused: no problem, one whose classifier is fixed, or whose features are not free.
     """
     fixed.require_free(problem)
-    if not is_free(problem):
+    require_among(problem, what, ("free",))
+
+
+def require_among(problem: Problem, what: str, known: tuple[str, ...]) -> None:
+    """Refuse features other than those that a function knows, "free" first.
+
+    Raises:
+        Refused: naming them.
+    """
+    if problem.features not in known:
+        names = " or ".join(map(repr, known))
+        alone = "which alone it knows" if len(known) == 1 else "which it knows"
         raise Refused(
-            f"got features={problem.features!r} in {what}; allowed: features='free', which alone "
-            "it knows. For the model without the constraint: dataclasses.replace(problem, "
-            'features="free")'
+            f"got features={problem.features!r} in {what}; allowed: features={names}, {alone}. For "
+            'the model without the constraint: dataclasses.replace(problem, features="free")'
         )

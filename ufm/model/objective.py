@@ -182,7 +182,8 @@ def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 def gradient_norm(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Scalar:
     """‖∇f‖ at a point; the gradient need not exist as a whole. G where it is at hand.
 
-    Where H ≥ 0 that of the projected gradient (`ufm.model.layers.slope`): 0 at stationary points.
+    Where H ≥ 0 and on the sphere that of the projected gradient (`ufm.model.layers.slope`): 0 at
+    stationary points.
     """
 
     def slope() -> Params:

@@ -142,7 +142,7 @@ def init_params(
 ) -> Params:
     """Entries of W and H drawn from N(0, scale²), b = 0; or H alone, for a given W.
 
-    |h| in place of h where H ≥ 0.
+    |h| in place of h where H ≥ 0; on the sphere rows of W and features are divided by their norms.
 
     Args:
         key: a JAX PRNG key, or an integer seed.
@@ -152,18 +152,22 @@ def init_params(
         W: classifier (K, d) to start with, or to stay at where the problem fixes it; None draws it.
 
     Raises:
-        Refused: a W that does not fit the problem; a scale that is negative or not finite, a key
-            that is none, a dtype that is not floating, sizes beyond the memory there is.
+        Refused: a W that does not fit the problem, on the sphere one with rows that are not of
+            norm 1; a scale that is negative or not finite, or 0 on the sphere; a key that is none,
+            a dtype that is not floating, sizes beyond the memory there is.
     """
     require(problem)
     if not check.traced(scale):
         scale = check.real("scale", scale, least=0)
+        layers.check_scale(problem, scale)
     dtype = check.floating("dtype", dtype)
     check_memory(problem, dtype.itemsize)
     shapes = (problem.K, problem.d), (problem.d, problem.N)
-    drawn = _drawn(check.key(key), scale, shapes, dtype)
-    W = drawn.W if W is None else jnp.asarray(classifier(problem, W), dtype)
-    return Params(W, layers.of(problem).draw(drawn.H), drawn.b)
+    params = layers.of(problem).draw(_drawn(check.key(key), scale, shapes, dtype))
+    if W is not None:
+        params = params._replace(W=jnp.asarray(classifier(problem, W), dtype))
+    layers.check_feasible(problem, params)
+    return params
 
 
 @partial(jax.jit, static_argnames=("shapes", "dtype"))

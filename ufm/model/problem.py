@@ -24,9 +24,11 @@ from ufm.losses.crossentropy import CrossEntropy
 from ufm.metrics.features import balanced, grouped
 from ufm.model.fields import (
     FEATURES,
+    check_sphere,
     class_counts,
     class_weights,
     decays,
+    default_decays,
     fixed_parts,
     target_matrix,
 )
@@ -89,7 +91,8 @@ class Problem:
         targets: T (K, G), a column for each group of samples, in place of labels: soft labels, sets
             of labels, mixtures or regression targets, as the loss allows. weights, decay_weights
             and n are then of the G groups.
-        features: "free", or "nonnegative": H ≥ 0, as behind a ReLU (`ufm.model.layers`).
+        features: "free"; "nonnegative": H ≥ 0, as behind a ReLU; "sphere": rows of W and features
+            of norm 1, without decay or bias (`ufm.model.layers`, `ufm.model.sphere`).
         fixed: ("W",) fixes the classifier: params hold W, no descent moves it, and (λ_W/2)‖W‖² is a
             constant of f, which is then convex in (H, b) for a convex loss (arXiv 2203.09081). ()
             leaves all free.
@@ -124,10 +127,10 @@ class Problem:
         object.__setattr__(self, "bias", check.flag("bias", self.bias))
         object.__setattr__(self, "fixed", fixed_parts(self.fixed))
         given = {name: getattr(self, name) for name in DECAYS}
-        for name, value in decays(given, lam, {"lam_b": 0.0}).items():
+        object.__setattr__(self, "features", check.choice("features", self.features, FEATURES))
+        for name, value in decays(given, lam, default_decays(self.features)).items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "loss", losses.named(self.loss))
-        object.__setattr__(self, "features", check.choice("features", self.features, FEATURES))
         if self.fixed and self.features != "free":
             raise Refused(
                 f"got fixed={self.fixed!r} with features={self.features!r}; allowed: one of the "
@@ -136,6 +139,9 @@ class Problem:
         for name in ("weights", "decay_weights"):
             value = class_weights(name, getattr(self, name), self.groups)
             object.__setattr__(self, name, value)
+        if self.features == "sphere":
+            lams = {"lam_W": self.lam_W, "lam_H": self.lam_H}
+            check_sphere(d, lams, self.bias, self.decay_weights)
         if not check.traced(self.targets):
             self.loss.check(K, self.targets)
         if self.N > MOST:
@@ -238,7 +244,10 @@ class Problem:
 
     @property
     def size(self) -> int:
-        """Number of free variables: Kd + dN, and K more with a bias; no Kd where W is fixed."""
+        """Number of free variables: Kd + dN, and K more with a bias; no Kd where W is fixed.
+
+        On the sphere all entries count, of which K + N fewer are free.
+        """
         classifier = 0 if self.fixed else self.K * self.d
         return classifier + self.d * self.N + (self.K if self.bias else 0)
 

@@ -9,7 +9,8 @@ point of the problem, so f* is no larger. For a simplex it is f*; for codes whos
 every vector to every other and leave no direction apart (polygon, orthoplex, icosahedron) the point
 is critical: octahedron, K = 6, d = 3, n = 1: min_r log(1 + 4e^{−r} + e^{−2r}) + 6μr. That it is the
 lowest is a candidate for a claim, held against descents by experiment c17. The limit λ → 0 is that
-of Jiang et al. 2023, arXiv 2310.05351.
+of Jiang et al. 2023, arXiv 2310.05351. On the sphere a code has one scale, the temperature's
+(`ufm.theory.sphere`).
 """
 
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from ufm.check import Refused, normal_decays
 from ufm.model import layers
 from ufm.model.fixed import check_free, classifier
 from ufm.model.problem import Params, Problem
-from ufm.theory import minimum
+from ufm.theory import minimum, sphere
 from ufm.theory.softmax_codes import SOURCE, codes
 
 _FAR = 2.0**10  # the largest logit that is looked at
@@ -30,7 +31,8 @@ _FAR = 2.0**10  # the largest logit that is looked at
 class CodeMinimum(NamedTuple):
     """The least value of f over the scalings of a code.
 
-    value: in nats, never below f*. scale: r = ac for W = aU and features c u_k, 0 where decay wins.
+    value: in nats, never below f*. scale: r = ac for W = aU and features c u_k, 0 where decay wins;
+        τ on the sphere.
     params: the point, float64 of NumPy, b = 0.
     """
 
@@ -65,6 +67,7 @@ def code_minimum(problem: Problem, rows=None, key=0) -> CodeMinimum:
 
     Args:
         problem: plain cross-entropy with labels, λ_W, λ_H > 0; any counts and weights, any bias.
+            On the sphere cross-entropy with one temperature; rows of norm 1 then.
         rows: (K, d), the code; None takes `ufm.theory.codes(K, d, key)`.
         key: seed or JAX PRNG key of the search for a code.
 
@@ -72,6 +75,10 @@ def code_minimum(problem: Problem, rows=None, key=0) -> CodeMinimum:
         Refused: naming the assumption that fails; rows of another shape; array-valued decays.
     """
     check_free(problem)
+    if problem.features == "sphere":
+        K, d = problem.K, problem.d
+        U = codes(K, d, key).rows if rows is None else classifier(problem, rows)
+        return CodeMinimum(*sphere.at_rows(problem, U))
     layers.require_free(problem, "theory.code_minimum")
     normal_decays(problem)
     if (reason := fails(problem)) is not None:

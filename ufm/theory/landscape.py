@@ -38,7 +38,7 @@ from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
 from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import candidates, fixed, groups, nonnegative, squared, symmetric
+from ufm.theory import candidates, fixed, groups, nonnegative, sphere, squared, symmetric
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
@@ -135,7 +135,7 @@ def claims(problem: Problem) -> tuple[Claim, ...]:
     if problem.fixed:
         return tuple(Claim(*found) for found in fixed.claims(problem))
     if not layers.is_free(problem):
-        return (*_nonnegative(problem), *_landscape(problem))
+        return (*_MEMBERS[problem.features](problem), *_landscape(problem))
     code = (Claim(*candidates.claim(problem)),) if problem.d < problem.K - 1 else ()
     return (*_minima(problem), *code, *_landscape(problem))
 
@@ -163,6 +163,14 @@ def _nonnegative(problem: Problem) -> tuple[Claim, ...]:
             "candidate",
         ),
     )
+
+
+def _sphere(problem: Problem) -> tuple[Claim, ...]:
+    """What is known of unit vectors."""
+    return tuple(Claim(*found) for found in sphere.claims(problem))
+
+
+_MEMBERS = {"nonnegative": _nonnegative, "sphere": _sphere}
 
 
 def _minima(problem: Problem) -> tuple[Claim, ...]:

@@ -2,8 +2,8 @@
 
 Plain cross-entropy: `ufm.theory.minimum`, and `ufm.theory.groups` for unequal classes. Other losses
 that treat all classes alike: `ufm.theory.symmetric`. The squared error: `ufm.theory.squared`.
-Features H ≥ 0: `ufm.theory.nonnegative`. A problem outside all of these is refused, and the message
-names the assumption that fails.
+Features H ≥ 0: `ufm.theory.nonnegative`; unit vectors: `ufm.theory.sphere`. A problem outside all
+of these is refused, and the message names the assumption that fails.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ from ufm.metrics.alignment import Geometry, geometry
 from ufm.model import layers
 from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem, check_problem, require
-from ufm.theory import groups, minimum, nonnegative, squared, symmetric
+from ufm.theory import groups, minimum, nonnegative, sphere, squared, symmetric
 from ufm.theory.minimum import Norms
 
 # The closed forms of features that are not free.
-_MEMBERS = {"nonnegative": nonnegative}
+_MEMBERS = {"nonnegative": nonnegative, "sphere": sphere}
 
 
 def _member(problem: Problem) -> Any:

@@ -13,16 +13,32 @@ by Fenchel's inequality and X = [W; Hᵀ], whose 2K rows have norm 1: τ⟨A, WH
 Σv).
 At a point, p is its softmax and u, v are the multipliers of the unit norms, −⟨w, ∂f/∂w⟩ and
 −⟨h, ∂f/∂h⟩; at a critical point M X = 0, so the bound is tight where M ≥ 0.
+
+**An unused direction.** Let a unit vector a be orthogonal to all rows and features of a critical
+point, of a convex loss. Along w_k + x_k a, h_i + y_i a the second derivative of f is that of
+(x, y)ᵀM(x, y)/2, M of all samples. So the point is a strict saddle, or M ≥ 0 and it is a global
+minimiser.
+
+The rest of the module is what `ufm.theory.lookup` asks of problems with features="sphere".
 """
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported at first use
+from jaxtyping import Array
 
 from ufm import check
 from ufm.check import Refused
+from ufm.losses import CrossEntropy, LogitAdjusted
+from ufm.model.points import check_memory
+from ufm.model.problem import Params, Problem
+from ufm.theory.geometry import simplex_etf
+from ufm.theory.softmax_codes import SOURCE
 
+YARAS = "Yaras et al. 2022, arXiv 2209.09211"
 _UNIT = 1e-8  # how far from 1 a norm may be
 
 
@@ -111,3 +127,162 @@ def _shares(shares, K: int) -> np.ndarray:
         raise Refused(f"got shares={check.shown(shares)}; allowed: K={K} numbers > 0, or None")
     found = np.array([check.real(f"shares[{k}]", x, above=0) for k, x in enumerate(each)])
     return found / found.sum()
+
+
+def temperature(problem: Problem) -> float | None:
+    """τ, by which plain cross-entropy takes its logits; None for another loss."""
+    loss = problem.loss
+    if isinstance(loss, CrossEntropy) and loss.plain:
+        return 1.0
+    if isinstance(loss, LogitAdjusted) and np.ndim(loss.scale) == np.ndim(loss.shift) == 0:
+        return float(loss.scale)
+    return None
+
+
+def form_fails(problem: Problem) -> str | None:
+    """The first assumption that a problem does not meet for f to be the one above, or None."""
+    if problem.features != "sphere":
+        return f"features='sphere' (got {problem.features!r})"
+    if problem.targets is not None:
+        return "labels (got targets)"
+    if temperature(problem) is None:
+        return f"cross-entropy with one temperature (got {type(problem.loss).__name__})"
+    return None
+
+
+def fails(problem: Problem) -> str | None:
+    """The first assumption of the closed form that a problem does not meet, or None."""
+    if (reason := form_fails(problem)) is not None:
+        return reason
+    if not problem.uniform:
+        return "equal classes of one weight (got others)"
+    if problem.d < problem.K - 1:
+        return f"d >= K-1 (got d={problem.d}, K-1={problem.K - 1})"
+    return None
+
+
+def _check(problem: Problem) -> float:
+    """τ, or a refusal outside the closed form."""
+    if (reason := fails(problem)) is not None:
+        raise Refused(
+            f"got a problem outside the closed form on the sphere, which needs {reason}; find its "
+            "minima with ufm.solve from many starts, bound them with ufm.certify, and for d < K-1 "
+            "see ufm.theory.code_minimum"
+        )
+    return temperature(problem) or 1.0
+
+
+def global_value(problem: Problem) -> float:
+    """`sphere_value`.
+
+    Raises:
+        Refused: naming the assumption that fails.
+    """
+    return sphere_value(problem.K, _check(problem))
+
+
+def is_collapsed(problem: Problem) -> bool:
+    """False: unit vectors are never 0.
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    _check(problem)
+    return False
+
+
+def margin(problem: Problem) -> float:
+    """K/(K−1), z_y − z_j of the logits WH, before the temperature.
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    _check(problem)
+    return problem.K / (problem.K - 1)
+
+
+def norms(problem: Problem) -> tuple[float, float]:
+    """(√K, √N).
+
+    Raises:
+        Refused: as `global_value`.
+    """
+    _check(problem)
+    return problem.K**0.5, problem.N**0.5
+
+
+def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
+    """A simplex ETF with the features of a class at its row, as `lookup.global_minimizer`.
+
+    Raises:
+        Refused: as `global_value`; sizes that do not fit into memory.
+    """
+    _check(problem)
+    check_memory(problem, 8)
+    with jax.enable_x64(True):
+        W = np.asarray(simplex_etf(problem.K, problem.d, key, jnp.float64))
+    dtype = jnp.zeros((), dtype or float).dtype
+    parts = W, W.T[:, problem.labels], np.zeros(problem.K)
+    return Params(*(jnp.asarray(x, dtype) for x in parts))
+
+
+def at_rows(problem: Problem, rows: np.ndarray) -> tuple[float, float, Params]:
+    """(f, τ, the point) with W a matrix of unit rows and the features of a class at its row.
+
+    The value is never below f*. For a polygon, Σ_j e^{−τ(1−cos 2πj/K)} under the logarithm, and an
+    orthoplex, 1 + (K−2)e^{−τ} + e^{−2τ}, the point is critical by symmetry.
+
+    Raises:
+        Refused: another loss than cross-entropy with one temperature; rows not of norm 1.
+    """
+    if (reason := form_fails(problem)) is not None:
+        raise Refused(f"got a problem outside the form, which needs {reason}; take ufm.solve")
+    U = _units("rows", rows, 1)
+    U = U / np.linalg.norm(U, axis=1, keepdims=True)
+    tau = temperature(problem) or 1.0
+    depths = tau * (U @ U.T - 1)
+    wrong = np.sum(np.where(np.eye(len(U), dtype=bool), 0, np.exp(depths)), axis=0)
+    value = float((problem.class_weights * problem.counts) @ np.log1p(wrong))
+    return value, tau, Params(U, U.T[:, problem.labels], np.zeros(problem.K))
+
+
+def claims(problem: Problem) -> tuple[tuple[str, str, str | None, str, str], ...]:
+    """What is known on the sphere: the fields of `ufm.theory.Claim`, row by row."""
+    loss = type(problem.loss).__name__
+    convex = None if problem.loss.convex else f"a convex loss (got {loss})"
+    low = None if problem.d < problem.K - 1 else f"d < K-1 (got d={problem.d}, K={problem.K})"
+    alike = None if problem.uniform else "equal classes of one weight (got others)"
+    code = "; ".join(x for x in (form_fails(problem), alike, low) if x is not None) or None
+    return (
+        (
+            "simplex on the sphere",
+            "The global minimisers are simplex ETFs with every feature at the row of its class.",
+            fails(problem),
+            YARAS,
+            "theorem",
+        ),
+        (
+            "certificate by multipliers",
+            "A critical point whose matrix M of multipliers and residuals is positive semidefinite "
+            "is a global minimiser.",
+            convex,
+            "ours, ufm.theory.sphere",
+            "theorem",
+        ),
+        (
+            "an unused direction",
+            "A critical point whose rows and features leave a direction out is a global minimiser "
+            "or a strict saddle.",
+            convex,
+            "ours, ufm.theory.sphere",
+            "theorem",
+        ),
+        (
+            "code on the sphere",
+            "As τ rises the minimum tends to a softmax code; ufm.theory.code_minimum gives the "
+            "value at one, for an orthoplex or a polygon a critical point.",
+            code,
+            SOURCE,
+            "candidate",
+        ),
+    )

@@ -1,0 +1,92 @@
+"""What a critical point over unit vectors is: by its certificate, or by the signs of Hess f.
+
+"global minimiser" is said by the certificate alone (`ufm.certificate`, multipliers of the norms);
+negative curvature among the tangents makes a strict saddle, positive curvature but for rotations a
+local minimum (`ufm.hessian.tangents`). All is measured in units of f, which falls exponentially in
+the inverse temperature; an f without digits is "undecided".
+"""
+
+import numpy as np
+
+from ufm.hessian.faces import Face, Kind
+from ufm.hessian.signs import Inertia
+from ufm.hessian.stationarity import EPS, TOLERANCE, length
+from ufm.hessian.tangents import MOST, Tangents, size, tangents
+from ufm.model import sphere
+from ufm.model.evaluation import Evaluated
+from ufm.model.problem import Problem
+
+_CAUTION = 64  # times an estimated error is certain
+_SHARE = 1e-6  # of f, by which a global minimiser may exceed f*
+
+
+def heat(problem: Problem) -> float:
+    """The factor of the logits in the loss: τ, or the largest scale, 1 for cross-entropy.
+
+    1 also where a loss does not say how curved it is.
+    """
+    found = float(2 * problem.loss.smoothness(problem.targets)) ** 0.5
+    return max(1.0, found) if np.isfinite(found) else 1.0
+
+
+def judged(at: Evaluated, gap: float, resolution: float) -> Face:
+    """What a point is, with the least curvature and the counts of eigenvalues of Hess f.
+
+    Args:
+        at: a point of unit vectors.
+        gap, resolution: of its certificate.
+
+    Raises:
+        Refused: more than 2500 tangents at a point that its certificate does not decide.
+    """
+    unknown = float("nan")
+    if not float(sphere.unit(np.float64(at.value))) > 0:
+        reason = f"f = {at.value:.3g} is so small that float64 loses its digits; lower the scale"
+        return Face("undecided", reason, unknown, None, unknown)
+    W, H, _ = at.params
+    pull = (length(W) + length(H)) * length(at.G)
+    share = at.grad_norm / (pull or 1.0)
+    if share > TOLERANCE:
+        reason = (
+            f"|Riemannian grad f| = {at.grad_norm:.3g} is {share:.3g} of the terms that cancel "
+            f"(allowed: {TOLERANCE:.3g}); polish the point with ufm.solve"
+        )
+        return Face("not critical", reason, unknown, None, unknown)
+    u, v = sphere.multipliers(W, H, at.G)
+    entries, least = 2 * EPS * (2 + heat(at.problem)), float(min(u.min(), v.min()))
+    held = float(np.sum(np.abs(u)) + np.sum(np.abs(v)))
+    slack = 16 * resolution + _CAUTION * (share + entries) * held
+    proven = gap <= slack <= _SHARE * at.value
+    reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
+    if proven and size(at.problem) > MOST:
+        return Face("global minimiser", reason, unknown, None, least)
+    face = _by_signs(at, tangents(at), entries)._replace(multiplier=least)
+    return face._replace(kind="global minimiser", reason=reason) if proven else face
+
+
+def _by_signs(at: Evaluated, found: Tangents, entries: float) -> Face:
+    """The conditions of second order at a critical point."""
+    turns, whole = found.turns, found.matrix
+    largest = float(np.max(np.sum(np.abs(whole), axis=1)))
+    # The zeros of the rotations stand at `largest` now, among the positive ones.
+    inner = np.linalg.eigvalsh(whole + largest * (turns.T @ turns))
+    values = np.concatenate([inner, found.within])
+    times = np.concatenate([np.ones(len(inner), int), np.array(found.times, int)])
+    error = _CAUTION * (entries * largest + float(at.grad_norm) * (1 + heat(at.problem)))
+    negative = int(np.sum(times[values < -error]))
+    zero = int(np.sum(times[np.abs(values) <= error]))
+    known, total, lowest = len(turns), int(np.sum(times)), float(np.min(values))
+    counts = Inertia(negative, zero + known, total - negative - zero - known, error, 0.0)
+    kind: Kind = "strict saddle" if negative else "undecided" if zero else "local minimiser"
+    reason = (
+        f"in tangents all eigenvalues but the {known} of rotations are at least {lowest:.3g}; the "
+        "certificate does not close"
+    )
+    if zero:
+        reason = f"{zero} eigenvalues in tangents within {error:.3g} of 0 are no rotations"
+    if negative:
+        reason = (
+            f"{negative} eigenvalues of the Hessian in tangents are below {-error:.3g}, the lowest "
+            f"{lowest:.6g}"
+        )
+    return Face(kind, reason, lowest, counts, float("nan"), known)
