@@ -271,8 +271,11 @@ def quickest(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     return min(found, key=lambda x: x["over_ufm"], default=None)
 
 
-def table(rows: list[dict[str, Any]], gpu: paired.Column | None = None) -> str:
-    """Markdown table of the results; behind a ratio the threads with which it was reached."""
+def table(rows: list[dict[str, Any]], gpu: paired.Column | None = None, short: bool = False) -> str:
+    """Markdown table of the results; behind a ratio the threads with which it was reached.
+
+    short: without what is of interest to those who optimise.
+    """
     header = (
         "K, d, n", "cores", "ufm (µs/step)", *(f"{title} / ufm" for title in PEERS.values()),
         "ufm / three products", f"recording, stride {STRIDE}", "compile (s)",
@@ -292,6 +295,9 @@ def table(rows: list[dict[str, Any]], gpu: paired.Column | None = None) -> str:
             f"{1 / floor['over_ufm']:.2f} ({floor['threads']})" if floor else paired.ABSENT,
             f"{row['recording_share']:.1%}", f"{row['compile_seconds']:.2f}",
         ))  # fmt: skip
+    if short:
+        header, *lines = ((line[0], *line[2:-1]) for line in (header, *lines))
+        return paired.table(header, lines)
     return paired.table(header, lines, gpu)
 
 

@@ -32,6 +32,9 @@ TABLES: dict[str, tuple[str, Callable[[Any, paired.Column], str]]] = {
     "descent_steps": (
         "descent_steps", lambda r, gpu: descent_steps.table(r["results"] + r["one_core"], gpu),
     ),
+    "descent_steps_in_short": (
+        "descent_steps", lambda r, _: descent_steps.table(r["results"], short=True),
+    ),
     "tested": ("descent_steps", lambda r, _: descent_steps.table_of_tested(r["tested"])),
     "many": ("many", lambda r, gpu: many.table(r["result"], gpu)),
     "eigenpairs": ("eigenpairs", lambda r, gpu: eigenpairs.table(r["results"], gpu)),

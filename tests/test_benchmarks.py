@@ -26,7 +26,7 @@ def test_a_record_names_processor_and_threads(path):
 def test_the_tables_of_a_page_are_those_of_the_stored_results(page):
     text = (paired.ROOT / page).read_text(encoding="utf-8")
     names = [name for _, name, _ in pages.BLOCK.findall(text)]
-    assert len(names) > 2
+    assert len(names) > 1
     assert pages.filled(text) == text
 
 

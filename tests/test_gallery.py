@@ -204,7 +204,8 @@ def test_a_new_verdict_is_written_into_the_readme_and_the_text_around_it_stays(f
     readme.write_text(around.format("<!-- verdicts: mine -->\nold\n<!-- end of verdicts -->"))
     gallery.write_sheet(folder)
     lines = (
-        "<!-- verdicts: mine -->", "holds: 3, refuted: 1 (`figures/*.json`); some of them:", "",
+        "<!-- verdicts: mine -->",
+        "holds: 3, refuted: 1 ([all](figures/README.md)); some of them:", "",
         "| | claim | measured | predicted | |", "|---|---|---|---|---|",
         "| c99 | far | 2 | = 1 ± 0.5 | refuted |", "| c99 | small | 0.1 | < 0.3 | holds |",
         "<!-- end of verdicts -->",
