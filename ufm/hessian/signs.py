@@ -16,6 +16,7 @@ variables (k, a) and (l, b) of [W b] is
 over blocks of samples. Its negative eigenvalues are counted from an LDLᵀ factorisation.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -65,22 +66,29 @@ def width_of(core: Core) -> int:
     return core.W.shape[0] * (core.W.shape[1] + core.bias)
 
 
+# A bisection asks for the same few sizes again and again.
+@lru_cache(maxsize=8)
+def _upper(size: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(size)
+
+
 def _packed_products(X: np.ndarray) -> np.ndarray:
     """x_a x_b for a ≤ b, one row a sample."""
-    rows, columns = np.triu_indices(X.shape[1])
+    rows, columns = _upper(X.shape[1])
     return X[:, rows] * X[:, columns]
 
 
 def _packed(A: np.ndarray) -> np.ndarray:
     """Upper triangles of symmetric matrices, one row each."""
-    rows, columns = np.triu_indices(A.shape[1])
+    rows, columns = _upper(A.shape[1])
     return A[:, rows, columns]
 
 
+@lru_cache(maxsize=8)
 def _unpacked_index(size: int) -> np.ndarray:
     """Where entry (a, b) of a symmetric matrix lies in its packed upper triangle."""
     index = np.zeros((size, size), int)
-    rows, columns = np.triu_indices(size)
+    rows, columns = _upper(size)
     index[rows, columns] = index[columns, rows] = np.arange(len(rows))
     return index
 
