@@ -13,6 +13,7 @@ cache; what runs on several threads counts on each, other processes of a sweep d
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -118,8 +119,9 @@ def pytorch(_place: Path) -> None:
         loss.backward()
         return loss
 
-    while optimizer.step(closure).item() - least > GAP:  # the value before its leg
-        pass
+    value = math.inf
+    while value - least > GAP:
+        value = optimizer.step(closure).item()  # the value before its leg
 
 
 def command(*words: str) -> Callable[[Path], None]:

@@ -30,6 +30,7 @@ f at the point that is taken is kept, and lengths come from those of before: ‖
 ‖∇f‖ and ⟨∇f, u⟩. So a step costs one f and few sums over H more than one that is not tested.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -92,29 +93,12 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
         momentum: β in [0, 1); not used by "gd", which keeps no velocity.
         name: "gd", "heavy_ball" or "nesterov".
     """
-    heavy, nesterov = name != "gd", name == "nesterov"
-    share = (1 + momentum) / 4 if nesterov else momentum / 2
-
-    def init(params):
-        zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
-        none = jax.tree.map(jnp.zeros_like, params)
-        u = none if nesterov else ()
-        no = jnp.asarray(False)
-        return Pace(zero + first, zero + FIRST, zero + jnp.nan, none, zero, u, (zero, zero), no)
+    share = (1 + momentum) / 4 if name == "nesterov" else momentum / 2
 
     def update(updates, state, params, *, value, value_fn, project=None, **_: Any):
         seen = _seen(name, updates, state, project is not None)
-        speed = seen.velocity if heavy else jnp.zeros_like(value)
-        unit = BLIND * jnp.finfo(value.dtype).eps * jnp.abs(value)
-
-        def ahead(eta):
-            """(x⁺, x⁺ − x, u⁺)."""
-            move, u = _stepped(name, momentum, updates, state, eta)
-            there = jax.tree.map(jnp.add, params, move)
-            if project is not None:
-                there = project(there)
-                move = jax.tree.map(jnp.subtract, there, params)
-            return there, move, u
+        speed = jnp.zeros_like(value) if name == "gd" else seen.velocity
+        ahead = partial(_ahead, name, momentum, updates, state, params, project)
 
         def trial(eta):
             """(whether a step passes, whether rounding decides, f(x⁺), (‖x⁺ − x‖, ‖u⁺‖))."""
@@ -123,12 +107,10 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
             lengths = _lengths(name, momentum, seen, state, eta)
             if project is not None:
                 lengths = (norm(move),) * 2
-            length = lengths[1]
             # A factor at a time: squares may leave the numbers where these products do not.
             kept = speed / jnp.maximum(state.eta, eta) * speed * share
-            added = length / eta * length / 2
-            blind = kept + added <= unit
-            passed = jnp.where(blind, there <= value + unit, there + added <= value + kept)
+            added = lengths[1] / eta * lengths[1] / 2
+            passed, blind = _tested(value, kept, there, added)
             return passed | ~jnp.isfinite(seen.grad), blind, there, lengths
 
         def again(carry):
@@ -148,7 +130,35 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
             slope = _dot(updates, move)
         return move, Pace(eta, growth, there, move, slope, u, lengths, blind)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(partial(_begun, first, name), update)
+
+
+def _begun(first: Any, name: str, params: Any) -> Pace:
+    """Before the first step."""
+    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+    none = jax.tree.map(jnp.zeros_like, params)
+    u = none if name == "nesterov" else ()
+    no = jnp.asarray(False)
+    return Pace(zero + first, zero + FIRST, zero + jnp.nan, none, zero, u, (zero, zero), no)
+
+
+def _ahead(
+    name: str, momentum: Any, grad: Any, state: Pace, params: Any, project: Any, eta: Array
+) -> tuple[Any, Any, Any]:
+    """(x⁺, x⁺ − x, u⁺) with a step η."""
+    move, u = _stepped(name, momentum, grad, state, eta)
+    there = jax.tree.map(jnp.add, params, move)
+    if project is not None:
+        there = project(there)
+        move = jax.tree.map(jnp.subtract, there, params)
+    return there, move, u
+
+
+def _tested(value: Array, kept: Array, there: Array, added: Array) -> tuple[Array, Array]:
+    """(whether f(x⁺) + added ≤ f(x) + kept, whether rounding decides)."""
+    unit = BLIND * jnp.finfo(value.dtype).eps * jnp.abs(value)
+    blind = kept + added <= unit
+    return jnp.where(blind, there <= value + unit, there + added <= value + kept), blind
 
 
 def _seen(name: str, grad: Any, state: Pace, projected: bool) -> _Seen:
