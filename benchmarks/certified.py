@@ -104,35 +104,26 @@ def scipy_lbfgs(problem: ufm.Problem, start: ufm.Params, limit: float) -> tuple[
     )
 
 
-def torch_lbfgs(problem: ufm.Problem, start: ufm.Params, limit: float) -> tuple[float, float]:
+def by_torch(problem: ufm.Problem, start: ufm.Params, limit: float) -> tuple[float, float]:
     """`torch.optim.LBFGS`, history 10, strong Wolfe, `CHECK` iterations a leg."""
     import torch
+
+    from benchmarks import torch_lbfgs
 
     labels = torch.tensor(problem.labels, dtype=torch.long)
     W, H, b = (torch.nn.Parameter(torch.tensor(np.asarray(x))) for x in start)
     lam_W, lam_H, lam_b = (float(x) for x in (problem.lam_W, problem.lam_H, problem.lam_b))
-    optimizer = torch.optim.LBFGS(
-        [W, H, b], max_iter=CHECK, history_size=10, line_search_fn="strong_wolfe",
-        tolerance_grad=0.0, tolerance_change=0.0,
-    )  # fmt: skip
-
-    def closure():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy((W @ H).T + b, labels)
-        loss = loss + lam_W / 2 * W.square().sum() + lam_H / 2 * H.square().sum()
-        loss = loss + lam_b / 2 * b.square().sum()
-        loss.backward()
-        return loss
+    ahead = torch_lbfgs.leg((W, H, b), labels, (lam_W, lam_H, lam_b), CHECK)
 
     def leg() -> ufm.Params:
-        optimizer.step(closure)
+        ahead()
         return ufm.Params(*(jnp.asarray(x.detach().numpy()) for x in (W, H, b)))
 
     return legs(problem, leg, limit)
 
 
 def torch_on(threads: int) -> Callable[[ufm.Problem, ufm.Params, float], tuple[float, float]]:
-    """`torch_lbfgs` on so many threads."""
+    """`by_torch` on so many threads."""
 
     def run(problem: ufm.Problem, start: ufm.Params, limit: float) -> tuple[float, float]:
         import torch
@@ -140,7 +131,7 @@ def torch_on(threads: int) -> Callable[[ufm.Problem, ufm.Params, float], tuple[f
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return torch_lbfgs(problem, start, limit)
+            return by_torch(problem, start, limit)
         finally:
             torch.set_num_threads(before)
 

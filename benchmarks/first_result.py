@@ -99,6 +99,8 @@ def pytorch(_place: Path) -> None:
     """
     import torch
 
+    from benchmarks import torch_lbfgs
+
     torch.set_num_threads(1)
     (K, d, n), least = SIZES, float(os.environ["UFM_LEAST_VALUE"])
     torch.manual_seed(0)
@@ -107,21 +109,10 @@ def pytorch(_place: Path) -> None:
         torch.nn.Parameter(0.1 * torch.randn(*shape, dtype=torch.float64))
         for shape in ((K, d), (d, K * n), (K,))
     )
-    optimizer = torch.optim.LBFGS(
-        [W, H, b], max_iter=CHECK, history_size=10, line_search_fn="strong_wolfe",
-        tolerance_grad=0.0, tolerance_change=0.0,
-    )  # fmt: skip
-
-    def closure():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy((W @ H).T + b, labels)
-        loss = loss + DECAY / 2 * sum(x.square().sum() for x in (W, H, b))
-        loss.backward()
-        return loss
-
+    leg = torch_lbfgs.leg((W, H, b), labels, (DECAY,) * 3, CHECK)
     value = math.inf
     while value - least > GAP:
-        value = optimizer.step(closure).item()  # the value before its leg
+        value = leg()  # of the point before it
 
 
 def command(*words: str) -> Callable[[Path], None]:

@@ -4,13 +4,11 @@ import itertools
 import os
 from pathlib import Path
 
-# Commands that tests run as processes leave the user's cache alone.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "0")
-
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from ufm.runtime import cache
 from ufm.runtime.programs import make_room
 
 # JAX_ENABLE_X64=0 is for tests/test_precision.py, which holds in both settings.
@@ -19,6 +17,18 @@ jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0"
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as users run them.
 optimised = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
 jax.config.update("jax_disable_most_optimizations", not optimised)
+# What one worker or child process has compiled the others read, and so does the next run. The
+# user's own folder is left alone.
+PROGRAMS = {
+    "jax_compilation_cache_dir": str(
+        Path(__file__).parents[1] / ".pytest_cache" / "programs" / cache.folder().name
+    ),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
+if not jax.config.values["jax_compilation_cache_dir"]:
+    for name, value in PROGRAMS.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 # Not the modules that refuse bad input themselves: their own messages are what is tested.
 CHECKED = (
     "critical.newton",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from ufm.runtime import cache
 
@@ -87,9 +88,18 @@ def test_what_was_used_longest_ago_is_deleted_first(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "new"]
 
 
-def test_a_process_that_switched_the_cache_off_is_left_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_process_that_set_or_switched_off_the_cache_is_left_alone(enabled, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert not jax.config.jax_enable_compilation_cache  # as tests/conftest.py has it
-    cache.keep()
-    assert jax.config.jax_compilation_cache_dir is None
+    names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
+    before = {name: jax.config.values[name] for name in names}
+    kept = str(tmp_path / "own") if enabled else None
+    for name, value in zip(names, (enabled, kept), strict=True):
+        jax.config.update(name, value)
+    try:
+        cache.keep()
+        assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
     assert not list(tmp_path.iterdir())
