@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from ufm.descent import linesearch
 from ufm.runtime import blocks
 
 MEMORY = 10
-SEARCH_STEPS = 20
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -43,29 +43,31 @@ class Memory(NamedTuple):
     gamma: Array
 
 
-def lbfgs() -> optax.GradientTransformationExtraArgs:
-    """L-BFGS with a zoom line search (strong Wolfe conditions) on W, H, b, as an optax method.
+class Known(NamedTuple):
+    """f and ∇f at the point, which the line search has evaluated."""
 
-    `update` wants value, grad and value_fn: f, ∇f at params, and f as a function.
+    value: Array
+    grad: Any
+
+
+def lbfgs() -> optax.GradientTransformationExtraArgs:
+    """L-BFGS with a line search for the strong Wolfe conditions on W, H, b, as an optax method.
+
+    `update` wants evaluate: x to (f, ∇f). Its state is (`Memory`, `Known`), and `Known` is to be
+    given f and ∇f at the start.
     """
     towards = direction(MEMORY)
-    search = optax.scale_by_zoom_linesearch(SEARCH_STEPS, initial_guess_strategy="one")
 
     def init(params):
-        return towards.init(_flat(params)), search.init(params)
+        unknown = jnp.full((), jnp.nan, params.W.dtype)
+        return towards.init(_flat(params)), Known(unknown, jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates, state, params, *, value, grad, value_fn):
-        memory, found = state
+    def update(updates, state, params, *, evaluate):
+        memory, known = state
         p, memory = towards.update(_flat(updates), memory, _flat(params))
         p = jax.tree.map(lambda x, like: x.reshape(like.shape), p, params)
-        # The search flattens what it multiplies. Split over samples (N, d) is flattened in place;
-        # of (d, N) every device would gather the whole.
-        turn = _turned if _split(params) else lambda x: x
-        updates, found = search.update(
-            turn(p), found._replace(grad=turn(found.grad)), turn(params), value=value,
-            grad=turn(grad), value_fn=lambda rows: value_fn(turn(rows)),
-        )  # fmt: skip
-        return turn(updates), (memory, found._replace(grad=turn(found.grad)))
+        t, *found = linesearch.search(evaluate, params, p, known.value, updates)
+        return jax.tree.map(lambda p: t * p, p), (memory, Known(*found))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -78,11 +80,6 @@ def _split(params: Any) -> bool:
 def _flat(params: Any) -> Any:
     """Each array as one vector, in which form XLA keeps the memory in place; not where split."""
     return params if _split(params) else jax.tree.map(jnp.ravel, params)
-
-
-def _turned(params: Any) -> Any:
-    """H by rows in the place of columns, or back."""
-    return params._replace(H=params.H.T)
 
 
 def direction(size: int) -> optax.GradientTransformation:
