@@ -4,6 +4,7 @@ What takes time to import is imported by `main`, when Ctrl-C is answered already
 """
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None, caching: bool = False) -> int:
         caching: let commands keep compiled programs, unless --no-cache is given: for a process
             that is the command's own.
     """
+    if caching:
+        # Imports and tracing make a million objects to keep, which Python would look through for
+        # garbage 400 times: a tenth of a short command.
+        gc.set_threshold(20_000, 10, 100)
     try:
         status = _answered(arguments, caching)
         sys.stdout.flush()

@@ -7,7 +7,7 @@ import pytest
 import ufm
 from ufm import hessian, theory
 from ufm.check import Refused
-from ufm.hessian import ends
+from ufm.hessian import ends, reduction
 
 RTOL = 1e-12  # of ‖∇²f‖; bisection and Brent's method end at some ε of it
 
@@ -48,6 +48,18 @@ def off_the_orbit(problem, params, M):
     _, sizes, rows = np.linalg.svd(tangents)
     basis = rows[int(np.sum(sizes > 1e-12 * sizes[0])) :]
     return np.linalg.eigvalsh(basis @ M @ basis.T)[0]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS.keys())
+def test_the_outermost_eigenvalues_come_as_often_as_they_occur(problem):
+    for params in points(problem):
+        values = np.linalg.eigvalsh(np.asarray(hessian.dense(problem, params)))
+        atol = RTOL * np.max(np.abs(values))
+        core = reduction.reduce(problem, params)
+        for k, sign in (1, 1), (1, -1), (7, 1), (7, -1):
+            found, residuals = ends.outermost(core, k, sign)
+            np.testing.assert_allclose(found, values[::sign][:k], rtol=0, atol=atol)
+            assert np.max(residuals) <= atol
 
 
 @pytest.mark.parametrize("dense", [600, 0], ids=["dense", "complement"])

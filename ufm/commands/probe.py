@@ -19,9 +19,9 @@ from ufm.commands.shared import Compiling, show, stored_point
 from ufm.hessian import ends
 from ufm.hessian.decision import Verdict, judged
 from ufm.hessian.reduction import Core, reduced
-from ufm.hessian.signs import counted, width_of
+from ufm.hessian.signs import counted
 from ufm.model import layers
-from ufm.model.evaluation import evaluate
+from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
 from ufm.runs import storage, values
 from ufm.theory.spectra import orbit_dimension
@@ -121,11 +121,12 @@ class Probe(Compiling):
             found = ufm.solve(problem, params, descend=False)
             params, polished = found.params, {"polish": found.status}
         say("verdict, index and nullity")
-        evidence = polished | _evidence(problem, params)
+        at = evaluate(problem, params)
+        evidence = polished | _evidence(problem, at)
         pairs = {}
         for end in ENDS if layers.is_free(problem) else ():
             say(f"{self.k} {end} eigenvalues")
-            pairs[end] = _pairs(problem, params, self.k, end)
+            pairs[end] = _pairs(at, params, self.k, end)
         drawn = []
         if self.density or self.figure:
             say("spectral density")
@@ -160,9 +161,8 @@ class Probe(Compiling):
             return plots.save(canvas, self._stem(), {"Author": MARK})
 
 
-def _evidence(problem: Problem, params: Params) -> dict[str, Any]:
+def _evidence(problem: Problem, at: Evaluated) -> dict[str, Any]:
     """Verdict and counts, under the names that JSON prints."""
-    at = evaluate(problem, params)
     verdict, certificate, critical_core = judged(at)
     shared = {
         "verdict": verdict.kind,
@@ -206,7 +206,7 @@ def _on_the_face(verdict: Verdict) -> dict[str, Any]:
 
 def _off_the_orbit(problem: Problem, core: Core) -> dict[str, float]:
     """The smallest eigenvalue off the symmetry orbit, where it takes seconds at most."""
-    if core.H.size + width_of(core) > ROWS:
+    if ends.size_of(core) > ROWS:
         return {}
     return {"smallest_off_orbit": ends.of_core(problem, core, orbit=True)}
 
@@ -223,15 +223,19 @@ def _along_the_orbit(core: Core, residual: float) -> float:
     return 2 * residual / float(sizes[-1]) if len(sizes) else 0.0
 
 
-def _pairs(problem: Problem, params: Params, k: int, end: End) -> list[dict[str, Any]]:
+def _pairs(at: Evaluated, params: Params, k: int, end: End) -> list[dict[str, Any]]:
     """Eigenvalues at one end, outermost first, with residuals ‖∇²f v − λv‖."""
-    found = hessian.extreme(problem, params, k=k, which=end)
-    return [
-        {"value": float(value), "residual": float(residual), "converged": bool(done)}
-        for value, residual, done in zip(
-            *map(np.asarray, (found.values, found.residuals, found.converged)), strict=True
-        )
-    ]
+    core = reduced(at)
+    if 1 <= k <= at.problem.size and ends.size_of(core) <= ends.DENSE:
+        pairs = zip(*ends.outermost(core, k, 1 if end == "smallest" else -1), strict=True)
+        return [_pair(value, residual, True) for value, residual in pairs]
+    found = hessian.extreme(at.problem, params, k=k, which=end)
+    arrays = map(np.asarray, (found.values, found.residuals, found.converged))
+    return [_pair(*pair) for pair in zip(*arrays, strict=True)]
+
+
+def _pair(value: Any, residual: Any, converged: Any) -> dict[str, Any]:
+    return {"value": float(value), "residual": float(residual), "converged": bool(converged)}
 
 
 def _told(pairs: Mapping[End, list[dict[str, Any]]]) -> dict[str, str]:

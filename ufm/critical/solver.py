@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from ufm import check
@@ -243,7 +242,7 @@ def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Arr
     def ahead(carry):
         state = step(problem, _METHOD, _HYPER, carry[0])
         # The line search has evaluated the point that it chose.
-        return state, terms.norm(optax.tree.get(state.opt_state, "grad")), carry[2]
+        return state, terms.norm(state.opt_state[1].grad), carry[2]
 
     def nearer(carry):
         state, slope, target = jax.lax.while_loop(going, ahead, carry)

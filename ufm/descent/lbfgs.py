@@ -11,17 +11,20 @@ over devices are what a mesh cannot bear on CPUs: XLA runs them beside other suc
 for threads that the other holds, and the run stands still.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
+from ufm.descent import linesearch
 from ufm.runtime import blocks
 
 MEMORY = 10
-SEARCH_STEPS = 20
+SMALL = 2**16  # entries of a point up to which its arrays are joined
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -30,7 +33,8 @@ class Memory(NamedTuple):
 
     steps: how many so far.  point, slope: x and ∇f of the step before.  S, Y: the pairs, one behind
     each index of the leading axis; slots not filled yet, and pairs without positive curvature, are
-    zero.  SY: SᵀY where y is no older than s.  YY: YᵀY.  gamma: γ.
+    zero.  SY, YY: the upper triangles of SᵀY and YᵀY, the oldest pair
+    first.  gamma: γ.
     """
 
     steps: Array
@@ -43,29 +47,31 @@ class Memory(NamedTuple):
     gamma: Array
 
 
-def lbfgs() -> optax.GradientTransformationExtraArgs:
-    """L-BFGS with a zoom line search (strong Wolfe conditions) on W, H, b, as an optax method.
+class Known(NamedTuple):
+    """f and ∇f at the point, which the line search has evaluated."""
 
-    `update` wants value, grad and value_fn: f, ∇f at params, and f as a function.
+    value: Array
+    grad: Any
+
+
+def lbfgs() -> optax.GradientTransformationExtraArgs:
+    """L-BFGS with a line search for the strong Wolfe conditions on W, H, b, as an optax method.
+
+    `update` wants evaluate: x to (f, ∇f). Its state is (`Memory`, `Known`), and `Known` is to be
+    given f and ∇f at the start.
     """
     towards = direction(MEMORY)
-    search = optax.scale_by_zoom_linesearch(SEARCH_STEPS, initial_guess_strategy="one")
 
     def init(params):
-        return towards.init(_flat(params)), search.init(params)
+        unknown = jnp.full((), jnp.nan, params.W.dtype)
+        return towards.init(_flat(params)), Known(unknown, jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates, state, params, *, value, grad, value_fn):
-        memory, found = state
+    def update(updates, state, params, *, evaluate):
+        memory, known = state
         p, memory = towards.update(_flat(updates), memory, _flat(params))
-        p = jax.tree.map(lambda x, like: x.reshape(like.shape), p, params)
-        # The search flattens what it multiplies. Split over samples (N, d) is flattened in place;
-        # of (d, N) every device would gather the whole.
-        turn = _turned if _split(params) else lambda x: x
-        updates, found = search.update(
-            turn(p), found._replace(grad=turn(found.grad)), turn(params), value=value,
-            grad=turn(grad), value_fn=lambda rows: value_fn(turn(rows)),
-        )  # fmt: skip
-        return turn(updates), (memory, found._replace(grad=turn(found.grad)))
+        p = _parted(p, params)
+        t, *found = linesearch.search(evaluate, params, p, known.value, updates)
+        return jax.tree.map(lambda p: t * p, p), (memory, Known(*found))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -75,14 +81,24 @@ def _split(params: Any) -> bool:
     return blocks.devices(params.H) > 1
 
 
+def _in_one(params: Any) -> bool:
+    """Whether all entries go into one vector: a third less to compile, and copies for large H."""
+    return not _split(params) and sum(x.size for x in params) <= SMALL
+
+
 def _flat(params: Any) -> Any:
-    """Each array as one vector, in which form XLA keeps the memory in place; not where split."""
-    return params if _split(params) else jax.tree.map(jnp.ravel, params)
+    """One vector where it is small, else one an array, as XLA keeps the memory in place."""
+    if _split(params):
+        return params
+    parts = jax.tree.map(jnp.ravel, params)
+    return jnp.concatenate(parts) if _in_one(params) else parts
 
 
-def _turned(params: Any) -> Any:
-    """H by rows in the place of columns, or back."""
-    return params._replace(H=params.H.T)
+def _parted(flat: Any, like: Any) -> Any:
+    """The arrays that `_flat` took."""
+    if _in_one(like):
+        flat = type(like)(*jnp.split(flat, np.cumsum([x.size for x in like])[:-1]))
+    return jax.tree.map(lambda x, y: x.reshape(y.shape), flat, like)
 
 
 def direction(size: int) -> optax.GradientTransformation:
@@ -110,27 +126,33 @@ def direction(size: int) -> optax.GradientTransformation:
         at = (steps - 1) % size  # the place of the oldest pair becomes that of the newest
         s, y = jax.tree.map(lambda x: jnp.where(sound, x, 0), (s, y))
         S, Y = jax.tree.map(lambda pairs, x: pairs.at[at].set(x), (S, Y), (s, y))
-        Yy = _dot(Y, y)
-        SY = SY.at[:, at].set(_dot(S, y))
-        YY = YY.at[:, at].set(Yy).at[at].set(Yy)
-        a, w = _coefficients(SY, YY, gamma, _dot(S, g), _dot(Y, g), at)
+        turn = (at + 1 + jnp.arange(size)) % size  # the oldest first
+        Sy, Yy, Sg, Yg = jnp.stack([_dot(S, y), _dot(Y, y), _dot(S, g), _dot(Y, g)])[:, turn]
+        SY, YY = _followed(SY, Sy), _followed(YY, Yy)
+        back = (jnp.arange(size) - at - 1) % size
+        a, w = jnp.stack(_coefficients(SY, YY, gamma, Sg, Yg))[:, back]
         p = jax.tree.map(lambda g, S, Y: gamma * (_sum(w, Y) - g) - _sum(a, S), g, S, Y)
         return p, Memory(steps + 1, params, g, S, Y, SY, YY, gamma)
 
     return optax.GradientTransformation(init, update)
 
 
-def _coefficients(SY, YY, gamma, Sg, Yg, newest) -> tuple[Array, Array]:
-    """(a, w) of the module's head, in the order of the memory."""
-    size = len(SY)
-    order = (newest + 1 + jnp.arange(size)) % size  # the oldest first
-    R, YY, Sg, Yg = jnp.triu(SY[order][:, order]), YY[order][:, order], Sg[order], Yg[order]
-    D = jnp.diagonal(R)
+def _coefficients(SY, YY, gamma, Sg, Yg) -> tuple[Array, Array]:
+    """(a, w) of the module's head, the oldest pair first."""
+    R, D = jnp.triu(SY), jnp.diagonal(SY)
     R = R + jnp.diag((D == 0).astype(R.dtype))  # a pair left out is a zero row and column
-    solve = jax.scipy.linalg.solve_triangular
-    w = solve(R, Sg)
-    a = solve(R, D * w + gamma * (jnp.matmul(YY, w, precision=HIGHEST) - Yg), trans="T")
-    return jnp.zeros_like(a).at[order].set(a), jnp.zeros_like(w).at[order].set(w)
+    YY = jnp.triu(YY) + jnp.triu(YY, 1).T
+    solve = partial(jax.lax.linalg.triangular_solve, R, left_side=True)
+    w = solve(Sg[:, None])
+    pulled = gamma * (jnp.matmul(YY, w, precision=HIGHEST) - Yg[:, None])
+    return solve(D[:, None] * w + pulled, transpose_a=True)[:, 0], w[:, 0]
+
+
+def _followed(square: Array, last: Array) -> Array:
+    """A matrix of products without the oldest pair, and with those of the newest as last column."""
+    newest = jnp.arange(len(square)) == len(square) - 1
+    older = jnp.pad(square[1:, 1:], ((0, 1), (0, 1)))
+    return jnp.where(newest, last[:, None], older)
 
 
 def _dot(pairs: Any, x: Any) -> Array:

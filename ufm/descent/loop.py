@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array
 
 from ufm import certificate
-from ufm.descent import factories, minibatch, optimizers, projected
+from ufm.descent import factories, lbfgs, minibatch, optimizers, projected
 from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
 from ufm.linalg import scaling
@@ -205,7 +205,13 @@ def start(
     opt_state = method.transformation(hyper).init(params)
     order = None if method.batch_size is None else minibatch.epoch_order(problem, key, 0)
     value = objective(problem, params) if value is None else value
+    if method.optimizer == "lbfgs":
+        opt_state = opt_state[0], lbfgs.Known(value, gradient(problem, params))
     return State(params, opt_state, jnp.int32(0), value, key, order)
+
+
+def _evaluated(problem: Problem, params: Params) -> tuple[Array, Params]:
+    return objective(problem, params), gradient(problem, params)
 
 
 def closed_form(problem: Problem) -> Callable[[Params], Array]:
@@ -220,7 +226,8 @@ def closed_form(problem: Problem) -> Callable[[Params], Array]:
 
 def step(problem: Problem, method: Method, hyper, state: State) -> State:
     """One step of the optimiser; traceable."""
-    optimizer, params, order, extra = method.transformation(hyper), state.params, state.order, {}
+    optimizer, params, order = method.transformation(hyper), state.params, state.order
+    extra: dict[str, Any] = {}
     if method.batch_size is not None:
         columns, order = minibatch.draw(
             problem, state.key, state.step, state.order, method.batch_size
@@ -228,11 +235,9 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         data = minibatch.gradient(problem, params, columns)
         grad = layers.of(problem).along(params, data)
     elif method.optimizer == "lbfgs":
-        value_fn = closed_form(problem)
-        # The line search has evaluated the point it chose; its state remembers both.
-        value, grad = optax.value_and_grad_from_state(value_fn)(params, state=state.opt_state)
-        extra = {"value": value, "grad": grad, "value_fn": value_fn}
-        data = grad
+        # The line search has evaluated the point it chose; its state remembers ∇f there.
+        data = grad = state.opt_state[1].grad
+        extra = {"evaluate": partial(_evaluated, problem)}
     else:
         data = terms.pullback(problem, params)
         grad = layers.of(problem).along(params, add_decay(problem, params, data))

@@ -54,9 +54,9 @@ def smallest(problem: Problem, params: Params, *, orbit: bool = False) -> float:
 
 def of_core(problem: Problem, core: Core, orbit: bool = False) -> float:
     """`smallest` at a point that has been reduced to its core."""
-    rows = tangents(problem, core) if orbit else np.zeros((0, _size(core)))
+    rows = tangents(problem, core) if orbit else np.zeros((0, size_of(core)))
     outer = _outside(core, orbit)
-    if _size(core) <= DENSE:
+    if size_of(core) <= DENSE:
         return min(outer, _dense(core, rows)[0])
     reduction.check_memory(len(rows) + signs.width_of(core), "Schur complement", core)
     error = signs.rounding(core)
@@ -92,8 +92,8 @@ def largest(problem: Problem, params: Params) -> float:
     layers.require_free(problem, "hessian.largest")
     core = reduction.reduced(residuals(problem, params))
     outer = float(np.max(_present(*reduction.outside(core)), initial=-np.inf))
-    if _size(core) <= DENSE:
-        return max(outer, _dense(core, np.zeros((0, _size(core))))[1])
+    if size_of(core) <= DENSE:
+        return max(outer, _dense(core, np.zeros((0, size_of(core))))[1])
     reduction.check_memory(signs.width_of(core), "Schur complement", core)
     error, top = signs.rounding(core), float(np.max(_poles(core)))
     low = top + BESIDE * abs(top) + 64 * EPS * error.size
@@ -105,6 +105,30 @@ def largest(problem: Problem, params: Params) -> float:
     if highest(low) <= 0:
         return max(outer, top)
     return max(outer, _zero(highest, low, low + 2 * (error.size + error.pairing), error.size))
+
+
+def outermost(core: Core, k: int, sign: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k smallest (sign 1) or largest (−1) eigenvalues of ∇²f, and ‖∇²f v − θv‖ of each.
+
+    Each eigenvalue is there as often as it occurs. For a core of some hundred rows, which is solved
+    as a matrix: nothing is compiled. Outside the core, where v is in closed form, the residual is
+    the rounding of θ.
+    """
+    matrix = reduction.core_matrix(core)
+    values, vectors = np.linalg.eigh(matrix)
+    residuals = np.linalg.norm(matrix @ vectors - vectors * values, axis=0)
+    outer, multiplicities = reduction.outside(core)
+    outer = np.repeat(outer, np.minimum(multiplicities, k))
+    values = np.concatenate([values, outer])
+    rounding = EPS * np.max(np.abs(values))
+    residuals = np.concatenate([residuals, np.full(len(outer), rounding)])
+    order = np.argsort(sign * values, kind="stable")[:k]
+    return values[order], residuals[order]
+
+
+def size_of(core: Core) -> int:
+    """Rows of its matrix."""
+    return signs.width_of(core) + core.H.size
 
 
 def tangents(problem: Problem, core: Core) -> np.ndarray:
@@ -119,7 +143,7 @@ def tangents(problem: Problem, core: Core) -> np.ndarray:
     pairs, width = np.stack(np.tril_indices(s, -1), axis=1), s + core.bias
     null = problem.loss.null(K) if core.bias and core.decays[2] == 0 else None
     count = len(pairs) + (null is not None)
-    reduction.check_memory(int((count * _size(core)) ** 0.5), "basis of the orbit", core)
+    reduction.check_memory(int((count * size_of(core)) ** 0.5), "basis of the orbit", core)
     outer, inner = np.zeros((count, K, width)), np.zeros((count, M, s))
     root = np.sqrt(core.merged)
     for row, (a, b) in enumerate(pairs):
@@ -130,10 +154,6 @@ def tangents(problem: Problem, core: Core) -> np.ndarray:
     parts = outer.reshape(count, K * width), inner.reshape(count, M * s)
     rows = np.concatenate(parts, axis=1)
     return np.linalg.qr(rows.T)[0].T
-
-
-def _size(core: Core) -> int:
-    return signs.width_of(core) + core.H.size
 
 
 def _dense(core: Core, rows: np.ndarray) -> tuple[float, float]:

@@ -207,12 +207,20 @@ def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
     )
 
 
+@partial(jax.jit, static_argnames="dtype")
+def _drawn(problem: Problem, seed, scale, *, dtype: str) -> tuple[Params, Any]:
+    """Starts and keys of minibatches of `ufm descend` with these seeds, for all methods alike."""
+
+    def one(problem, seed):
+        params_key, batch_key = jax.random.split(jax.random.key(seed))
+        return init_params(params_key, problem, scale, jnp.dtype(dtype)), batch_key
+
+    return jax.vmap(one)(problem, seed)
+
+
 @partial(jax.jit, static_argnames=("method", "dtype"))
-def _begin(lanes: _Lanes, scale, *, method: Method, dtype: str) -> tuple[State, Any]:
-    def one(lane: _Lanes):
-        # The start and the minibatches of `ufm descend` with this seed.
-        params_key, batch_key = jax.random.split(jax.random.key(lane.seed))
-        params = init_params(params_key, lane.problem, scale, jnp.dtype(dtype))
+def _begin(lanes: _Lanes, params: Params, keys, *, method: Method, dtype: str) -> tuple[State, Any]:
+    def one(lane: _Lanes, params: Params, batch_key):
         step = lane.rate
         if not method.adapts and method.optimizer in optimizers.FULL_BATCH_ONLY:
             value = objective(lane.problem, params)
@@ -224,7 +232,7 @@ def _begin(lanes: _Lanes, scale, *, method: Method, dtype: str) -> tuple[State, 
         key = None if method.batch_size is None else batch_key
         return loop.start(lane.problem, params, method, hyper, key), hyper
 
-    return jax.vmap(one)(lanes)
+    return jax.vmap(one)(lanes, params, keys)
 
 
 @partial(jax.jit, static_argnames=("method", "record"))
@@ -286,7 +294,8 @@ def _run(
     shape = Shape.of(cells[0])
     method = shape.method()
     program = _program(shape, len(lanes.seed), plan.precision, asked.traced)
-    state, hyper = _begin(lanes, plan.scale, method=method, dtype=plan.precision)
+    drawn = _drawn(lanes.problem, lanes.seed, plan.scale, dtype=plan.precision)
+    state, hyper = _begin(lanes, *drawn, method=method, dtype=plan.precision)
     status = jnp.full(len(lanes.seed), Status.running, jnp.int32)
     state, hyper, status = jax.device_put((state, hyper, status), _spread())
     limits, taken, chunks = _limits(plan), 0, 0 if asked.every else 1
@@ -364,7 +373,10 @@ def _program(shape: Shape, size: int, precision: str, record: columns.Traced | N
     with jax.enable_x64(True):
         method, one = shape.method(), jax.ShapeDtypeStruct((), jnp.int32)
         lanes = jax.eval_shape(lambda: _lanes([shape.example()] * size))
-        state, hyper = jax.eval_shape(partial(_begin, method=method, dtype=precision), lanes, 1.0)
+        drawn = jax.eval_shape(partial(_drawn, dtype=precision), lanes.problem, lanes.seed, 1.0)
+        state, hyper = jax.eval_shape(
+            partial(_begin, method=method, dtype=precision), lanes, *drawn
+        )
         status = jax.ShapeDtypeStruct((size,), jnp.int32)
         mapped = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_spread()),

@@ -1,0 +1,129 @@
+"""A line search with one evaluation in its program: bracketing and zooming in one loop.
+
+    f(x + t p) ≤ f(x) + 10⁻⁴ t ⟨∇f(x), p⟩,   |⟨∇f(x + t p), p⟩| ≤ 0.9 |⟨∇f(x), p⟩|
+
+the strong Wolfe conditions, by Algorithms 3.5 and 3.6 of Nocedal and Wright, *Numerical
+Optimization*. Near a minimum, where f(x + t p) − f(x) is rounding, slopes take the place of the
+first condition: equations (23) and (27) of Hager and Zhang (2006), *ACM Transactions on
+Mathematical Software* 32. The decisions are those of `optax.scale_by_zoom_linesearch`, whose
+program evaluates f and ∇f at three places, each as much to compile as the rest of the search.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+STEPS = 20
+_DECREASE, _CURVATURE, _APPROXIMATE = 1e-4, 0.9, 1e-6
+_SHORTEST = 1e-5  # a bracket below which a decrease will do
+HIGHEST = jax.lax.Precision.HIGHEST
+
+Point = Float[Array, "3"]  # t, f(x + t p), ⟨∇f(x + t p), p⟩
+
+
+class _Line(NamedTuple):
+    """The search so far.
+
+    low, high, last: the bracket, high at t = ∞ until there is one, and what was its other end
+    before.  kept: the point to take, (t, f, –), and grad, ∇f there.  tried: evaluations.
+    """
+
+    low: Point
+    high: Point
+    last: Point
+    kept: Point
+    grad: Any
+    tried: Array
+    going: Array
+
+
+def search(
+    evaluate: Callable[[Any], tuple[Array, Any]], params: Any, p: Any, value: Array, grad: Any
+) -> tuple[Array, Array, Any]:
+    """(t, f, ∇f) where the search from x along p ends, t = 1 tried first. Traceable.
+
+    Args:
+        evaluate: x to (f, ∇f).
+        params: x, any tree of arrays.
+        p: the direction.
+        value, grad: f, ∇f at x.
+
+    Returns:
+        t with the conditions above; after 20 evaluations without one, or in a bracket shorter than
+        1e-5, the best one with the first condition, else the last one, but 0 where f is no number.
+    """
+    zero = jnp.zeros((), value.dtype)
+    begun = jnp.stack([zero, value, inner(grad, p)])
+
+    def body(line: _Line) -> _Line:
+        t = _next(line)
+        f, g = evaluate(jax.tree.map(lambda x, p: x + t * p, params, p))
+        return _judged(line, begun, jnp.stack([t, f, inner(g, p)]), g)
+
+    none = jnp.full(3, jnp.inf, value.dtype)
+    first = _Line(begun, none, none, begun, grad, jnp.int32(0), jnp.asarray(True))
+    line = jax.lax.while_loop(lambda line: line.going, body, first)
+    return line.kept[0], line.kept[1], line.grad
+
+
+def _judged(line: _Line, begun: Point, new: Point, g: Any) -> _Line:
+    """The search after an evaluation: (t, f, slope) and ∇f there."""
+    low, high, _, kept, grad, tried, _ = line
+    zooming = high[0] < jnp.inf
+    falls = _falls(begun, new)
+    good = falls & (jnp.abs(new[2]) <= _CURVATURE * jnp.abs(begun[2]))
+    # The new point is the far end of the bracket, or its near one.
+    far = ~falls | ((new[1] >= low[1]) & (zooming | (tried > 0)))
+    turned = ~far & (new[2] * (high[0] - low[0]) >= 0)
+    ahead = jnp.where(far, new, jnp.where(turned, low, high))
+    short = zooming & (jnp.abs(high[0] - low[0]) <= _SHORTEST)
+    # Of the points that fall the lowest, while there is no bracket the longest.
+    best = falls & (~zooming | (new[1] < kept[1]))
+    ended = ~good & ((tried + 1 >= STEPS) | (short & (best | (kept[0] > 0))))
+    stuck = ended & ~(kept[0] > 0) & jnp.isfinite(new[1] + new[2])
+    take = good | best | stuck
+    return _Line(
+        jnp.where(far, low, new), ahead, jnp.where(far | turned, high, low),
+        jnp.where(take, new, kept), jax.tree.map(lambda g, old: jnp.where(take, g, old), g, grad),
+        tried + 1, ~(good | ended),
+    )  # fmt: skip
+
+
+def _falls(begun: Point, new: Point) -> Array:
+    """Whether f falls enough, or is level up to 1e-6 |f| and its slope has become flatter."""
+    t, f, slope = new
+    enough = f - begun[1] - _DECREASE * t * begun[2] <= 0
+    level = f - begun[1] - _APPROXIMATE * jnp.abs(begun[1]) <= 0
+    flatter = slope - (2 * _DECREASE - 1) * begun[2] <= 0
+    return (enough | (level & flatter)) & jnp.isfinite(slope)
+
+
+def _next(line: _Line) -> Array:
+    """Where to evaluate: twice as far; in a bracket the least point of a cubic, or of a parabola.
+
+    Half way where these are near its ends.
+    """
+    (a, f_a, slope), (b, f_b, _), (c, f_c, _) = line.low, line.high, line.last
+    B, C = b - a, c - a
+    rise_b, rise_c = f_b - f_a - slope * B, f_c - f_a - slope * C
+    unit = jnp.square(B * C) * (B - C)
+    cube, square = (C**2 * rise_b - B**2 * rise_c) / unit, (B**3 * rise_c - C**3 * rise_b) / unit
+    cubic = a + (jnp.sqrt(square**2 - 3 * cube * slope) - square) / (3 * cube)
+    parabola = a - slope * B**2 / (2 * rise_b)
+    left, width = jnp.minimum(a, b), jnp.abs(B)
+
+    def inside(x, margin):
+        return (x > left + margin * width) & (x < left + (1 - margin) * width)
+
+    middle = jnp.where(inside(parabola, 0.1), parabola, (a + b) / 2)
+    middle = jnp.where(inside(cubic, 0.2), cubic, middle)
+    return jnp.where(b < jnp.inf, middle, jnp.where(a > 0, 2 * a, 1))
+
+
+def inner(x: Any, y: Any) -> Array:
+    """⟨x, y⟩ of two trees of arrays."""
+    parts = jax.tree.map(lambda x, y: jnp.tensordot(x, y, x.ndim, precision=HIGHEST), x, y)
+    return jax.tree.reduce(jnp.add, parts)
