@@ -19,7 +19,8 @@ from ufm.commands.shared import Compiling, show, stored_point
 from ufm.hessian import ends
 from ufm.hessian.decision import Verdict, judged
 from ufm.hessian.reduction import Core, reduced
-from ufm.hessian.signs import counted, width_of
+from ufm.hessian.schur import width_of
+from ufm.hessian.signs import counted
 from ufm.model import layers
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
