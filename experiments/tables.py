@@ -26,6 +26,9 @@ CHOSEN = {
         ("c12", "focal 2: worst error of margin"),
         ("c13", "layer-peeled: ratios at which the minority merged"),
         ("c14", "regression, 5 decays"),
+        ("c16", "share local minimisers by second-order conditions"),
+        ("c16", "9:5:3:1, d = K: share of starts caught"),
+        ("c17", "K=6, d=3: relative error of the octahedron"),
     ),
     "networks": (
         ("n06", "ResNet: training error"),

@@ -101,6 +101,8 @@ def test_figures_are_drawn_from_the_committed_results(name):
             REFUTED,
         ),
         ("n02_against_the_model", "sgd_index", lambda x: x - 1, "SGD: index", REFUTED),
+        ("n02_against_the_model", "sgd_mean_share", lambda x: x + 0.2, "share of", REFUTED),
+        ("n02_against_the_model", "sgd_relu_cosine", lambda x: x**0, "cosine of two", REFUTED),
         ("n03_fixed_classifier", "published", lambda x: x + 1, "learned: parameters", REFUTED),
         ("n03_fixed_classifier", "train_error", lambda x: x + 0.1, "fixed: training", REFUTED),
         (
@@ -155,6 +157,21 @@ def test_a_network_at_the_global_minimum_of_the_model_is_recognised_as_such():
     assert row["centred_value"] == pytest.approx(theory.global_value(problem), rel=1e-9)
     assert row["index"] == 0
     assert row["raw_gap"] > 1e-3
+
+
+def test_a_network_at_the_minimum_with_features_that_are_not_negative_is_recognised_as_such():
+    problem = Problem(K=3, d=4, n=5, lam_W=5e-3, lam_H=2e-3, lam_b=5e-3, features="nonnegative")
+    W, H, b = (np.asarray(x) for x in theory.global_minimizer(problem, jax.random.key(0)))
+    seen = Evaluation((H,), W, b, problem.labels)
+    both = n02.compare(seen, 5e-3) | n02.behind_a_relu(seen, 5e-3)
+    assert both["relu_gap"] == pytest.approx(0, abs=1e-9)
+    assert both["relu_norm_W_star"] == pytest.approx(both["norm_W"], rel=1e-9)
+    assert both["relu_margin_star"] == pytest.approx(both["margin"], rel=1e-9)
+    assert both["relu_value"] == pytest.approx(theory.global_value(problem), rel=1e-9)
+    assert both["mean_share"] == pytest.approx(1 / 3, rel=1e-9)
+    assert (both["relu_cosine"], both["relu_index"]) == (pytest.approx(0, abs=1e-9), 0)
+    at = {name: np.array([value + 1, value]) for name, value in both.items()}
+    assert {x.outcome for x in n02.judge_relu("network", at, ended=True)} == {HOLDS}
 
 
 def test_detection_counts_pairs_and_false_alarms():

@@ -222,7 +222,7 @@ def test_odd_arguments_are_refused_in_words(name):
 
 # What knows features that are not free, or asks nothing of them; all else refuses them.
 KNOWN = {
-    "critical.census", "critical.fingerprint", "hessian.verdict", "solve",
+    "critical.census", "critical.fingerprint", "hessian.inertia", "hessian.verdict", "solve",
     "certify", "descend",
     "gradient", "init_params", "objective", "mesh.init_params", "mesh.place", "mesh.shardings",
     "optimizers.safe_step", "optimizers.curvature_bound",
@@ -261,7 +261,7 @@ def test_every_function_knows_features_that_are_not_free_or_refuses_them(name):
 ON_THE_SPHERE = KNOWN - {
     "critical.census", "critical.fingerprint", "optimizers.safe_step",
     "optimizers.curvature_bound", "theory.margins", "theory.switched_off",
-} | {"hessian.inertia", "hessian.spectrum", "theory.code_minimum"}  # fmt: skip
+} | {"hessian.spectrum", "theory.code_minimum"}  # fmt: skip
 
 
 def on_the_sphere(x):

@@ -22,7 +22,8 @@ zero. (e), (f) NC1 and (g), (h) error of the nearest class mean against the laye
 and for the MLP: at the start, at zero training error, at the end.
 
 Refuted by a training error that stays, NC metrics that stand still beyond zero error, layers off
-the line, or norms and margins off the closed forms by more than the tolerances.
+the line, norms and margins off the closed forms by more than the tolerances, an H ≥ 0 that explains
+the norm of W no better than free features, or means that end far from its geometry (n02).
 
 The full form is made for two CPU cores: small networks, all images.
 """
@@ -100,7 +101,7 @@ def line(nc1: np.ndarray) -> tuple[float, float]:
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
     """History of both: <run>_epoch, <run>_<train, test>_<measure> (records,), depths (…, layers).
 
-    <run>_model_<what> (2,): of `n02.compare`, at the start and at the end.
+    <run>_model_<what> (2,): of `n02.compare` and `n02.behind_a_relu`, at the start and at the end.
     """
     train, test = trainings.images(config)
 
@@ -118,7 +119,8 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
 
     def against(model, run: str) -> dict[str, float]:
         seen = evaluation.evaluate(model, train)
-        return n02.compare(seen, config.decay, index=run == "resnet")
+        row = n02.compare(seen, config.decay, index=run == "resnet")
+        return row | n02.behind_a_relu(seen, config.decay, index=run == "resnet")
 
     results: dict[str, np.ndarray] = {}
     method = Recipe(
@@ -185,6 +187,8 @@ def _check_model(config: Config, label: str, at: dict, ended: bool) -> list[Verd
         index, d = at["model_index"][0], config.widths[-1]
         claim = f"{label}: index at the start, d(K−1)"
         verdicts.append(judge(claim, index, d * (len(trainings.CLASSES) - 1), 0))
+    model = {name.removeprefix("model_"): x for name, x in at.items() if name.startswith("model_")}
+    verdicts += n02.judge_relu(label, model, ended)
     gaps = at["model_centred_gap"]
     claim = f"{label}: certified gap at the end / at the start"
     return [*verdicts, judge_below(claim, gaps[-1] / gaps[0], config.gap_fall, ended)]

@@ -14,6 +14,7 @@ import ufm
 from ufm import theory
 from ufm.critical import kkt
 from ufm.hessian import faces
+from ufm.losses import BinaryCrossEntropy, CrossEntropy, LogitAdjusted, SquaredError
 from ufm.model import layers
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
@@ -63,6 +64,29 @@ def test_every_start_ends_at_a_stationary_point_at_rounding(change):
         # The samples of a class are equal.
         assert all(np.ptp(H[:, problem.labels == k], axis=1).max() == 0 for k in range(3))
         assert value(problem, point) <= value(problem, start(problem, i))
+
+
+@pytest.mark.parametrize("n", [(6, 3, 1), 2], ids=["unequal", "equal"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize(
+    "loss",
+    [SquaredError(), CrossEntropy(), BinaryCrossEntropy(), CrossEntropy(0.1), LogitAdjusted()],
+    ids=["squared", "cross-entropy", "binary", "smoothed", "adjusted"],
+)
+def test_no_loss_stalls_at_multipliers_that_are_zero(loss, bias, n):
+    """Those of the squared error without a bias are all 0 at its minima: Newton needs few steps.
+
+    Any λ off the thresholds at which a class turns off, where minima are flat to fourth order.
+    """
+    problem = Problem(3, 4, n, loss=loss, bias=bias, features="nonnegative", lam=1e-3)
+    for seed, (lam_W, lam_H) in enumerate([(1e-3, 1e-3), (3e-2, 2e-3), (5e-3, 2e-2)]):
+        changed = dataclasses.replace(problem, lam_W=lam_W, lam_H=lam_H)
+        starts = [start(changed, 10 * seed + i, 0.3 * 3**i) for i in range(3)]
+        found = ufm.solve(changed, jax.tree.map(lambda *x: jnp.stack(x), *starts))
+        assert set(found.status) == {"converged"}
+        assert np.all(found.residual <= 4e-14 * found.scale)
+        assert np.median(found.newton_steps) <= 4  # 15 to 45 where rotations are halved
+        assert np.all(found.multiplier >= -1e-13)
 
 
 def test_one_start_gives_python_numbers_and_free_features_no_multiplier():

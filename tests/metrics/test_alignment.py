@@ -40,6 +40,24 @@ def test_descent_arrives_at_the_predicted_geometry_and_at_no_simplex(name):
     assert f"K={problem.K}" in seen.against
 
 
+def test_behind_a_relu_class_means_are_orthogonal_about_zero_and_a_mean_of_all_shows():
+    problem = Problem(4, 5, (7, 5, 3, 2), 2e-3, 1e-3, bias=False, features="nonnegative")
+    W, H, _ = theory.global_minimizer(problem, jax.random.key(0))
+    means, frame = class_means(problem, H), theory.geometry_of(problem)
+    seen = metrics.alignment(W, means, frame)
+    assert max(*seen[:3], seen.nc2_uncentred) < 1e-12
+    # The Gram matrix about 0, entry by entry, of means that share a part: centred, nothing moves.
+    lengths = np.sum(means**2, axis=1)
+    moved = means + 0.5
+    gram = np.array([[sum(x * y for x, y in zip(a, b, strict=True)) for b in moved] for a in moved])
+    first = gram / np.sqrt(np.sum(gram**2))
+    apart = first - np.diag(lengths) / np.sqrt(np.sum(lengths**2))
+    seen = metrics.alignment(W, moved, frame)
+    assert seen.nc2_uncentred == pytest.approx(np.sqrt(np.sum(apart**2)))
+    assert seen.nc2_uncentred > 0.1
+    assert max(seen[:3]) < 1e-12
+
+
 def test_for_equal_classes_both_are_the_fields_of_collapse():
     problem = Problem(4, 6, 3, 5e-3, 5e-3, 1e-2)
     W, H, b = ufm.init_params(jax.random.key(0), problem, 1.0, jnp.float64)

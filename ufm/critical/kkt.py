@@ -6,9 +6,13 @@ means (`ufm.model.quotient`), in all d dimensions, as rotations would lose the z
 
 1. Spectral projected gradients (Birgin, Martínez and Raydan 2000): x⁺ = x + t(P(x − α∇f) − x) with
    the step α of Barzilai and Borwein and t halved until f is below the largest of the last ten.
-2. Newton steps s(σ) of `ufm.critical.newton` on F = {h > 0} ∪ {h = 0, ∂f/∂h < 0} and W, b; the
-   zeros that push outwards are released, entries that would turn negative are clamped to 0. Every
-   accepted step lowers the norm of the projected gradient, and σ is in proportion to it.
+2. Newton steps s(σ) of `ufm.critical.newton` on F = {h > 0} ∪ {h = 0, ∂f/∂h < 0} and W, b: the
+   zeros that push outwards are released. Entries that would turn negative leave F for 0, and the
+   step is solved for again until none does: W and b then go with the features as they will be.
+   (Clamping alone stalls where multipliers are 0, as for the squared error without a bias, for
+   which ∂f/∂h = 0 at every zero: ∇²f is flat along rotations there, of which the step takes a half
+   that leaves H ≥ 0.) Every accepted step lowers the norm of the projected gradient, and σ is in
+   proportion to it.
 
 Everything is traceable and meant for float64.
 """
@@ -174,15 +178,27 @@ def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
         )  # fmt: skip
         return flatten(problem, held), size, flatten(problem, free)
 
+    none = jnp.full((problem.K, problem.d), -jnp.inf), jnp.full(problem.K, -jnp.inf)
+
     def step(x, held, factor):
-        free = measured(x)[2]
-        point = unflatten(problem, x)
+        free, point = measured(x)[2], unflatten(problem, x)
         M = matrix(problem, point) * D * D[:, None]
-        M = jnp.where(free & free[:, None], M, 0)
         sigma = factor * length(D * held) / (1 + length(x / D))
-        sigma = jnp.maximum(sigma, FLOOR * jnp.max(jnp.sum(jnp.abs(M), axis=1)))
-        shifted = M + jnp.diag(jnp.where(free, 1j * sigma, 1))
-        return -D * jnp.linalg.solve(shifted, (D * held).astype(shifted.dtype)).real
+        least = flatten(problem, Params(none[0], -point.H, none[1])) / D
+
+        def ahead(carry):
+            free, *_ = carry
+            to_zero = jnp.where(free, 0, least)
+            inner = jnp.where(free & free[:, None], M, 0)
+            shift = jnp.maximum(sigma, FLOOR * jnp.max(jnp.sum(jnp.abs(inner), axis=1)))
+            shifted = inner + jnp.diag(jnp.where(free, 1j * shift, 1))
+            g = jnp.where(free, D * held + M @ to_zero, 0)
+            s = to_zero - jnp.linalg.solve(shifted, g.astype(shifted.dtype)).real
+            below = free & (s < least)
+            return free & ~below, s, jnp.any(below)
+
+        first = (free, jnp.zeros_like(x), jnp.ones((), bool))
+        return D * jax.lax.while_loop(lambda carry: carry[2], ahead, first)[1]
 
     def moved(x, s):
         return flatten(problem, layers.project(problem, unflatten(problem, x + s)))

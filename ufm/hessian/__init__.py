@@ -9,8 +9,9 @@ products works in float64 whatever the precision of params.
 
 ∇²f is that of f as a function of all W, H and b. Where the features are not free or the classifier
 is fixed, the products and `dense` are still those of this f; functions that return eigenvalues
-refuse such problems, because only eigenvalues on the free variables would be meaningful. On the
-sphere `inertia` and `spectrum` are of the Hessian in tangents.
+refuse such problems, because only eigenvalues on the free variables would be meaningful. Where
+H ≥ 0 `inertia` is on the face of a point, the zeros of H held; on the sphere `inertia` and
+`spectrum` are of the Hessian in tangents.
 """
 
 from ufm.hessian.curvature import (

@@ -2,7 +2,7 @@
 
 Outside the core of `ufm.hessian.reduction` all eigenvalues are in closed form; a core of some
 hundred rows is solved as a matrix. A larger one has an eigenvalue below all those of its H-block
-exactly where the complement C(σ) of `ufm.hessian.signs` is singular. The eigenvalues of C(σ), in
+exactly where the complement C(σ) of `ufm.hessian.schur` is singular. The eigenvalues of C(σ), in
 order, fall with σ, since
 
     C'(σ) = −1 − B (A − σ)⁻² Bᵀ,
@@ -23,7 +23,7 @@ import scipy  # scipy.optimize is imported at first use
 import scipy.linalg
 
 from ufm import check
-from ufm.hessian import reduction, signs
+from ufm.hessian import reduction, schur, signs
 from ufm.hessian.reduction import EPS, SAMPLE_BLOCK, Core, lifted
 from ufm.model import layers
 from ufm.model.evaluation import residuals
@@ -58,7 +58,7 @@ def of_core(problem: Problem, core: Core, orbit: bool = False) -> float:
     outer = _outside(core, orbit)
     if size_of(core) <= DENSE:
         return min(outer, _dense(core, rows)[0])
-    reduction.check_memory(len(rows) + signs.width_of(core), "Schur complement", core)
+    reduction.check_memory(len(rows) + schur.width_of(core), "Schur complement", core)
     error = signs.rounding(core)
     poles = _poles(core)
     least = _least(core, error.size)
@@ -66,7 +66,7 @@ def of_core(problem: Problem, core: Core, orbit: bool = False) -> float:
     top -= BESIDE * abs(top) + 64 * EPS * error.size
 
     def lowest(sigma: float) -> float:
-        C = _bordered(core, rows, sigma) if orbit else signs.complement(core, sigma)
+        C = _bordered(core, rows, sigma) if orbit else schur.complement(core, sigma)
         return _eigenvalue(C, len(rows))
 
     if least >= top:
@@ -94,12 +94,12 @@ def largest(problem: Problem, params: Params) -> float:
     outer = float(np.max(_present(*reduction.outside(core)), initial=-np.inf))
     if size_of(core) <= DENSE:
         return max(outer, _dense(core, np.zeros((0, size_of(core))))[1])
-    reduction.check_memory(signs.width_of(core), "Schur complement", core)
+    reduction.check_memory(schur.width_of(core), "Schur complement", core)
     error, top = signs.rounding(core), float(np.max(_poles(core)))
     low = top + BESIDE * abs(top) + 64 * EPS * error.size
 
     def highest(sigma: float) -> float:
-        C = signs.complement(core, sigma)
+        C = schur.complement(core, sigma)
         return _eigenvalue(C, len(C) - 1)
 
     if highest(low) <= 0:
@@ -128,7 +128,7 @@ def outermost(core: Core, k: int, sign: int) -> tuple[np.ndarray, np.ndarray]:
 
 def size_of(core: Core) -> int:
     """Rows of its matrix."""
-    return signs.width_of(core) + core.H.size
+    return schur.width_of(core) + core.H.size
 
 
 def tangents(problem: Problem, core: Core) -> np.ndarray:
@@ -225,7 +225,7 @@ def _bisected(core: Core, rows: np.ndarray, poles: np.ndarray, ends: tuple[float
         if not low < middle < high:
             break
         C = _bordered(core, rows, middle)
-        if signs.negatives(C) + int(np.sum(poles < middle)) > len(rows):
+        if schur.negatives(C) + int(np.sum(poles < middle)) > len(rows):
             high = middle
         else:
             low = middle
@@ -234,7 +234,7 @@ def _bisected(core: Core, rows: np.ndarray, poles: np.ndarray, ends: tuple[float
 
 def _bordered(core: Core, rows: np.ndarray, sigma: float) -> np.ndarray:
     """C(σ) of [[∇²f − σ, Qᵀ], [Q, 0]] on (W, b) and the border; see the module's head."""
-    (K, s), (q, n) = core.W.shape, (len(rows), signs.width_of(core))
+    (K, s), (q, n) = core.W.shape, (len(rows), schur.width_of(core))
     features, width = lifted(core), n // K
     F = np.zeros((n + q, n + q))
     F[:n, :n] = np.diag(reduction.decay_diagonal(core, width) - sigma)

@@ -106,30 +106,40 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
 def reduced(at: Evaluated | Residuals, spread: float | None = None) -> Core:
     """`reduce` of a point that has been evaluated."""
     require_free(at.problem)
-    problem, (W, H, b) = at.problem, at.params
+    H = at.params.H
     spread = 64 * EPS * np.max(np.abs(H)) if spread is None else spread
-    equal = [
-        bool(np.max(np.abs(x - np.mean(x, axis=1, keepdims=True))) <= spread)
-        for x in _by_class(problem, H)
-    ]
+    core = gathered(at, [_spread(x) <= spread for x in by_class(at.problem, H)])
+    frame, rank = _frame(core.W, core.H)
+    idle = at.problem.d - frame.shape[1]
+    turned = core._replace(W=core.W @ frame, H=frame.T @ core.H)
+    return turned._replace(rank=rank, frame=frame, idle=idle)
+
+
+def _spread(x: np.ndarray) -> float:
+    """How far columns are from their mean, in any entry."""
+    return float(np.max(np.abs(x - np.mean(x, axis=1, keepdims=True))))
+
+
+def gathered(at: Evaluated | Residuals, equal: list[bool]) -> Core:
+    """A point with the classes that are `equal` merged, in the coordinates that it has."""
+    problem, (W, H, b) = at.problem, at.params
     merge = partial(_merged, problem, equal)
-    H, G, S = merge(H), merge(at.G), jax.tree.map(merge, at.S)
-    frame, rank = _frame(W, H)
+    S = jax.tree.map(merge, at.S)
     each = zip(equal, problem.counts, strict=True)
     merged = np.concatenate([[m] if same else np.ones(m, int) for same, m in each])
     counts = np.where(equal, 1, problem.counts)  # columns of each class
     return Core(
-        W=W @ frame,
-        H=frame.T @ H,
+        W=W,
+        H=merge(H),
         b=b,
         S=S,
-        G=G,
+        G=merge(at.G),
         merged=merged,
         weight=np.repeat(problem.class_weights, counts),
         decay=np.repeat(problem.class_decays, counts),
-        rank=rank,
-        frame=frame,
-        idle=problem.d - frame.shape[1],
+        rank=problem.d,
+        frame=np.eye(problem.d),
+        idle=0,
         decays=(float(problem.lam_W), float(problem.lam_H), float(problem.lam_b)),
         bias=problem.bias,
         convex=problem.loss.convex,
@@ -160,14 +170,14 @@ def spread_out(problem: Problem, core: Core) -> Core:
     )
 
 
-def _by_class(problem: Problem, X: np.ndarray) -> list[np.ndarray]:
+def by_class(problem: Problem, X: np.ndarray) -> list[np.ndarray]:
     """The columns of the samples, class by class."""
     return np.split(X, np.cumsum(problem.counts)[:-1], axis=-1)
 
 
 def _merged(problem: Problem, equal: list[bool], X: np.ndarray) -> np.ndarray:
     """The mean column of every class whose samples are equal, all columns of the others."""
-    parts = zip(equal, _by_class(problem, X), strict=True)
+    parts = zip(equal, by_class(problem, X), strict=True)
     columns = [np.mean(x, axis=-1, keepdims=True) if same else x for same, x in parts]
     return np.concatenate(columns, axis=-1)
 
