@@ -262,8 +262,8 @@ def _draw_curves(config: Config, results: dict) -> Figure:
         ax.set_xscale("symlog", linthresh=1, linscale=0.6)
     loss, gap, nc1, nc2, nc3, nc4 = axes.flat
     plots.level(loss, theory.global_value(problem), "prediction")
-    for tolerance, name in ((config.gap_tol, "tolerance"), (config.sgd_gap_tol, None)):
-        plots.tolerance(gap, tolerance, name)
+    plots.tolerance(gap, config.gap_tol, "tolerance")
+    plots.tolerance(gap, config.sgd_gap_tol)
     plots.level(nc4, 0.0)
     shown = np.nanmin(results["nc1"][0, -1]), np.nanmax(results["step"][0, -1])
     x = np.linspace(0.4 * shown[1], shown[1], 50)
@@ -288,8 +288,8 @@ def _draw_sizes(config: Config, results: dict) -> Figure:
         gap = np.maximum(results["end_gap"][i], 1e-16)
         tolerance = config.sgd_gap_tol if method == "sgd" else config.gap_tol
         plots.points(ends, d.ravel(), gap.ravel(), (gap <= tolerance).ravel(), NAMES[method], i)
-    for tolerance, name in ((config.gap_tol, "tolerance"), (config.sgd_gap_tol, None)):
-        plots.tolerance(ends, tolerance, name)
+    plots.tolerance(ends, config.gap_tol, "tolerance")
+    plots.tolerance(ends, config.sgd_gap_tol)
     ends.set(xscale="log", yscale="log", xlabel=r"$d$", ylabel="certified gap, nats")
     ends.set_xlim(config.widths[0] / 2, config.widths[-1] * 2)
     ends.set_xticks(config.widths, [str(d) for d in config.widths], minor=False)

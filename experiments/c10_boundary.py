@@ -255,7 +255,7 @@ def _draw_table(config: Config, results: dict) -> Figure:
         ax.set_yticks(range(len(classes)), classes)
     canvas.colorbar(image, ax=axes, label=r"$f - f_{\min}$ of the worst, nats")
     stairs = Line2D([], [], color="black", linewidth=1.2, label=r"right of the line: $d \geq K-1$")
-    none = {"color": "none", "marker": "none", "linestyle": "none"}
+    none: dict[str, Any] = {"color": "none", "marker": "none", "linestyle": "none"}
     handles = [Line2D([], [], label="number: spurious minima found", **none), stairs]
     handles.append(Line2D([], [], label="~ some starts undecided in flat valleys", **none))
     canvas.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -26,6 +26,7 @@ by another index or nullity, by a second minimum of the squared error, or by ano
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -244,13 +245,13 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         mine = here & (column(results, "d") == d)
         index, value = column(results, "index")[mine], column(results, "value")[mine]
         plots.points(indices, index, value, None, f"$d={d}$", i)
-    cross = {"color": "black", "marker": "x", "linestyle": "none", "zorder": 6}
+    cross: dict[str, Any] = {"color": "black", "marker": "x", "linestyle": "none", "zorder": 6}
     told, value = column(results, "told_index")[here], column(results, "value")[here]
     indices.plot(told, value, label="prediction", markersize=2.5, markeredgewidth=0.5, **cross)
     indices.xaxis.get_major_locator().set_params(integer=True)
     indices.set(xlabel=r"Morse index of $\nabla^2 f$", ylabel="$f$")
     indices.set_ylim(top=1.25 * value.max())
-    look = {"fontsize": "x-small", "title_fontsize": "x-small"}
+    look: dict[str, Any] = {"fontsize": "x-small", "title_fontsize": "x-small"}
     indices.legend(title=f"$K={largest}$", ncols=2, loc="lower right", **look)
     K = len(config.narrow)
     widths = range(1, K)

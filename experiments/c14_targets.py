@@ -371,8 +371,8 @@ def _draw_mixed(ax: Axes, config: Config, results: dict) -> None:
         plots.points(ax, config.shares, results["mixed_multiples"][:, i], done, name, i)
     plots.prediction(ax, config.shares, told[:, 0], "prediction")
     plots.prediction(ax, config.shares, told[:, 1])
-    look = {"color": plots.GREY, "linewidth": 0.7, "zorder": 1}
-    ax.plot(shares, np.stack([shares, 1 - shares], 1), label=("mixture of means", None), **look)
+    ax.plot(shares, np.stack([shares, 1 - shares], 1), color=plots.GREY, linewidth=0.7,
+            zorder=1, label=("mixture of means", None))  # fmt: skip
     ax.set(xlabel=r"share $\alpha$ of the first class", ylabel="coefficient of a class mean")
     ax.legend(fontsize="x-small")
 

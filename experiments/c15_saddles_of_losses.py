@@ -217,8 +217,8 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     against.legend(fontsize="x-small", loc="upper left")
     error.set(yscale="log", xlabel=r"$d$", ylabel=r"$|\lambda_{\min}/\lambda_- - 1|$")
     plots.tolerance(error, config.depth_tol, "tolerance")
-    ticks = 10.0 ** np.arange(-15, -8, 2)
-    error.set_yticks([NONE, *ticks], ["0", *(f"$10^{{{np.log10(t):.0f}}}$" for t in ticks)])
+    powers = range(-15, -8, 2)
+    error.set_yticks([NONE, *(10.0**p for p in powers)], ["0", *(f"$10^{{{p}}}$" for p in powers)])
     error.minorticks_off()
     error.legend(fontsize="x-small", loc="upper right", bbox_to_anchor=(1, 0.95))
     for i, name in enumerate(config.boundary):
