@@ -31,8 +31,8 @@ class Sweep(Compiling):
     name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) apply
     to all cells. A table [[grid]] defines a further grid that inherits the keys above it. With
     --out the table is kept, batch by batch: if the command is killed or interrupted, give it again,
-    and it computes only the missing cells. A grid with more cells or more steps extends the table. A cell
-    that diverges stays in the table, with status `diverged`.
+    and it computes only the missing cells. A grid with more cells or more steps extends the table.
+    A cell that diverges stays in the table, with status `diverged`.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """

@@ -1,7 +1,7 @@
-"""Figures to hover over and to turn, for pages: arrays go in, plotly figures come out.
+"""Interactive figures for pages: functions that take arrays and return plotly figures.
 
-The counterpart of `ufm.plots` for a screen; like it, it computes nothing. It needs plotly, which
-the extra [report] brings.
+The counterpart of `ufm.plots` for a screen; like it, this module computes nothing. It needs plotly,
+which the extra [report] installs.
 """
 
 from collections.abc import Mapping, Sequence
