@@ -1,13 +1,16 @@
 """What is added to the pages while they are built, so that it cannot go stale.
 
-Formulas become MathML, so that a reader's browser loads nothing; the help of every command, the
-figures, the modules without a page of their own and the pages kept at the top of the repository are
-put in. A public name without a docstring, which is on no page, fails the build.
+Formulas become MathML, with the letters that they need of a font for mathematics inside the style
+sheet, so that a reader's browser loads nothing from elsewhere. The build inserts the help of every
+command, the figures, the modules without a page of their own, and the pages that the repository
+keeps at its top. A public name without a docstring, which is on no page, fails the build.
 """
 
+import base64
 import contextlib
 import functools
 import html
+import importlib.util
 import io
 import os
 import re
@@ -16,6 +19,7 @@ import zlib
 from pathlib import Path
 
 import griffe
+from fontTools import subset, ttLib
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
@@ -27,6 +31,9 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 LETTERS = {r"\mathbb R": "ℝ", r"\mathbf 1": "𝟏"}
 HELP, REST = "<!-- help of every command -->", "<!-- every other module -->"
 WIDTH, NEWLINE = 88, "\n"
+# Browsers draw the variables of a formula, written a or α, with these italic letters.
+ITALIC = (*range(0x1D434, 0x1D468), 0x210E, *range(0x1D6E2, 0x1D71C))
+MARKS = set("√")  # the characters of all formulas; a root's sign is in no element
 # Pages that live elsewhere in the repository, and where the site has them.
 ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
@@ -68,6 +75,7 @@ def on_page_content(text: str, **_) -> str:
         for command, letter in LETTERS.items():
             latex = latex.replace(command, letter)
         math = convert(latex, display=display)
+        MARKS.update(html.unescape(re.sub(r"<[^>]*>", "", math)))
         return f'<{tag} class="math">{math}</{tag}>'
 
     return FORMULA.sub(formula, text)
@@ -81,6 +89,27 @@ def on_post_build(config) -> None:
     missing = public_names() - {line.split()[0] for line in lines}
     if missing:
         raise PluginError(f"not in docs/api: {', '.join(sorted(missing))}")
+    sheet = Path(config["site_dir"]) / "style" / "pages.css"
+    sheet.write_text(_font() + sheet.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _font() -> str:
+    """STIX Two Math (SIL Open Font License) as a style sheet, the letters of our formulas only."""
+    # The package is found, not imported: it would load the whole font.
+    package = importlib.util.find_spec("ziamath")
+    if package is None or package.origin is None:
+        raise PluginError('no font for the formulas: pip install -e ".[docs]"')
+    font = ttLib.TTFont(Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf")
+    options = subset.Options(layout_features=["math", "ssty", "dtls", "flac"], flavor="woff")
+    cutter = subset.Subsetter(options)
+    cutter.populate(unicodes={*map(ord, MARKS), *range(0x20, 0x7F), *ITALIC})
+    cutter.subset(font)
+    font.flavor = "woff"
+    packed = io.BytesIO()
+    font.save(packed)
+    data = base64.b64encode(packed.getvalue()).decode()
+    face = f'font-family: "STIX Two Math subset"; src: url(data:font/woff;base64,{data})'
+    return f'@font-face {{ {face} format("woff"); }}\n'
 
 
 def public_names() -> set[str]:

@@ -1,4 +1,4 @@
-"""Phase transition: decay wins over the data exactly at x = K² n λ_W λ_H = 1.
+"""Phase transition: the minimum vanishes exactly at x = K² n λ_W λ_H = 1.
 
 Claim. The global minimum is a simplex ETF with ‖W‖² = (K−1) t √(n λ_H/λ_W), λ_W‖W‖² = λ_H‖H‖² and
 f* = −log(1 − (K−1)c) + (K−1) c t, c = √(n λ_W λ_H), t = log(1/c − (K−1)), as long as x < 1; it is
@@ -11,9 +11,10 @@ Source. The theorem on global minimisers of Zhu et al. 2021 (arXiv 2105.02375), 
 Reproduces. Theorem 3.1 of Zhu et al. with all its constants. Extends it by the threshold at which
 its minimiser vanishes.
 
-Shown. (a) and (b) norms, scaled, (c) value over log K, against x; grey, x = 1. (d) The norm below
-the threshold, (e) its error with the tolerance in grey, (f) steps, against the distance to the
-threshold.
+Shown. Four problems (K, d, n in the legend), λ_W = 4λ_H, λ_b = 0.01, three starts per x; the scaled
+norms are w = ‖W‖ (λ_W/nλ_H)^¼ / √(K−1) and h = ‖H‖ (λ_H/nλ_W)^¼ / √(K−1), equal at the minimum.
+(a) w and (b) f/log K against x. Against the distance |1 − x| to the threshold: (c) w for x < 1,
+(d) the error of the norms, (e) the error of the value, (f) the steps that L-BFGS takes.
 
 Refuted by a converged run whose norms or value differ from the closed form, or by a norm that
 vanishes below x = 1 or survives above it.
@@ -180,7 +181,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
 def draw(config: Config, results: dict) -> dict[str, Figure]:
     """Norms and value through the threshold; near it the exponent, the errors and the steps."""
     canvas, axes = plots.figure("icml_text", 4.1, 2, 3)
-    norms_W, norms_H, value, power, error, steps = axes.flat
+    norms, value, power, wrong_norm, wrong_value, steps = axes.flat
     x = results["x"]
     distance, below = np.abs(1 - x), x < 1
     fine = np.geomspace(x[0], x[-1], 400)
@@ -188,45 +189,48 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     for i, shape in enumerate(config.shapes):
         ended = results["status"][i] == Status.converged
         W, H = order_parameters(config, results, i)
-        wrong = np.abs(W - root_margin(config, shape, x))
-        f, floor = results["loss"][i] / np.log(shape[0]), 1e-13
+        law = root_margin(config, shape, x)
+        worst = np.maximum(np.abs(W - law), np.abs(H - law))
+        f, floor = results["loss"][i] / np.log(shape[0]), 1e-16
+        off = np.abs(results["loss"][i] - theory.global_value(problem_of(config, shape, x)))
         label = "$K={}$, $d={}$, $n={}$".format(*shape)
         for ax, abscissa, measured, shown in (
-            (norms_W, x, W, x > 0),
-            (norms_H, x, H, x > 0),
+            (norms, x, W, x > 0),
             (value, x, f, x > 0),
             (power, distance, W, below),
-            (error, distance, np.maximum(wrong, floor), x > 0),
+            (wrong_norm, distance, np.maximum(worst, floor), x > 0),
+            (wrong_value, distance, np.maximum(off, floor), x > 0),
             (steps, distance, results["step"][i], x > 0),
         ):
             at = np.broadcast_to(abscissa, measured.shape)[:, shown].ravel()
             done = ended[:, shown].ravel()
             plots.points(ax, at, measured[:, shown].ravel(), done, label, i, markersize=2.2)
         f_star = theory.global_value(problem_of(config, shape, fine)) / np.log(shape[0])
-        for ax in (norms_W, norms_H):
-            plots.prediction(ax, fine, root_margin(config, shape, fine))
+        plots.prediction(norms, fine, root_margin(config, shape, fine))
         plots.prediction(value, fine, f_star)
         plots.prediction(power, 1 - near, root_margin(config, shape, near))
     _label(config, axes.ravel())
-    plots.prediction(norms_W, [], [], "prediction")
-    canvas.legend(*norms_W.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    plots.prediction(norms, [], [], "prediction")
+    plots.tolerance(norms, np.nan, "tolerance")
+    canvas.legend(*norms.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return {"": canvas}
 
 
 def _label(config: Config, axes: np.ndarray) -> None:
-    norms_W, norms_H, value, power, error, steps = axes
-    for ax in axes[:3]:
+    norms, value, power, wrong_norm, wrong_value, steps = axes
+    for ax in axes[:2]:
         ax.set(xscale="log", xlabel=r"$x = K^2 n \lambda_W \lambda_H$")
-        ax.axvline(1, color=plots.GREY, linewidth=0.6)
-    for ax in axes[3:]:
+        ax.axvline(1, color=plots.GREY, linewidth=0.6, linestyle=":")
+    value.text(0.8, 0.12, "$x = 1$", ha="right", transform=value.get_xaxis_transform())
+    for ax in axes[2:]:
         ax.set(xscale="log", xlabel=r"$|1 - x|$")
-    units = r"$\|%s\|_F\,(\lambda_%s/n\lambda_%s)^{1/4}\,/\sqrt{K-1}$"
-    norms_W.set_ylabel(units % ("W", "W", "H"))
-    norms_H.set_ylabel(units % ("H", "H", "W"))
+    norms.set_ylabel(r"$w = \|W\|_F\,(\lambda_W/n\lambda_H)^{1/4}\,/\sqrt{K-1}$")
     value.set_ylabel(r"$f\,/\log K$")
-    power.set(yscale="log", ylabel=r"$\|W\|_F$, units of (a), $x<1$")
-    error.set(yscale="log", ylabel=r"error of $\|W\|_F$, units of (a)")
-    plots.tolerance(error, config.norm_tol, "tolerance")
+    power.set(yscale="log", ylabel="$w$, for $x<1$")
+    wrong_norm.set(yscale="log", ylabel="largest error of $w$ and $h$")
+    plots.tolerance(wrong_norm, config.norm_tol)
+    wrong_value.set(yscale="log", ylabel=r"error of $f$, nats")
+    plots.tolerance(wrong_value, config.value_tol)
     steps.set(ylim=(0, None), ylabel="steps of L-BFGS")
     plots.letters(axes)
 

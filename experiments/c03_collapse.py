@@ -1,4 +1,4 @@
-"""The picture: features and classifier fall into one simplex, in the plane and in space.
+"""The picture: features and classifier collapse to one simplex, in the plane and in space.
 
 Claim. Under gradient descent from random starts the features of a class meet in one point, these
 points are the corners of a regular simplex around the origin (K = 3: a triangle in the plane;
@@ -11,8 +11,9 @@ d = K − 1 here, where the theorem on minimisers holds and no theorem on the la
 Reproduces. Figure 1 of Papyan, Han and Donoho 2020 (features, class means and classifier rows on
 one simplex), with the measure of their figure 6 (NC1); in the model, without a projection.
 
-Shown. Four moments of gradient descent for K = 3 in the plane and K = 4 in space, turned as the
-last one is turned; dashed, the predicted simplex. The animation has all moments, with NC1 and gap.
+Shown. Four steps of gradient descent for K = 3, d = 2 and for K = 4, d = 3; n = 30, λ_W = λ_H =
+λ_b = 5e-3. Every picture is seen from the direction in which the end is shown. The gap is certified
+and in nats. The animation shows all steps that were stored, with NC1 and the gap.
 
 Refuted by a certified end whose features or rows lie off the predicted corners.
 """

@@ -1,25 +1,27 @@
 """Curvature on the way: gradient descent passes saddles of falling index and ends at the minimum.
 
-Claim. From a small start gradient descent leaves the origin, a saddle of index d(K−1), and when
-its directions of growth start at different sizes it passes other saddles, slowly, one after
-another: there its index and curvature are those of the critical point near by, and the certified
-gap stays up. It ends at the global minimum, where the Hessian has no negative eigenvalue and all of
-its spectrum, with multiplicities, is that of the closed form: at most 16 distinct eigenvalues.
+Claim. From a small start gradient descent leaves the origin, a saddle of index d(K−1). When its
+directions of growth start at different sizes, it passes other saddles slowly, one after another.
+There its index and curvature equal those of the critical point nearby, and the certified gap does
+not fall. The run ends at the global minimum, where the Hessian has no negative eigenvalue and its
+whole spectrum, multiplicities included, equals the closed form: at most 16 distinct eigenvalues.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2: every critical point but the global minima
-is a strict saddle. The spectra in closed form are derived in `ufm.theory.spectra`. Passages from
-saddle to
-saddle from a small start: Jacot et al. 2021 (arXiv 2106.15933), for linear networks.
+is a strict saddle. The spectra in closed form are derived in `ufm.theory.spectra`. Jacot et al.
+2021 (arXiv 2106.15933) describe descent from saddle to saddle for linear networks.
 
 Reproduces. Theorem 3.2 of Zhu et al. at the critical points that descent comes near. Extends it to
-the way between them, and theorem 3.1 by the spectrum at its end.
+the path between them, and theorem 3.1 by the spectrum at the minimum.
 
-Shown. (a) excess over the minimum, (c) certified gap, (e) gradient norm; (b) smallest and (d)
-largest eigenvalue, (f) Morse index, of one descent. Upright lines: slow passages; dashed, the
-values at the critical points there. Second figure: the spectrum at the end.
+Shown. One run of gradient descent, K = 5, d = 7, n = 8, K²nλ_Wλ_H = 0.01, λ_W = 4λ_H, step size
+η = 2, against the step: (a) distance of f from the minimum, (b) smallest and (d) largest eigenvalue
+of ∇²f, (c) certified gap, (e) gradient norm, (f) Morse index. Grey vertical lines mark the slowest
+step of each passage; dashes show the value at the critical point nearby. The gap in (c) is first
+order in the distance to the minimum and f − f* in (a) is second order, so at the end the gap is
+about the square root of f − f*. Second figure: the spectrum of ∇²f at the end.
 
 Refuted by a start or an end with another spectrum, by a slow passage whose index is not that of
-the critical point near by, or by two ways of counting that disagree.
+the critical point nearby, or by two ways of counting that disagree.
 """
 
 import sys
@@ -230,7 +232,7 @@ def _draw_curves(config: Config, results: dict) -> Figure:
         (gap, "certified gap, nats", None, None),
         (results["largest"], r"$\lambda_{\max}$", results["saddle_largest"], closed[-1]),
         (results["grad_norm"], r"$\|\nabla f\|$", None, None),
-        (results["index"], "index", results["saddle_index"], config.d * (config.K - 1)),
+        (results["index"], "Morse index", results["saddle_index"], config.d * (config.K - 1)),
     )  # fmt: skip
     width = 0.06 * steps[-1]
     for i, (ax, (measured, label, at_saddles, level)) in enumerate(
@@ -254,7 +256,7 @@ def _draw_curves(config: Config, results: dict) -> Figure:
     largest.text(steps[-1], 2 / config.rate, r"$2/\eta$", va="bottom", ha="right")
     largest.set_ylim(0, 2.4 / config.rate)
     index.set_ylim(bottom=-0.5)
-    plots.prediction(index, [], [], "origin, saddles and minimum")
+    plots.prediction(index, [], [], "at the nearest critical point")
     index.legend(loc="upper right")
     for ax in (grad_norm, index):
         ax.set_xlabel("step")

@@ -1,20 +1,23 @@
 """Degeneracy: at the global minimum the Hessian vanishes along the symmetry orbit and nowhere else.
 
-Claim. Turning features, (W, H) → (WQᵀ, QH), and for λ_b = 0 shifting b by a constant, leave f as it
-is; the orbit of a point whose rows [Wᵀ, H] have rank r has dimension rd − r(r+1)/2, and 1 more for
-λ_b = 0. At the global minimum, r = K − 1 below K² n λ_W λ_H = 1 and r = 0 from it on, this is the
-nullity of ∇²f: f is Morse–Bott there. All other eigenvalues are positive, and the smallest of them
-has a closed form, which falls to 0 on either side of the threshold and only there.
+Claim. A rotation of the features, (W, H) → (WQᵀ, QH), does not change f; if λ_b = 0, neither does a
+constant added to b. The orbit of a point at which [Wᵀ, H] has rank r has dimension rd − r(r+1)/2,
+and 1 more if λ_b = 0. At the global minimum r = K − 1 if K² n λ_W λ_H < 1 and r = 0 otherwise, and
+the nullity of ∇²f equals the dimension of the orbit: f is Morse–Bott there. All other eigenvalues
+are positive. The smallest of them has a closed form, which tends to 0 at the threshold and only
+there.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1, for the minimum; nullity and eigenvalues
 are derived in `ufm.theory.spectra`.
 
-Reproduces. Theorem 3.1 of Zhu et al. (the minimiser is one up to rotation), seen in the Hessian.
-Extends it by nullity and smallest nonzero eigenvalue, on both sides of the threshold.
+Reproduces. Theorem 3.1 of Zhu et al. (the minimiser is unique up to rotation), seen in the Hessian.
+Extends it by the nullity and the smallest nonzero eigenvalue, on both sides of the threshold.
 
-Shown. (a) Nullity against the dimension of the orbit; (b) the eigenvalues on either side of zero,
-full and hollow, colours as in (a); (c) the smallest nonzero eigenvalue on both sides of the
-threshold.
+Shown. λ_W = 4λ_H. (a) Nullity of ∇²f at the minimum against d (full symbols: λ_b = √(λ_Wλ_H),
+hollow: λ_b = 0), with the dimension of the orbit as prediction; n = 3, K²nλ_Wλ_H = 0.02. (b) For
+the same problems, the smallest eigenvalue that is not counted as zero (full) and the largest
+modulus that is (hollow). (c) The smallest nonzero eigenvalue on both sides of the threshold,
+λ_b = √(λ_Wλ_H); dashed, the closed form.
 
 Refuted by a certified minimum with another nullity or a negative eigenvalue, or by a smallest
 nonzero eigenvalue off the closed form.
@@ -181,16 +184,7 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     """Nullity against the orbit's dimension; zeros apart from the rest; the gap over x."""
     canvas, axes = plots.figure("icml_text", 2.5, 1, 3)
     counts, apart, gap = axes.flat
-    orbit, done = orbits(config), results["size_converged"].astype(bool)
-    for side, label in enumerate((r"$\lambda_b > 0$", r"$\lambda_b = 0$")):
-        at = orbit[:, side], results["size_nullity"][:, side], done[:, side]
-        hollow = {"markerfacecolor": "none", "markersize": 5.0} if side else {}
-        plots.points(counts, *at, label, side, **hollow)
-    line = np.array([0, orbit.max() * 1.1])
-    plots.prediction(counts, line, line, "prediction")
-    for scale in (counts.set_xscale, counts.set_yscale):
-        scale("symlog", linthresh=1, linscale=0.4)
-    counts.set(xlabel="dimension of the orbit", ylabel=r"nullity of $\nabla^2 f$")
+    _draw_counts(counts, config, results)
     for i, shape in enumerate(config.shapes):
         label = "$K={}$, $d={}$, $n={}$".format(*shape)
         ended = results["converged"][i].astype(bool)
@@ -201,11 +195,29 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     gap.set(xscale="log", yscale="log", xlabel=UNITS)
     gap.set_ylabel("smallest nonzero eigenvalue")
     _draw_apart(apart, config, results)
-    counts.legend()
     gap.legend(loc="upper left")
     gap.set_ylim(top=20)
     plots.letters(axes.flat)
     return {"": canvas}
+
+
+def _draw_counts(ax: Axes, config: Config, results: dict) -> None:
+    """The nullity over d, a series a K, and through it the dimension of the orbit."""
+    orbit, done = orbits(config), results["size_converged"].astype(bool)
+    K, d, _ = np.array(sizes(config)).T
+    for i, k in enumerate(config.classes):
+        mine, fine = k == K, np.arange(k - 1, k + max(config.extra) + 1)
+        for side, look in enumerate(({}, {"markerfacecolor": "none", "markersize": 5.0})):
+            at = d[mine], results["size_nullity"][mine, side], done[mine, side]
+            plots.points(ax, *at, None if side else f"$K={k}$", i, **look)
+            shapes = [(k, int(width), config.n) for width in fine]
+            problems = [problem_of(config, shape, config.at, bool(side)) for shape in shapes]
+            law = [orbit_dimension(problem, k - 1) for problem in problems]
+            plots.prediction(ax, fine, law, linewidth=0.5)
+    plots.prediction(ax, [], [], "prediction")
+    ax.set_yscale("symlog", linthresh=1, linscale=0.4)
+    ax.set(xlabel="$d$", ylabel=r"nullity of $\nabla^2 f$", ylim=(-0.2, 12 * orbit.max()))
+    ax.legend(loc="upper left", ncols=2, columnspacing=1.0)
 
 
 def _draw_apart(ax: Axes, config: Config, results: dict) -> None:
@@ -215,9 +227,11 @@ def _draw_apart(ax: Axes, config: Config, results: dict) -> None:
     for side, label in enumerate((r"$\lambda_b > 0$", r"$\lambda_b = 0$")):
         null = np.maximum(results["size_null"][:, side], 1e-20)
         null[results["size_dense_nullity"][:, side] == 0] = np.nan
-        plots.points(ax, at, results["size_smallest"][:, side], None, label, side)
-        plots.points(ax, at, null, None, None, side, markerfacecolor="none")
+        look = {"marker": "D" if side else "o"}
+        plots.points(ax, at, results["size_smallest"][:, side], None, label, 5 - side, **look)
+        plots.points(ax, at, null, None, None, 5 - side, markerfacecolor="none", **look)
     ax.set(yscale="log", ylim=(1e-19, 10), xlabel=r"$K$, $d$", ylabel=r"$|\lambda|$")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.66))
     ax.text(0.5, 0.7, "smallest nonzero", transform=ax.transAxes, ha="center")
     ax.text(0.5, 0.22, "largest counted as 0", transform=ax.transAxes, ha="center")
     ax.set_xticks(at, names, rotation=90, fontsize="x-small")

@@ -1,21 +1,22 @@
-"""Rate of descent: near the minimum gradient descent is as fast as its Hessian's extremes allow.
+"""Rate of descent: near the minimum the Hessian's extreme eigenvalues set the speed of descent.
 
-Claim. Every step of gradient descent with step size η shrinks the distance to the set of global
-minima, and ‖∇f‖ with it, by ρ = max |1 − ηλ| in the long run, λ over the eigenvalues of ∇²f off
-the symmetry orbit. With λ_min and λ_max from the closed form the best step is
-η* = 2/(λ_min + λ_max), there ρ = (κ−1)/(κ+1) with κ = λ_max/λ_min, and from ηλ_max = 2 on the
-minimum repels: ‖∇f‖ grows by ρ > 1 a step.
+Claim. Near the set of global minima every step of gradient descent with step size η multiplies the
+distance to this set, and ‖∇f‖, by ρ = max |1 − ηλ|, where λ ranges over the eigenvalues of ∇²f off
+the symmetry orbit. With λ_min and λ_max from the closed form the best step size is
+η* = 2/(λ_min + λ_max), and there ρ = (κ−1)/(κ+1) with κ = λ_max/λ_min. If ηλ_max > 2 the minimum
+repels: ‖∇f‖ grows by the factor ρ > 1 per step.
 
 Source. The closed-form spectrum in `ufm.theory.spectra`, derived there from the global minimum of
 Zhu et al. 2021 (arXiv 2105.02375, theorem 3.1). That the orbit does not slow descent down is the
 Morse–Bott property, claim c05; the rate of a quadratic is classical (Polyak 1964).
 
-Reproduces. No figure of these papers. Extends theorem 3.1 of Zhu et al. by the speed at which
-gradient descent reaches its minimiser.
+Reproduces. None of these papers has a figure like this one. Extends theorem 3.1 of Zhu et al. by
+the speed at which gradient descent reaches the minimiser.
 
-Shown. (a) ‖∇f‖ at steps below, near and above the best, η = η*(1 + s/κ); (b) the rate at two steps
-across the threshold; (c) rate against step below the best, (d) around it, where ηλ_max = 2 at s =
-1.
+Shown. Three problems (K, d, n in the legend), λ_W = 4λ_H, λ_b = √(λ_Wλ_H). (a) ‖∇f‖ against the
+step for five step sizes, with the predicted slope late in each run (dashed). (b) Rate at the step
+sizes η* and 0.2η* on both sides of x = 1. Relative error of log ρ for all x: (c) against η/η* for
+η ≤ η*, (d) around the best step size, η = η*(1 + s/κ); s = 1 is ηλ_max = 2.
 
 Refuted by a run whose log ‖∇f‖ has another slope in the end, by a rate that crosses 1 elsewhere,
 or by a run beyond ηλ_max = 2 that stays at the minimum.
@@ -35,7 +36,7 @@ from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Params, Problem, plots, theory
 from ufm.descent.loop import Limits, Method, Status, start, trajectory
-from ufm.theory.spectra import condition_number, gd_rate, optimal_step
+from ufm.theory.spectra import condition_number, gd_rate, hessian_spectrum, optimal_step
 
 RECORDS = 64  # records of a run
 LATE = 0.7  # share of a run after which its slope is taken
@@ -213,25 +214,27 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
                 problems = [problem_of(config, shape, float(value)) for value in x]
                 rho = [gd_rate(problem, share * optimal_step(problem)) for problem in problems]
                 plots.prediction(decays, x, -np.log(rho), linewidth=0.6)
-        for y, done, p in zip(-found[i], ended[i], -theirs[i], strict=True):
-            plots.points(far, shares, y[kept] / p[best], done[kept], None, i)
-            plots.prediction(far, shares, p[kept] / p[best], linewidth=0.4)
-            plots.points(near, offsets, y[count:] / p[best], done[count:], None, i)
-            plots.prediction(near, offsets, p[count:] / p[best], linewidth=0.4)
-        plots.points(far, [], [], None, "$K={}$, $d={}$, $n={}$".format(*shape), i)
+        wrong = np.maximum(np.abs(found[i] / theirs[i] - 1), 1e-16)
+        for y, done in zip(wrong, ended[i], strict=True):
+            plots.points(far, shares, y[kept], done[kept], None, i)
+            plots.points(near, offsets, y[count:], done[count:], None, i)
+        plots.points(decays, [], [], None, "$K={}$, $d={}$, $n={}$".format(*shape), i)
     for share, k in list(zip(shares, kept, strict=True))[::-3]:
         label = r"$\eta^*$" if share == 1 else rf"${share:g}\,\eta^*$"
         decays.annotate(label, (config.x[0], -theirs[0, 0, k]), (0, 6), textcoords="offset points")
     _draw_runs(runs, config, results, theirs)
-    _label(axes.ravel())
+    _label(config, axes.ravel())
     return {"": canvas}
 
 
 def _draw_runs(ax: Axes, config: Config, results: dict, theirs: np.ndarray) -> None:
     """‖∇f‖ of the first shape at one x, and lines of the predicted slope late in the runs."""
     j = int(np.argmin(np.abs(np.log(np.array(config.x) / config.shown))))
-    names = [rf"$\eta = {m:g}\,\eta^*$" for m in config.multiples]
-    names += [f"$s = {s:g}$" for s in config.offsets]
+    problem = problem_of(config, config.shapes[0], config.x[j])
+    largest = float(hessian_spectrum(problem).eigenvalues[-1])
+    names = [
+        rf"$\eta\lambda_{{\max}} = {rate * largest:.3g}$" for rate in steps_of(config, problem)
+    ]
     for i, k in enumerate(range(len(config.multiples) - 2, len(names), 3)):
         steps, sizes = records_of(results["steps"][0, j, k]), results["grad_norm"][0, j, k]
         plots.curves(ax, steps, sizes, names[k], i)
@@ -242,18 +245,23 @@ def _draw_runs(ax: Axes, config: Config, results: dict, theirs: np.ndarray) -> N
     ax.set_title("$K={}$, $d={}$, $n={}$, ".format(*config.shapes[0]) + f"$x={config.x[j]:g}$")
 
 
-def _label(axes: np.ndarray) -> None:
+def _label(config: Config, axes: np.ndarray) -> None:
     runs, decays, far, near = axes
     runs.set(yscale="log", xlabel="step", ylabel=r"$\|\nabla f\|$")
-    decays.set(xscale="log", yscale="log", xlabel=UNITS, ylabel=r"$-\log\rho$ a step")
-    ratio = r"$\log\rho\;/\,\log\rho^*$"
-    far.set(xscale="log", yscale="log", xlabel=r"$\eta\,/\,\eta^*$", ylabel=ratio)
-    near.set(xlabel=r"$s$ in $\eta = \eta^*(1 + s/\kappa)$", ylabel=ratio)
-    near.axhline(0, color=plots.GREY, linewidth=0.6)
-    plots.prediction(far, [], [], "prediction")
+    decays.set(xscale="log", yscale="log", xlabel=UNITS, ylabel=r"$-\log\rho$ per step")
+    wrong = r"relative error of $\log\rho$"
+    far.set(xscale="log", yscale="log", xlabel=r"$\eta\,/\,\eta^*$", ylabel=wrong)
+    near.set(yscale="log", xlabel=r"$s$ in $\eta = \eta^*(1 + s/\kappa)$", ylabel=wrong)
+    for ax in (far, near):
+        plots.tolerance(ax, config.rate_tol, "tolerance")
+        ax.set_ylim(top=10 * config.rate_tol)
+    near.axvline(1, color=plots.GREY, linewidth=0.6, linestyle=":")
+    near.text(1.05, 0.92, r"$\eta\lambda_{\max} = 2$", transform=near.get_xaxis_transform())
+    plots.prediction(decays, [], [], "prediction")
     runs.set_ylim(top=1e3)
     runs.legend(loc="upper right", ncols=2)
-    far.legend()
+    decays.legend(loc="lower left")
+    far.legend(loc="lower left")
     plots.letters(axes)
 
 

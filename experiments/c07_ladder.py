@@ -1,21 +1,24 @@
-"""The ladder of critical points: value against Morse index, from the origin down to the simplex.
+"""The critical points: value against Morse index, from the origin down to the simplex ETF.
 
-Claim. For balanced classes and d > K every partition of the K classes into m groups is one orbit
-of critical points: tie (w, h, b) within each group and minimise. Its rank is m − 1, its Morse index
-(K−m)d; the origin is the partition into one group, the simplex ETF the one into K. They are as many
-as K has integer partitions. The ETF alone has index 0. Everything that another program finds from
-random starts at small K is among the orbits of the census. Orbits that no partition explains exist
-from K = 3 on; how many there are no theorem says, and a census finds only what its starts lead to.
+Claim. For balanced classes and d > K every partition of the K classes into m groups gives one orbit
+of critical points: set (w, h, b) equal within each group and minimise. Its rank is m − 1 and its
+Morse index (K−m)d; the origin is the partition into one group, the simplex ETF the one into K
+groups. There are as many such orbits as K has integer partitions. Only the ETF has index 0. The
+census contains everything that another program finds from random starts at small K. Orbits that
+belong to no partition exist from K = 3 on. No theorem says how many, and a census finds only the
+orbits to which its starts lead.
 
-Source. Strict saddles: theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375). Tied points are critical
-by symmetry; their index was observed on nine partitions before this script, not proved.
+Source. Strict saddles: theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375). The points of partitions
+are critical by symmetry. Their index was observed on nine partitions before this script was
+written; it is not proved.
 
 Reproduces. Theorem 3.2 of Zhu et al.: one orbit of minima, all others strict saddles. Extends it by
 the list of these saddles at small K, with their ranks, values and indices.
 
-Shown. Every orbit of critical points found, by rank; full symbols are explained by a partition,
-rings are the partitions as predicted. Second figure: (a) counts, (b) growth with the starts, (c)
-cost.
+Shown. K = 3 to 7, d = K + 1, n = 10, K√(nλ_Wλ_H) = 0.1, λ_W = 4λ_H, λ_b = √(λ_Wλ_H). Every orbit
+of critical points that was found, by rank of W; full symbols belong to a partition, rings are the
+predicted values and indices of all partitions. Second figure: (a) number of orbits, (b) its growth
+with the number of starts, (c) computing time per orbit or start.
 
 Refuted by a partition whose orbit is missing or has another rank or index, by a second orbit of
 index 0, or by a critical point of the other program that the census lacks.
@@ -321,12 +324,12 @@ def _draw_ladders(config: Config, results: dict) -> Figure:
         )  # fmt: skip
         ax.set(xlabel=r"Morse index $/\,d$", ylabel=r"$f$, nats", ylim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_title(f"$K={K}$, $d={d}$: {part.sum()} of {own.sum()}")
+        ax.set_title(f"$K={K}$, $d={d}$: {own.sum()} orbits", loc="right")
     for rank in range(max(config.classes)):
         plots.points(last[0], [], [], None, f"rank {rank}", rank)
     ring = {"color": "black", "markerfacecolor": "none", "linestyle": "none"}
-    last[0].plot([], [], marker="o", markersize=7, label="partition, predicted", **ring)
-    last[0].plot([], [], marker="o", label="hollow: no partition", **(ring | {"color": plots.GREY}))
+    last[0].plot([], [], marker="o", markersize=7, label="predicted partition", **ring)
+    last[0].plot([], [], marker="o", label="not a partition", **(ring | {"color": plots.GREY}))
     last[0].legend(loc="center", ncols=1 if len(config.classes) < 3 else 2)
     for ax in last:
         ax.axis("off")
@@ -346,13 +349,13 @@ def _draw_counts(config: Config, results: dict) -> Figure:
         plots.curves(growth, rows[:, 1], rows[:, 2], f"$K={k}$", i)
         growth.plot(rows[:, 1], rows[:, 2], ".", color=plots.colour(i), markersize=2)
     found, ours = np.array(orbits).T
-    plots.points(counts, K, found, None, "all found so far", 0)
-    plots.points(counts, K, ours, None, "of partitions", 1)
-    plots.prediction(counts, K, [np.sum(theirs == k) for k in K], "integer partitions")
+    plots.points(counts, K, found, None, "orbits found", 0)
+    plots.points(counts, K, ours, None, "of these, partitions", 1)
+    plots.prediction(counts, K, [np.sum(theirs == k) for k in K], "integer partitions of $K$")
     counts.set(yscale="log", xlabel=r"$K$", ylabel="orbits", xticks=K)
     counts.set_ylim(top=8 * np.max(found))
     counts.legend(loc="upper left")
-    growth.set(xscale="log", yscale="log", xlabel="starts tried", ylabel="orbits found so far")
+    growth.set(xscale="log", yscale="log", xlabel="starts tried", ylabel="orbits found")
     growth.set_ylim(top=8 * np.max(found))
     ticks = [t for t in (30, 100, 300, 1000, 3000) if growth.get_xlim()[0] < t]
     growth.set_xticks(ticks, [str(t) for t in ticks])
@@ -362,16 +365,16 @@ def _draw_counts(config: Config, results: dict) -> Figure:
     last = [results["growth"][results["growth"][:, 0] == k, 1].max() for k in K]
     for i, (y, label) in enumerate(
         (
-            (total / found, "census, an orbit"),
-            (polished * last / found + judged, "the same, compiled"),
-            (judged, "judging an orbit"),
-            (polished, "Newton, a start"),
+            (total / found, "census, compilation included"),
+            (polished * last / found + judged, "census, compilation excluded"),
+            (judged, "classification of an orbit"),
+            (polished, "Newton's method from a start"),
         )
     ):
         plots.curves(cost, K, y, label, i)
         plots.points(cost, K, y, None, None, i)
-    cost.set(yscale="log", xlabel=r"$K$", ylabel="seconds", xticks=K)
-    cost.set_ylim(top=300 * np.max(total / found))
+    cost.set(yscale="log", xlabel=r"$K$", ylabel="seconds per orbit or start", xticks=K)
+    cost.set_ylim(top=3000 * np.max(total / found))
     cost.legend(loc="upper left")
     plots.letters(axes.flat)
     return canvas

@@ -1,21 +1,22 @@
-"""Escape: from beside every saddle descent leaves when predicted and ends at the global minimum.
+"""Escape: descent leaves every saddle at the predicted time and ends at the global minimum.
 
-Claim. For d > K−1 every critical point found beside the global minimum is a strict saddle. Gradient
-descent with step η that starts at saddle + ε u, u a random unit tangent, has moved by δ along the
-most negative eigenspace after log(δ/(ε‖Pu‖))/log(1 + η|λ|) steps, λ the least eigenvalue and P
-the projection on its eigenspace; so the time grows by 1/log(1 + η|λ|), nearly 1/(η|λ|), for every
-unit of log 1/ε. It goes on to f*, certified, and so does SGD.
+Claim. For d > K−1 every critical point found, the global minimum excepted, is a strict saddle.
+Start gradient descent with step size η at saddle + ε u, where u is a random unit tangent. It has
+moved by δ along the eigenspace of the least eigenvalue λ after log(δ/(ε‖Pu‖))/log(1 + η|λ|) steps,
+where P projects on that eigenspace; so each unit of log 1/ε adds 1/log(1 + η|λ|), about 1/(η|λ|),
+steps. Gradient descent and SGD then reach f*, which a certificate confirms.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, for d > K, and arXiv 2407.10702 for d = K:
 no critical point but global minima and strict saddles. The time is that of the linearised descent.
 
-Reproduces. What theorem 3.2 of Zhu et al. implies for descent: no saddle holds it. Extends it by
-the time that leaving takes.
+Reproduces. What theorem 3.2 of Zhu et al. implies for descent: no saddle traps it. Extends it by
+the time that the escape takes.
 
-Shown. (a) Steps until GD has left against the distance ε of the start; (b), (c) the same and its
-difference from the prediction, which lies in [0, 1) as whole steps are counted, with the limits in
-grey; (d) slopes of (a); (e) certified gap at the end, tolerances in grey: runs stop once they are
-below; (f) steps to the minimum.
+Shown. n = 4, λ_W = λ_H = λ_b = 5e-3, δ = 1e-3. (a) Steps that GD takes to leave each saddle against
+the distance ε of its start; (b) the number of steps less the prediction, which lies in [0, 1)
+because whole steps are counted; (c) relative error of the slopes of (a); (d) steps to the minimum.
+A run stops once its certified gap is below its tolerance (1e-6 nats for GD, 1e-5 for SGD), so the
+number of steps is shown in place of the gap.
 
 Refuted by a run that stops at another critical point, by a time that is not the prediction rounded
 up to a whole step, or by a critical point that is neither.
@@ -184,8 +185,8 @@ def check(config: Config, results: dict) -> list[Verdict]:
 
 def draw(config: Config, results: dict) -> dict[str, Figure]:
     """Times against ε, against their prediction, the errors and slopes; the ends of all runs."""
-    canvas, axes = plots.figure("icml_text", 4.1, 2, 3)
-    times, identity, error, slope, ends, steps = axes.flat
+    canvas, axes = plots.figure("icml_text", 4.1, 2, 2)
+    times, error, slope, steps = axes.flat
     epsilon, timed = results["epsilon"], judged(results)
     fit, inverse = fitted(results), 1 / rate(results)
     for i, (K, d, _) in enumerate(config.shapes):
@@ -196,37 +197,29 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         for row, dashed in zip(left[:, 0], predicted[:, 0], strict=True):
             plots.points(times, epsilon, row, row >= 0, None, i, markersize=2.0)
             plots.prediction(times, epsilon, dashed, linewidth=0.5)
-        plots.points(identity, predicted.ravel(), left.ravel(), known, label, i, **look)
         plots.points(error, predicted.ravel(), (left - predicted).ravel(), known, None, i, **look)
         x = np.repeat(inverse[mine], config.directions)
-        plots.points(slope, x, fit[mine].ravel(), timed[mine].all(axis=2).ravel(), None, i, **look)
+        wrong, sure = fit[mine].ravel() / x - 1, timed[mine].all(axis=2).ravel()
+        plots.points(slope, x, wrong, sure, label, i, **look)
         for j, (method, name) in enumerate(zip(METHODS, ("GD", "SGD"), strict=True)):
-            gap, done = results[f"{method}_gap"][mine], results[f"{method}_certified"][mine]
-            x = np.broadcast_to(results["value"][mine][:, None, None], gap.shape).ravel()
-            y = np.maximum(gap, 1e-16).ravel()
+            taken, done = results[f"{method}_steps"][mine], results[f"{method}_certified"][mine]
+            x = np.broadcast_to(results["value"][mine][:, None, None], taken.shape).ravel()
             few = {"markersize": 2.4, "alpha": 0.7, "marker": "^" if j else "o"}
-            plots.points(ends, x, y, done.ravel(), None, i, **few)
-            taken = results[f"{method}_steps"][mine].ravel()
-            plots.points(steps, x, taken, done.ravel(), f"{name}, $K={K}$", i, **few)
-    for ax in (identity, slope):
-        low, high = ax.get_xlim()
-        line = np.array([max(low, 1), high])
-        plots.prediction(ax, line, line, "prediction")
-        ax.set(xscale="log", yscale="log")
+            plots.points(steps, x, taken.ravel(), done.ravel(), f"{name}, $K={K}$", i, **few)
+    plots.prediction(times, [], [], "prediction")
     for y in (1 + config.time_tol, -config.time_tol):
         plots.tolerance(error, y)
-    for y in (GAP_TOL, SGD_GAP_TOL):
-        plots.tolerance(ends, y)
-    times.set(xscale="log", yscale="log", xlabel=r"$\varepsilon$", ylabel="steps until left")
-    identity.set(xlabel="predicted steps", ylabel="steps until left")
+    for y in (config.slope_tol, -config.slope_tol):
+        plots.tolerance(slope, y, "tolerance" if y > 0 else None)
+    times.set(xscale="log", yscale="log", xlabel=r"$\varepsilon$", ylabel="steps to leave")
     error.set(xscale="log", xlabel="predicted steps", ylabel="measured − predicted, steps")
+    slope.set(xscale="log", xlabel=r"$1/\log(1+\eta|\lambda|)$, predicted slope")
     slope.xaxis.set_minor_formatter(NullFormatter())  # less than a decade: labels would overlap
-    slope.yaxis.set_minor_formatter(NullFormatter())
-    slope.set(xlabel=r"$1/\log(1+\eta|\lambda|)$", ylabel=r"d steps / d$\,\log(1/\varepsilon)$")
-    ends.set(yscale="log", xlabel="$f$ at the saddle, nats", ylabel="certified gap at the end")
+    slope.set_ylabel(r"relative error of $\mathrm{d}\,$steps$\,/\,\mathrm{d}\log(1/\varepsilon)$")
     steps.set(yscale="log", xlabel="$f$ at the saddle, nats", ylabel="steps to the minimum")
-    identity.legend()
-    canvas.legend(*steps.get_legend_handles_labels(), loc="outside lower right", ncols=6)
+    times.legend()
+    slope.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
+    steps.legend(ncols=2, loc="center right", bbox_to_anchor=(1, 0.62))
     plots.letters(axes.flat)
     return {"": canvas}
 

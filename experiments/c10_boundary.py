@@ -1,25 +1,28 @@
-"""Where the theorem ends: spurious local minima appear as d falls below K−1.
+"""Where the theorem ends: spurious local minima appear when d is below K−1.
 
-Claim. For d ≥ K−1 every local minimum is global, and no smaller bound on d will do: at d = K−2
-there are spurious ones for every K from 5 to 10. These are points with ‖∇f‖ at rounding, Morse
-index 0, no zero eigenvalue beyond the symmetry orbit, and a value above the lowest one found by far
-more than rounding; for d = 2 they appear at K = 6 already, where f = 0.11549 and f = 0.15569 (λ_W =
-λ_H = 1e-3, λ_b = 0.01, n = 3) are both local minima.
+Claim. For d ≥ K−1 every local minimum is global, and no smaller bound on d suffices: at d = K−2
+there are spurious local minima for every K from 5 to 10. A spurious minimum is a point at which ∇f
+is zero to rounding, the Morse index is 0, no eigenvalue off the symmetry orbit is zero, and f
+exceeds the lowest value found by far more than rounding. For d = 2 they appear already at K = 6,
+where f = 0.11549 and f = 0.15569 are both local minima (λ_W = λ_H = 1e-3, λ_b = 0.01, n = 3).
 
-Starts that do not reach rounding are counted apart when they lie in a valley whose curvature off
-the symmetry orbit is below 1e-6 ‖∇²f‖. In the plane there are such valleys: an inner ring of three
-classes turns inside an outer ring of seven, and only the 21st harmonic of the angle holds it.
+Some starts do not reach rounding. They are counted separately if they lie in a valley whose
+curvature off the symmetry orbit is below 1e-6 ‖∇²f‖. The plane has such valleys: an inner ring of
+three classes can rotate inside an outer ring of seven, and only the 21st harmonic of the angle
+enters f.
 
-Source. For d ≥ K−1 a theorem of this project, proved in `ufm.theory.landscape`, with no published
-source known to us; Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2, have d > K and arXiv
-2407.10702 d = K. For d < K−1 the certificate need not close, so "lowest" is the lowest found.
+Source. For d ≥ K−1 a theorem of this project, proved in `ufm.theory.landscape`; we know no
+published source. Theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375) needs d > K, arXiv 2407.10702
+d = K. For d < K−1 the certified gap need not vanish, so "lowest" means the lowest found.
 
 Reproduces. The assumption on d in theorem 3.2 of Zhu et al., from the other side. Extends it to
-the least d for which it holds, with a map of where spurious minima are found below.
+the least d for which it holds, with a map of the spurious minima found at smaller d.
 
-Shown. Spurious local minima found at each K and d (a number; ~ where some starts ended in valleys
-too flat to decide) and how far the worst lies above the lowest (colour); right of the line, d ≥
-K−1. Second figure: minima in the plane, arrows for classifier rows, rings for class means.
+Shown. n = 3, λ_b = 0.01, 64 starts per cell. Number of spurious local minima found for each K and
+d, and (colour) how far the worst of them lies above the lowest value f_min; ~ marks cells in which
+some starts ended in valleys too flat to decide. Second figure: the lowest and the worst minimum in
+the plane, d = 2, λ_W = λ_H = 1e-3; rows and means are each scaled to the longest, colours tell
+classes apart.
 
 Refuted by a spurious local minimum found for d ≥ K−1, or by none found for d = 2 and K ≥ 6, or for
 d = K−2 and K ≥ 5 at any λ.
@@ -34,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments import runner
 from experiments.runner import Report
@@ -222,7 +226,7 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
 def _draw_table(config: Config, results: dict) -> Figure:
     """Counts as numbers, excess of the worst as colour, K upwards and d to the right."""
     canvas, axes = plots.figure(
-        "icml_text", max(1.8, 0.9 + 0.24 * len(config.shapes)), 1, len(config.lams)
+        "icml_text", max(2.0, 1.1 + 0.24 * len(config.shapes)), 1, len(config.lams)
     )
     classes, widths = zip(*config.shapes, strict=True)
     limit = LogNorm(1e-5, 1e-1)
@@ -249,7 +253,12 @@ def _draw_table(config: Config, results: dict) -> Figure:
         ax.set(xlabel=r"$d$", ylabel=r"$K$", title=rf"$\lambda_W=\lambda_H={lam:g}$", xlim=box[:2])
         ax.set_xticks(range(1, max(widths) + 1))
         ax.set_yticks(range(len(classes)), classes)
-    canvas.colorbar(image, ax=axes, label="excess of the worst, nats")
+    canvas.colorbar(image, ax=axes, label=r"$f - f_{\min}$ of the worst, nats")
+    stairs = Line2D([], [], color="black", linewidth=1.2, label=r"right of the line: $d \geq K-1$")
+    none: dict[str, Any] = {"color": "none", "marker": "none", "linestyle": "none"}
+    handles = [Line2D([], [], label="number: spurious minima found", **none), stairs]
+    handles.append(Line2D([], [], label="~ some starts undecided in flat valleys", **none))
+    canvas.legend(handles=handles, loc="outside lower center", ncols=3)
     plots.letters(axes.flat)
     return canvas
 
@@ -259,7 +268,7 @@ def _draw_plane(config: Config, results: dict) -> Figure:
     shown = [K for K, width in config.shapes if width >= 2 and 6 <= K <= PLANE] or [
         K for K, width in config.shapes if width >= 2
     ]
-    canvas, axes = plots.figure("icml_text", 3.2, 2, len(shown))
+    canvas, axes = plots.figure("icml_text", 3.3, 2, len(shown))
     lam, bad = min(config.lams), spurious(results)
     for column, K in zip(axes.T, shown, strict=True):
         mine = (results["K"] == K) & (results["d"] == 2) & (results["lam"] == lam)
@@ -271,7 +280,16 @@ def _draw_plane(config: Config, results: dict) -> Figure:
                 W, H = results["plane"][i][:, :K]
                 _configuration(ax, W, H)
                 ax.set_title(f"$K={K}$, {name}\n$f={results['value'][i]:.5f}$", pad=3)
+    plane_legend(canvas)
     return canvas
+
+
+def plane_legend(canvas: Figure) -> None:
+    """The key to a configuration in the plane."""
+    dark: dict[str, Any] = {"color": "#444444"}
+    row = Line2D([], [], marker=">", markevery=[1], label="classifier rows", **dark)
+    ring = Line2D([], [], marker="o", mfc="none", ls="none", ms=5, label="class means", **dark)
+    canvas.legend(handles=[row, ring], loc="outside lower center", ncols=2)
 
 
 def _configuration(ax, W: np.ndarray, H: np.ndarray) -> None:

@@ -1,22 +1,24 @@
-"""Squared loss: all critical points are known, and none below the least is a minimum.
+"""Squared loss: all critical points are known, and only the lowest orbit is a minimum.
 
-Claim. Without a bias, or with a free one, the critical points of the squared error are the sets of
-at most d of the singular values of the targets that exceed N√(λ_W λ_H), one orbit each: a census
-finds all of them and no other, with the value, rank, Morse index and nullity told, for every d from
-1 to K+1. So only one orbit is a minimum, also below d = K−1, where cross-entropy with the same
-classes has spurious ones. With a decayed bias equal classes have a simplex ETF for λ_b ≤ κ/(1−κ),
-κ = K√(nλ_Wλ_H), and beyond it class means that open up to an orthogonal frame.
+Claim. Without a bias, or with a bias free of decay, each critical orbit of the squared error
+belongs to a set of at most d singular values of the targets that exceed N√(λ_W λ_H). For every d
+from 1 to K+1 a census finds all these orbits and no others, with the predicted value, rank, Morse
+index and nullity. So only one orbit is a minimum, even below d = K−1, where cross-entropy with the
+same classes has spurious minima. With a decayed bias equal classes form a simplex ETF for
+λ_b ≤ κ/(1−κ), κ = K√(nλ_Wλ_H); for larger λ_b the angles between class means fall towards 90°, an
+orthogonal frame.
 
 Source. Zhou et al. 2022 (arXiv 2203.01238) and Tirer and Bruna 2022 (arXiv 2202.08087) for the
-minimum, arXiv 2606.00344 for the passage; the list of critical points and the cosine on the passage
-are derived in `ufm.theory.squared`.
+minimum, arXiv 2606.00344 for the transition between the frames. The list of critical points and
+the cosine along the transition are derived in `ufm.theory.squared`.
 
 Reproduces. The minimisers of Zhou et al.: simplex ETF and orthogonal frame. Extends them to every
-critical point of unequal classes, at any d, and to the passage between the two frames.
+critical point of unequal classes, at any d, and to the transition between the two frames.
 
-Shown. (a) Morse indices found against those told, K = 4, each d; (b) orbits of local minima found
-over d, both losses, K = 6 unequal classes; (c) cosine of two class means over the decay of the
-bias, K = 4, n = 5, with the passage from −1/(K−1) to 0.
+Shown. (a) f and Morse index of every orbit found, with the predicted indices; K = 4, n = (8, 5, 3,
+1), λ_W = λ_H = 0.01, free bias. (b) Number of local minima found against d for both losses; K = 6,
+n = (7, 6, 5, 4, 3, 2), λ_W = λ_H = 1e-3, free bias. (c) Cosine of two class means against the decay
+of the bias, from −1/(K−1) to 0; K = d = 4, n = 5, κ = 0.25.
 
 Refuted by a critical point that the list lacks, by one of the list that the census does not find,
 by another index or nullity, by a second minimum of the squared error, or by another cosine.
@@ -24,6 +26,7 @@ by another index or nullity, by a second minimum of the squared error, or by ano
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,24 +240,31 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     canvas, axes = plots.figure("icml_text", 2.4, 1, 3)
     indices, minima, passage = axes.flat
     largest = max(len(counts) for counts in config.counts)
+    here = (column(results, "K") == largest) & (column(results, "free") == 1)
     for i, d in enumerate(range(1, largest + 2)):
-        mine = (column(results, "K") == largest) & (column(results, "d") == d)
-        told, found = column(results, "told_index")[mine], column(results, "index")[mine]
-        plots.points(indices, told, found, None, f"$d={d}$", i, markerfacecolor="none")
-    line = np.array([0, column(results, "told_index").max()])
-    plots.prediction(indices, line, line, linewidth=0.7)
+        mine = here & (column(results, "d") == d)
+        index, value = column(results, "index")[mine], column(results, "value")[mine]
+        plots.points(indices, index, value, None, f"$d={d}$", i)
+    cross: dict[str, Any] = {"color": "black", "marker": "x", "linestyle": "none", "zorder": 6}
+    told, value = column(results, "told_index")[here], column(results, "value")[here]
+    indices.plot(told, value, label="prediction", markersize=2.5, markeredgewidth=0.5, **cross)
     indices.xaxis.get_major_locator().set_params(integer=True)
-    indices.set(xlabel="Morse index told", ylabel=r"Morse index of $\nabla^2 f$ found")
-    indices.legend(loc="upper left", title=f"$K={largest}$", title_fontsize="x-small")
+    indices.set(xlabel=r"Morse index of $\nabla^2 f$", ylabel="$f$")
+    indices.set_ylim(top=1.25 * value.max())
+    look: dict[str, Any] = {"fontsize": "x-small", "title_fontsize": "x-small"}
+    indices.legend(title=f"$K={largest}$", ncols=2, loc="lower right", **look)
     K = len(config.narrow)
     widths = range(1, K)
     for i, name in enumerate(NAMES):
         counts = [len(minima_of(results, i, d)) for d in widths]
         plots.points(minima, widths, counts, None, name, i, markersize=5 - 2 * i)
     plots.level(minima, 1, "prediction")
-    minima.axvline(K - 1.5, color=plots.GREY, linewidth=0.7)
-    minima.set(xlabel=r"$d$", ylabel="orbits of local minima", ylim=(0, None))
-    minima.legend(title=f"$K={K}$", title_fontsize="x-small", loc=(0.3, 0.62), handlelength=1.2)
+    minima.axvspan(K - 1.5, K - 0.7, color=plots.GREY, alpha=0.2, linewidth=0)
+    minima.text(K - 1.1, 0.97, r"$d \geq K-1$", rotation=90, ha="center", va="top",
+                transform=minima.get_xaxis_transform())  # fmt: skip
+    minima.set(xlabel=r"$d$", ylabel="local minima found (orbits)", xlim=(0.7, K - 0.7))
+    minima.set_ylim(bottom=0)
+    minima.legend(title=f"$K={K}$", loc=(0.3, 0.6), handlelength=1.2, **look)
     _draw_passage(passage, config, results)
     plots.letters(axes.flat)
     return {"": canvas}

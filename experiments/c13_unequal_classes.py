@@ -1,11 +1,12 @@
-"""Unequal classes: where minority classes merge, the law within a group, and the limit of SELI.
+"""Unequal classes: when minority classes merge, the law within a group, and the limit SELI.
 
-Claim. Among classes of one count m the minimum has p_own − p_other = (1 − Nμ/√m)₊, so they merge
-iff √m ≤ Nμ, μ = √(λ_W λ_H); with decay 1/n_k of the features iff m ≤ Nμ: at a finite ratio of the
-counts the minority classes become one, and further on, where the bias is free, their rows of W
-vanish. Without a bias the logits tend in direction to Ẑ = I − 11ᵀ/K, SELI, as λ → 0, whatever the
-counts: margins are log(1/μ) − log c_jk + O(1/log(1/μ)), where μc_jk is the probability of a wrong
-class j for a sample of k that the optimality of SELI gives.
+Claim. Among classes of equal count m the minimum satisfies p_own − p_other = (1 − Nμ/√m)₊, where
+μ = √(λ_W λ_H). So these classes merge iff √m ≤ Nμ, or, if features decay by λ_H/n_k, iff m ≤ Nμ.
+The minority classes therefore coincide from a finite ratio of the counts on; if the bias is free,
+their rows of W vanish at a larger ratio. Without a bias the direction of the logits tends to
+Ẑ = I − 11ᵀ/K, SELI, as λ → 0, whatever the counts. The margins are log(1/μ) − log c_jk +
+O(1/log(1/μ)), where μc_jk is the probability of a wrong class j for a sample of class k that
+follows from the optimality of SELI.
 
 Source. Hong and Ling 2023 (arXiv 2309.09725) for plain decay; Fang et al. 2021 (arXiv 2101.12699)
 for the layer-peeled model, minority collapse; Thrampoulidis et al. 2022 (arXiv 2208.05512) for
@@ -15,10 +16,11 @@ Reproduces. The thresholds of 2309.09725 (5 + 5 classes of 500 and 100: .003333;
 the minority collapse of 2101.12699 (K = 10, E_H = 5, E_W = 1, ratios to 10⁴), both by descent from
 random starts, with certificates.
 
-Shown. K = 10, d = 10, 5 + 5 classes, both decays: (a) cosine of two minority rows of W over the
-ratio of counts n_A/n_B, as far as the rows do not vanish; (b) p_own − p_other of the minority over
-Nμ/√m. (c) Distance in direction of the logits of all samples from SELI over λ, K = 3, n = (8, 2,
-1), no bias, and of the margins of the claim.
+Shown. K = d = 10, five classes of n_A samples and five of n_B = m = 10; "plain" has the same decay
+for all features (μ = 1e-4), "layer-peeled" λ_H/n_k (μ = 1e-3, λ_W = 5λ_H). (a) Cosine of two
+minority rows of W against n_A/n_B, up to the ratio at which the rows vanish; (b) p_own − p_other in
+the minority. (c) Distance of the logits from SELI in direction, against λ; K = 3, n = (8, 2, 1), no
+bias; dashed, the margins of the claim, which hold for small λ.
 
 Refuted by a certified minimum with another cosine or length of rows, another p_own − p_other or
 another threshold, by other margins, or by counts at which SELI is not optimal.
@@ -279,10 +281,11 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     laws.set(xscale="log", xlabel=r"$N\mu/\sqrt{m}$, layer-peeled $N\mu/m$")
     laws.set(ylabel=r"$p_{\mathrm{own}} - p_{\mathrm{other}}$", xlim=(3e-3, 30))
     near = distances(config, results["logits"])
-    plots.points(seli, config.seli_lams, near, results["seli_gap"] <= config.gap_tol, "minimum", 2)
+    done = results["seli_gap"] <= config.gap_tol
+    plots.points(seli, config.seli_lams, near, done, "minimum of $f$", 2)
     fine = np.geomspace(min(config.seli_lams), SMALL, 40)
     nearby = np.array([told_logits(config, float(lam)) for lam in fine])
-    plots.prediction(seli, fine, distances(config, nearby), "margins of the claim")
+    plots.prediction(seli, fine, distances(config, nearby), "law for small $\\lambda$")
     seli.legend(fontsize="x-small", loc="upper left")
     seli.set(xscale="log", yscale="log", xlabel=r"$\lambda_W = \lambda_H$")
     seli.set_yticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])

@@ -1,28 +1,29 @@
 """Targets beyond one label: tag sets, mixtures of two classes, soft labels, regression.
 
-Claim. Where all sets of tags of one size, or all pairs of classes of one mixing ratio, have equally
-many samples, W is a simplex ETF whatever the sizes weigh, the mean of a set of tags is a multiple,
-one for each size, of the sum of its classes' means, and that of a mixture lies in the plane of its
-two classes: the multiples and f solve a convex problem in as many numbers. For soft labels
-|p − t| ≤ Nμ/√n for every target t of n samples: log-odds on its support tend to log(t_j/t_k), while
-the logits off the support fall behind by log(1/μ). In regression WWᵀ = √(λ_H/λ_W)
-[Σ^½ − √(λ_Wλ_H)]₊, Σ the covariance of the targets, with decay λ_H/N of the features.
+Claim. Let all sets of tags of one size, or all pairs of classes of one mixing ratio, have equally
+many samples. Then W is a simplex ETF, whatever the weights of the sizes. The mean feature of a set
+of tags is a multiple, one for each size, of the sum of its classes' means; that of a mixture is a
+combination of the means of its two classes. The coefficients and f solve a convex problem in as
+many variables. For soft labels ‖p − t‖ ≤ Nμ/√n for every target t with n samples, μ = √(λ_Wλ_H):
+log-odds on its support tend to log(t_j/t_k), logits off it are lower by about log(1/μ). In
+regression WWᵀ = √(λ_H/λ_W) [Σ^½ − √(λ_Wλ_H)]₊, Σ the covariance of the targets, with decay λ_H/N.
 
 Source. Li et al. (arXiv 2310.15903), tag sets; Fisher, Meng and Papyan 2024 (arXiv 2402.06171),
 mixup; arXiv 2408.15417, soft labels of next tokens; arXiv 2409.04180, regression. The convex
-problems follow from the symmetry of the classes; the bound on |p − t| from ‖G‖₂ = μ.
+problems follow from the symmetry of the classes, the bound on ‖p − t‖ from ‖G‖₂ = μ.
 
-Reproduces. Tag-wise averages of 2310.15903; mixed features that are no mixtures of class means, of
-2402.06171; finite and growing parts of 2408.15417; WWᵀ of 2409.04180. Extends the first two by the
-multiples themselves, in closed form up to a few numbers.
+Reproduces. Tag-wise averages of 2310.15903; features of mixtures, of 2402.06171; finite and growing
+parts of the logits of 2408.15417; WWᵀ of 2409.04180. Extends the first two by the coefficients.
 
-Shown. (a) K = 4, sets of 1, 2 and 3 tags: length of a set's mean over that of the sum of its
-classes' means, over √(λ_Wλ_H); (b) K = 4, mixup: the two multiples of a mixture over the share of
-its first class, grey those of a mixture of means; (c) soft labels: |p − t| over Nμ/√n, the line its
-bound, and (inset) least distance of a logit off the support; (d) regression: entries of WWᵀ.
+Shown. λ_W = 4λ_H. (a) K = 4, sets S of 1, 2 and 3 tags: ‖h_S‖, relative to the length of the sum
+of the means of its classes, against √(λ_Wλ_H). (b) Mixup, K = 4, √(λ_Wλ_H) = 1e-3: coefficients of
+the feature of a mixture against the share α of its first class; grey, α and 1 − α, those of a
+mixture of class means. (c) Soft labels t, K = 4: ‖p − t‖ against its bound Nμ/√n; inset, least
+distance by which a logit off the support is lower, dashed a slope of 1. (d) Regression, 3 targets,
+12 samples: the entries (i, j) of WWᵀ against √(λ_Wλ_H).
 
-Refuted by a certified minimum with other multiples, another value or another WWᵀ, by |p − t| above
-its bound, or by logits off the support that fall behind otherwise.
+Refuted by a certified minimum with other coefficients, value or WWᵀ, by ‖p − t‖ above its bound, or
+by logits off the support that do not fall as log(1/μ).
 """
 
 import itertools
@@ -351,29 +352,28 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
     tags.legend(fontsize="x-small")
     _draw_mixed(mixed, config, results)
     _draw_soft(soft, config, results)
-    for i, strength in enumerate(config.strengths):
-        told, found = told_gram(config, strength), results["regression_gram"][i]
-        pairs = np.triu_indices(len(told))
-        name = rf"$\sqrt{{\lambda_W\lambda_H}}={strength:g}$"
-        plots.points(gram, told[pairs], found[pairs], None, name, i, markerfacecolor="none")
-    ends = results["regression_gram"].min(), results["regression_gram"].max()
-    plots.prediction(gram, ends, ends, linewidth=0.7)
-    gram.set(xlabel=r"$WW^{\!\top}$ of theory, entries", ylabel=r"$WW^{\!\top}$ measured")
-    gram.legend(fontsize="x-small")
+    fine = np.linspace(0, max(config.strengths), 60)
+    law = np.array([told_gram(config, float(strength)) for strength in fine])
+    for n, (i, j) in enumerate(zip(*np.triu_indices(law.shape[1]), strict=True)):
+        found, name = results["regression_gram"][:, i, j], f"$({i + 1}, {j + 1})$"
+        plots.points(gram, config.strengths, found, None, name, n)
+        plots.prediction(gram, fine, law[:, i, j], linewidth=0.7)
+    gram.set(xlabel=r"$\sqrt{\lambda_W\lambda_H}$", ylabel=r"entries of $WW^{\!\top}$")
+    gram.legend(fontsize="x-small", ncols=2)
     plots.letters(axes.flat)
     return {"": canvas}
 
 
 def _draw_mixed(ax: Axes, config: Config, results: dict) -> None:
-    told = told_mixtures(config)[0]
+    told, shares = told_mixtures(config)[0], np.array(config.shares)
     done = np.repeat(results["mixed_gap"] <= config.gap_tol, len(config.shares))
     for i, name in enumerate(("first class", "second class")):
         plots.points(ax, config.shares, results["mixed_multiples"][:, i], done, name, i)
     plots.prediction(ax, config.shares, told[:, 0], "prediction")
     plots.prediction(ax, config.shares, told[:, 1])
-    for shares in (config.shares, 1 - np.array(config.shares)):
-        ax.plot(config.shares, shares, color=plots.GREY, linewidth=0.7, zorder=1)
-    ax.set(xlabel="share of the first class", ylabel="multiple of its mean")
+    ax.plot(shares, np.stack([shares, 1 - shares], 1), color=plots.GREY, linewidth=0.7,
+            zorder=1, label=("mixture of means", None))  # fmt: skip
+    ax.set(xlabel=r"share $\alpha$ of the first class", ylabel="coefficient of a class mean")
     ax.legend(fontsize="x-small")
 
 
@@ -392,7 +392,7 @@ def _draw_soft(ax: Axes, config: Config, results: dict) -> None:
     plots.points(inset, at, results["soft_behind"], done, None, 0, markersize=3)
     plots.prediction(inset, at, results["soft_behind"][-1] + at - at[-1], linewidth=0.7)
     inset.set_xlabel(r"$\log 1/\mu$", fontsize="x-small", labelpad=1)
-    inset.set_ylabel("off support", fontsize="x-small", labelpad=1)
+    inset.set_ylabel(r"$\min_j\,\Delta z_j$", fontsize="x-small", labelpad=1)
     inset.tick_params(labelsize="x-small")
 
 

@@ -1,21 +1,22 @@
 """Strict saddles of every convex loss: the theorems of c08 and the boundary of c10 beyond one loss.
 
-Claim. For every convex loss, any counts and targets, from d = K−1 on where the loss is constant in
-some fixed direction of the logits (label smoothing, logit-adjusted, tag sets), and from d = K on
-where it is not (squared, binary), a critical point is a global minimiser or a strict saddle whose
-least eigenvalue is λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), to rounding. Below that width
-minima that are not global appear, for the binary loss at d = K−1 already (none does for the squared
-error, at any d: c11).
+Claim. For every convex loss, any counts and any targets, a critical point is a global minimiser or
+a strict saddle whose least eigenvalue is λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), to rounding.
+This holds for d ≥ K−1 if the loss is constant in some fixed direction of the logits (label
+smoothing, logit-adjusted, tag sets), and for d ≥ K if it is not (squared, binary). At smaller d
+minima appear that are not global, for the binary loss already at d = K−1 (for the squared error
+there are none at any d, see c11).
 
-Source. Theorems of this project (`ufm.theory.landscape`), without a published source known to us.
+Source. Theorems of this project (`ufm.theory.landscape`); we know no published source.
 For single losses: Zhou et al. 2022 (arXiv 2210.02192, d > K), Zhou et al. 2022 (arXiv 2203.01238).
 
 Reproduces. The global landscapes of both papers for d > K, by censuses. Extends them to the least d
 at which they hold, to unequal classes, to tag sets and to the depth of every saddle.
 
-Shown. (a) Least eigenvalue of every saddle against λ₋, over √(λ_Wλ_H); (b) relative difference of
-the two over d, the tolerance in grey; (c) isolated minima above the lowest one over d, K = 6 equal
-classes, grey the widths from which the theorem excludes them (the binary loss: K).
+Shown. (a) Least eigenvalue of ∇²f at every saddle, in units of √(λ_Wλ_H) (0.003 or 0.015), against
+f, and (b) its relative difference from λ₋ against d; K = 4, n = (4, 3, 2, 1), λ_W = λ_b = 4λ_H.
+(c) Number of isolated minima above the lowest one against d; K = 6, n = 3, λ_W = λ_H = 1e-3. The
+theorem excludes them in the grey range; for the binary loss it does so only at d = K = 6.
 
 Refuted by a critical point at such a width that is neither certified as global nor has a negative
 eigenvalue, by another least eigenvalue, by an undecided one, or by a spurious minimum at such d.
@@ -53,6 +54,7 @@ LOSSES: dict[str, tuple[Any, np.ndarray | None]] = {
 KINDS = ("strict saddle", "global minimiser", "local minimiser", "undecided", "not critical")
 # Columns of `orbits`, a row an orbit at one width: index of the loss and of the decay, d, what it
 # is, rank, index, zero eigenvalues beyond the symmetry orbit, f, least eigenvalue, λ₋.
+NONE = 1e-17  # where an error of exactly 0 is drawn
 COLUMNS = ("loss", "decay", "d", "kind", "rank", "index", "excess", "value", "smallest", "told")
 BOUNDARY: dict[str, Any] = {"smoothing": CrossEntropy(0.1), "binary": BinaryCrossEntropy()}
 
@@ -205,17 +207,19 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         mine = saddle & (column(results, "loss") == i)
         mu = np.array(config.mus)[column(results, "decay")[mine].astype(int)]
         told, found = column(results, "told")[mine], column(results, "smallest")[mine]
-        plots.points(against, -told / mu, -found / mu, None, name, i, markerfacecolor="none")
-        wrong = np.maximum(np.abs(found / told - 1), 1e-17)
+        value = column(results, "value")[mine]
+        plots.points(against, value, -found / mu, None, name, i, markerfacecolor="none")
+        wrong = np.maximum(np.abs(found / told - 1), NONE)
         plots.points(error, column(results, "d")[mine] + 0.1 * (i - 2), wrong, None, None, i,
                      markersize=3)  # fmt: skip
-    against.set(xscale="log", yscale="log", xlabel=r"$-\lambda_-\,/\,\sqrt{\lambda_W\lambda_H}$")
-    ends = np.array(against.get_xlim())
-    plots.prediction(against, ends, ends, linewidth=0.7)
+    against.set(yscale="log", xlabel="$f$ at the saddle", ylim=(None, 2e3))
     against.set_ylabel(r"$-\lambda_{\min}\,/\,\sqrt{\lambda_W\lambda_H}$")
     against.legend(fontsize="x-small", loc="upper left")
     error.set(yscale="log", xlabel=r"$d$", ylabel=r"$|\lambda_{\min}/\lambda_- - 1|$")
     plots.tolerance(error, config.depth_tol, "tolerance")
+    powers = range(-15, -8, 2)
+    error.set_yticks([NONE, *(10.0**p for p in powers)], ["0", *(f"$10^{{{p}}}$" for p in powers)])
+    error.minorticks_off()
     error.legend(fontsize="x-small", loc="upper right", bbox_to_anchor=(1, 0.95))
     for i, name in enumerate(config.boundary):
         counts = [spurious(results, i, d) for d in config.widths]
@@ -224,6 +228,7 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         plots.points(minima, at, counts, None, name, index)
     minima.axvspan(config.K - 1.5, config.K + 0.5, color=plots.GREY, alpha=0.2, linewidth=0)
     minima.set(xlabel=r"$d$", ylabel="spurious minima found", xlim=(None, config.K + 0.5))
+    minima.text(config.K - 1.4, 0.75, r"$d \geq K-1$", transform=minima.get_xaxis_transform())
     minima.yaxis.get_major_locator().set_params(integer=True)
     minima.legend(fontsize="x-small", loc="upper right", handlelength=1, handletextpad=0.3)
     plots.letters(axes.flat)

@@ -1,26 +1,27 @@
-"""Behind a ReLU classes may stay switched off: spurious minima, and the starts that they catch.
+"""Behind a ReLU classes may stay switched off: spurious minima and their share of random starts.
 
-Claim. With H ≥ 0, cross-entropy and no bias every set of at most d classes that are on at the
-minimum is on, alone, at a local minimum, with f_S = Σ_S w_k[−log(1−q_k) + q_k t_k] + Σ_others w_k
-log K, equal classes or not; descent finds no other minima. Random starts end in them the less the
-larger d is and the more alike the counts are. Descent on free g, h = relu(g), is caught more often,
-mostly at points that are not stationary for H ≥ 0: what is off has no gradient there.
+Claim. Let H ≥ 0, cross-entropy, no bias. Call a class off if its features are zero. For every set
+S of at most d classes that are on at the global minimum there is a local minimum at which exactly
+the classes of S are on, with f_S = Σ_S w_k[−log(1−q_k) + q_k t_k] + Σ_others w_k log K, for equal
+and unequal classes. Descent finds no other minima. The larger d and the more equal the counts, the
+fewer random starts end there. Descent on free g with h = relu(g) gets stuck more often, mostly at
+points that are not stationary for H ≥ 0, because features that are off have no gradient.
 
-Source. Local minima: of this project (`ufm.theory.nonnegative`), without a published source known
-to us. The global minimum: Dang et al. 2024 (arXiv 2401.02058).
+Source. Local minima: of this project (`ufm.theory.nonnegative`); we know no published source. The
+global minimum: Dang et al. 2024 (arXiv 2401.02058).
 
-Reproduces. The value of the global minimum. Extends it to the minima beside it, their second-order
+Reproduces. The value of the global minimum. Extends it to the local minima, their second-order
 conditions, and the share of starts that end there.
 
-Shown. (a) Share of random starts that end above the global minimum over d, for counts of three
-ratios; (b) over the standard deviation of the start; (c) over λ, for H ≥ 0 and for relu(g), open
-where more than 2 % of the ends are not yet within 1e-3 nats of a value of theory; (d) values of the
-minima found, solved to rounding, over the number of classes that are off, and all of theory as
-crosses. K = 4, n = (9, 5, 3, 1), (5, 4, 3, 2) or 4 a class, no bias, 250 starts a point; where
-nothing else is said λ_W = λ_H = .004, d = 6, n = (9, 5, 3, 1) and starts of standard deviation .5.
+Shown. Share of random starts that end above the global minimum (a) against d, for three sets of
+counts n; (b) against the standard deviation of the start and (c) against λ, for H ≥ 0 and for
+relu(g). Hollow: more than 2 % of the ends are not within 1e-3 nats of a predicted value. (d) Values
+of the minima found, solved to rounding, against the number of classes that are off; crosses, all
+predicted values. K = 4, no bias, 250 starts per point; unless stated otherwise λ_W = λ_H = 0.004,
+d = 6, n = (9, 5, 3, 1), standard deviation 0.5.
 
 Refuted by a local minimum of another value, by one that fails the second-order conditions, or by
-starts that are caught at the largest d.
+starts that end above the global minimum at the largest d.
 """
 
 import dataclasses
@@ -199,9 +200,11 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         for relu, label in ((0, r"$H \geq 0$"), (1, r"$h = \mathrm{relu}(g)$")):
             at = (rows[0] == panel) & (rows[5] == relu)
             plots.points(ax, rows[column][at], share[at], ended[at], label, 3 + relu)
-    over_d.set(xscale="log", xlabel=r"$d$", ylabel="share of starts caught")
+    over_d.set(xscale="log", xlabel=r"$d$", ylabel="share of starts above $f^*$")
     over_scale.set(xscale="log", xlabel="standard deviation of the start")
-    over_lam.set(xscale="log", xlabel=r"$\lambda$", ylabel="share of starts caught")
+    over_scale.set(ylabel="share of starts above $f^*$")
+    over_lam.set(xscale="log", xlabel=r"$\lambda_W = \lambda_H$")
+    over_lam.set(ylabel="share of starts above $f^*$")
     for ax, ticks in (
         (over_d, config.widths),
         (over_scale, config.scales),
@@ -211,14 +214,14 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
         ax.minorticks_off()
     for ax in (over_d, over_scale, over_lam):
         ax.set_ylim(-0.03, 1.03)
-        ax.legend(fontsize="x-small")
+        ax.legend(fontsize="x-small", title="$n_1 : n_2 : n_3 : n_4$" if ax is over_d else None)
     at = results["of"] == 0
     plots.points(values, judged[1][at], judged[2][at], None, "found", 0, markerfacecolor="none")
     told = theory.switched_off(problem_of(COUNTS["9:5:3:1"], 4, config.lam))
     off = [len(row.off) for row in told]
-    values.plot(off, [row.value for row in told], "x", color=plots.GREY, markersize=3,
-                label="theory", zorder=1)  # fmt: skip
-    values.set(xlabel="classes off", ylabel=r"$f$ (nats)", xticks=range(4))
+    values.plot(off, [row.value for row in told], "x", color="black", markersize=3,
+                label="prediction", zorder=1)  # fmt: skip
+    values.set(xlabel="classes off", ylabel="$f$, nats", xticks=range(4))
     values.legend(fontsize="x-small")
     plots.letters(axes.flat)
     return {"": canvas}

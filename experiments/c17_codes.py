@@ -1,30 +1,32 @@
 """Minima below d = K−1 and codes: which spurious minimum is which configuration.
 
-Claim. Most minima below d = K−1 of the model with decay, spurious ones among them, are
-configurations that have a name, and the code of the largest margin, the limit for vanishing decay,
-is not always the lowest. At λ_W = λ_H = 1e-3 and n = 3: in the plane the K-gon is the lowest up to
-K = 9, and from 10 on a minimum with classes inside the ring of the others lies below it, though the
-K-gon is still a minimum; at K = 2d it is the orthoplex (K = 6, d = 3: the octahedron, exactly min_r
-log(1 + 4e^{−r} + e^{−2r}) + 6√n μr); in space near best packings (K = 8, 9, 11, 12), and 2⊕3 and
-2⊕5, two poles and a polygon, at K = 5 and 7. The two known minima of c10 at K = 6, d = 2 are the
-hexagon, and five classes round a sixth.
+Claim. For d < K−1 most minima of the model with decay, spurious ones included, are configurations
+that have a name. The code of the largest margin, the limit for vanishing decay, is not always the
+lowest minimum. At λ_W = λ_H = 1e-3 and n = 3 the lowest minima found are: in the plane the K-gon
+up to K = 9, and from K = 10 on a minimum with classes inside the ring of the others, although the
+K-gon is still a minimum; at K = 2d the orthoplex (for K = 6, d = 3 the octahedron, of exact value
+min_r log(1 + 4e^{−r} + e^{−2r}) + 6√n μr); in space configurations close to best packings (K = 8,
+9, 11, 12), and two poles with a polygon, 2⊕3 and 2⊕5, at K = 5 and 7. The two minima of c10 at
+K = 6, d = 2 are the hexagon, and five classes around a sixth.
 
 Source. Jiang et al. 2023, arXiv 2310.05351, for softmax codes as the limit without decay; also
 arXiv 2603.20587. The value of a scaled code is `ufm.theory.code_minimum`. Which minima with decay
-are which codes is this project's observation, with no published source known to us.
+are which codes is an observation of this project; we know no published source.
 
 Reproduces. The codes of arXiv 2310.05351 as minima of the model with decay. Extends them by the
 names of the spurious minima below and beside them.
 
-Shown. For every K and d the name of the lowest minimum, how many minima there are above it, and how
-many of these have a name; shaded where it is not the code of ufm.theory.codes. Second figure:
-minima in the plane, arrows for classifier rows, rings for class means. Third: in space, the ends of
-the classifier rows and the edges of their hull. n = 3, λ_W = λ_H = 1e-3, λ_b = 1e-2.
+Shown. n = 3, λ_W = λ_H = 1e-3, λ_b = 1e-2. For every K and d the name of the lowest minimum, the
+number of minima above it, and how many of these have a name; shaded where the lowest is not the
+code of the largest margin. Second figure: the lowest minimum (above) and the worst (below) in the
+plane, d = 2. Third figure, d = 3: the ends of the classifier rows and the edges of their convex
+hull, dotted at the back; the lowest minimum of each K, and last the spurious one at K = 11.
 
-Refuted by an orthoplex, or up to K = 9 a K-gon, that is not the lowest minimum found, by a K-gon
-that is from K = 10 on, by an octahedron of another value, or where half of the lowest or of the
-spurious minima have no name. Two minima are one if f agrees to 1e-9 of itself; one has the name of
-a configuration if descent from there ends in it and the Gram matrices of W correlate by 0.95.
+Refuted if an orthoplex, or a K-gon with K ≤ 9, is not the lowest minimum found, if a K-gon with
+K ≥ 10 is, if the octahedron has another value, or if half of the lowest or of the spurious minima
+have no name. Two minima count as one if their values agree to 1e-9, relatively. A minimum has the
+name of a configuration if descent from that configuration ends in it and the Gram matrices of W
+correlate by at least 0.95.
 """
 
 import sys
@@ -40,6 +42,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments import runner
+from experiments.c10_boundary import plane_legend
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_above, judge_below
 from ufm import Params, Problem, objective, plots, theory
@@ -293,7 +296,7 @@ def _draw_table(config: Config, results: dict) -> Figure:
         found = minima(results, K, d)
         named = sum(name_of(results, i) != NAMELESS for i in found[1:])
         above = f"{len(found) - 1} above, {named} named" if len(found) > 1 else "none above"
-        text = f"{name_of(results, found[0])}\n{above}"
+        text = f"{_spoken(name_of(results, found[0]))}\n{above}"
         at = widths.index(d), classes.index(K)
         ax.text(*at, text, ha="center", va="center", fontsize=6)
         if (
@@ -302,23 +305,34 @@ def _draw_table(config: Config, results: dict) -> Figure:
             corner = (at[0] - 0.5, at[1] - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, color=plots.GREY, alpha=0.2, linewidth=0))
     ax.set(xlim=(-0.5, len(widths) - 0.5), ylim=(-0.5, len(classes) - 0.5), xlabel="$d$")
-    ax.set(ylabel="$K$", title=rf"lowest minimum, $\lambda_W=\lambda_H={config.lam:g}$")
+    ax.set(ylabel="$K$")
     ax.set_xticks(range(len(widths)), widths)
     ax.set_yticks(range(len(classes)), classes)
     return canvas
 
 
 def _draw_pairs(results: dict, shown: list[int], d: int, one) -> Figure:
-    canvas, axes = plots.figure("icml_text", 3.2, 2, len(shown))
-    for column, K in zip(axes.T, shown, strict=True):
-        found = minima(results, K, d)
-        for ax, chosen in ((column[0], found[:1]), (column[1], found[1:][-1:])):
-            ax.set_axis_off()
-            for i in chosen:
-                one(ax, *results["rows"][i][:, :K, :d])
-                title = f"$K={K}$, {name_of(results, i)}\n$f={results['value'][i]:.5f}$"
-                ax.set_title(title, pad=3, fontsize=6)
+    lowest = [(K, minima(results, K, d)[:1]) for K in shown]
+    worst = [(K, minima(results, K, d)[1:][-1:]) for K in shown]
+    panels = [(K, i) for K, chosen in lowest + worst for i in chosen]
+    columns = max(len(shown), 1) if len(panels) == 2 * len(shown) else -(-len(panels) // 2)
+    canvas, axes = plots.figure("icml_text", 3.0, 2, columns)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (K, i) in zip(axes.flat, panels, strict=False):
+        one(ax, *results["rows"][i][:, :K, :d])
+        name = _spoken(name_of(results, i))
+        ax.set_title(f"$K={K}$: $f={results['value'][i]:.5f}$\n{name}", pad=3, fontsize=6)
+    if d == 2:
+        plane_legend(canvas)
     return canvas
+
+
+def _spoken(name: str) -> str:
+    """A configuration's name as the figures have it."""
+    for mine, public in ((NAMELESS, "no name"), (" round ", " around "), (" turned", ", rotated")):
+        name = name.replace(mine, public)
+    return name
 
 
 def _flat(ax, W: np.ndarray, H: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What stands under a figure: the claim, its source, the verdicts, and how it was made.
+"""The text below a figure: the claim, its source, the verdicts, and how it was made.
 
 Every run of a script writes <figure>.json beside its figures; the contact sheet figures/README.md
 and the tables of verdicts in the README are made of these files alone. Verdicts are stored with all
@@ -25,14 +25,14 @@ KEYS = ("Claim", "Source", "Reproduces", "Shown", "Refuted by")
 PIXELS = 105  # of the sheet, for an inch of a figure
 HEAD = """# Figures
 
-Each figure is a claim held against its measurement. `make figures` redraws them all from the
-committed results in under a minute; `make experiments` computes the full forms again, {total} in
-all on two CPU cores, and goes on where it was cut short. This page is written by both.
+Each figure tests a claim against measurements. `make figures` redraws all of them from the
+committed results. `make experiments` computes the full forms again, {total} in all on two CPU
+cores; if it is interrupted, run it again and it resumes. Both commands rewrite this page.
 
-Every PDF and PNG carries in its metadata the claim, the hash of the configuration and the commit
-that computed the results; the same stand in the `.json` beside it, with all verdicts and the
-numbers they were judged by: `= x ± t` asks for |measured − x| ≤ t. `*_quick` are the small forms of
-`--quick`.
+The metadata of every PDF and PNG contain the claim, the hash of the configuration and the commit
+that computed the results. The `.json` file of the same name repeats them and adds all verdicts with
+the numbers on which they rest: `= x ± t` requires |measured − x| ≤ t. Names that end in `_quick`
+are the small forms of `--quick`.
 
 """
 

@@ -143,6 +143,7 @@ def build(home: Path) -> subprocess.CompletedProcess:
 def home(tmp_path) -> Path:
     """A copy of what the site is built from."""
     pytest.importorskip("mkdocs", reason="install the [docs] extra")
+    pytest.importorskip("ziamath", reason="install the [docs] extra")
     for name in ("mkdocs.yml", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("docs", "ufm"):

@@ -1,7 +1,7 @@
 """Style of the figures, and Axes-level functions that draw what they are given.
 
-Nothing is computed here, and nothing here knows the model: arrays go in, artists come out.
-Predictions are dashed and black, measurements coloured; series differ by colour (Okabe and Ito's
+The functions take arrays and return artists; they compute nothing and know nothing of the model.
+Predictions are dashed and black, measurements coloured. Series differ by colour (Okabe and Ito's
 palette, safe for colour-blind readers) and by line style or marker.
 """
 

@@ -1,11 +1,12 @@
-"""Unequal classes on real images: minority rows of the classifier close up, as the model predicts.
+"""Unequal classes on real images: minority rows of the classifier approach, as the model predicts.
 
-Claim. A network trained on classes of which half are cut to a share of the images ends with
-minority rows of the classifier the closer to each other the larger the ratio, and majority rows the
-farther apart, up to a ratio of 10 at the cosines of the unconstrained feature model's minimum for
-these counts; λ_H := λ_W‖W‖²/‖H‖² is not fitted. At a ratio of 100 majority rows still follow the
-model; minority rows, of two images each in the quick form, close up further than it tells. A
-classifier fixed to a simplex ETF keeps all rows apart and serves the minority no worse.
+Claim. A network is trained on ten classes, five of which keep only a share of their images. The
+larger the ratio of the counts, the smaller are the angles between minority rows of the classifier
+and the larger those between majority rows. Up to a ratio of 10 the cosines agree with the minimum
+of the unconstrained feature model for these counts; λ_H := λ_W‖W‖²/‖H‖² is not fitted. At a ratio
+of 100 majority rows still follow the model; minority rows, of classes with two images each in the
+quick form, approach further than the model predicts. A classifier fixed to a simplex ETF keeps all
+rows apart and has no larger error on the minority.
 
 Source. Fang et al. 2021 (arXiv 2101.12699), minority collapse, and Hong and Ling 2023 (arXiv
 2309.09725), whose minimum for any counts is that of `ufm.theory.groups`; Yang et al. 2022 (arXiv
@@ -14,13 +15,13 @@ Source. Fang et al. 2021 (arXiv 2101.12699), minority collapse, and Hong and Lin
 Reproduces. The figure of Fang et al. of minority cosines over the ratio of the counts, on
 FashionMNIST; plain decay.
 
-Shown. Over the ratio of the counts, learned and fixed classifier: (a) mean cosine of two minority
-rows of W, and of two majority rows; (b) the same of class means about their centre, without a
-claim; crosses: of the model, learned classifier; (c) test error on the images of minority and of
-majority classes.
+Shown. K = 10, 200 images per majority class (quick form), weight decay 5e-3. Against the ratio of
+the counts, for a learned and a fixed classifier: (a) mean cosine of two rows of W, both of minority
+or both of majority classes; (b) the same for centred class means, without a claim; (c) test error
+on images of minority and of majority classes. Crosses: the model with a learned classifier.
 
-Refuted by cosines off the model's by more than the tolerance, or by minority rows that do not close
-up as the ratio grows.
+Refuted by cosines that differ from the model's by more than the tolerance, or by cosines of
+minority rows that do not grow with the ratio.
 
 An MLP by L-BFGS in full batches, which comes nearest to a critical point.
 """

@@ -19,12 +19,12 @@ from ufm.runs import values
 
 @dataclass(frozen=True)
 class Census(Compiling):
-    """Find critical points, tell their orbits apart, and say what each of them is.
+    """Search for critical points, up to symmetry, and classify each of them.
 
-    Thousands of starts from many sources are polished by Newton's method; each orbit gets its
-    exact Morse index and nullity, a certified gap and a verdict. With --out the census is kept as
-    an atlas that grows: the same command again draws other starts and adds what they find.
-    A census finds what its starts lead to; it does not prove that there is no more.
+    Newton's method polishes thousands of starts from many sources. Each orbit gets its exact Morse
+    index and nullity, a certified gap and a verdict. With --out the census is kept on disk as an
+    atlas: the same command again draws other starts and adds what they find. A census finds the
+    critical points to which its starts lead; it does not prove that there are no others.
 
     Example: ufm census --K 4 --d 6 --out runs/atlas
     """

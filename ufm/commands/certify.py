@@ -12,10 +12,10 @@ from ufm.commands.shared import Compiling, show, stored_point
 
 @dataclass(frozen=True)
 class Certify(Compiling):
-    """Bound how far the value at a point lies above the global minimum.
+    """Compute an upper bound on the distance of f at a point from the global minimum.
 
-    The bound is by duality and in float64: it holds up to rounding, of which `resolution` is an
-    estimate. The point is the end of a run or a file, as for ufm probe.
+    The bound comes from duality, in float64: it holds up to rounding, which `resolution` estimates.
+    The point is the end of a run or a file, as for ufm probe.
 
     Example: ufm certify runs/first
     """

@@ -35,9 +35,9 @@ STOPPED = descent.Status.step_limit.name
 class Descend(Compiling):
     """Minimise the model from a random start, recording loss, gap and NC1-NC4.
 
-    With --out the run is kept on disk; killed or interrupted, the same command goes on where it
-    stopped and ends with the same bits. With more --steps it goes on from the limit of fewer. Exit
-    status: 0 done, 1 diverged, 2 refused, 130 interrupted.
+    With --out the run is kept on disk. If it is killed or interrupted, give the same command again:
+    it resumes and ends with the same bits. More --steps extend a finished run. Exit status: 0 done,
+    1 diverged, 2 refused, 130 interrupted.
 
     Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
     """

@@ -57,11 +57,12 @@ class Measure:
     others need --classes. From PyTorch: np.savez("features.npz", W=fc.weight.detach().numpy(),
     b=fc.bias.detach().numpy(), features=features.numpy(), labels=labels.numpy()).
 
-    Several files are shards of one set of features: of each it needs features and labels, of the
-    first W and b too. Two of them are in memory at a time.
+    Several files are shards of one set of features: each must hold features and labels, and the
+    first W and b, too. At most two of them are in memory at a time.
 
-    With --lam-W it says what the unconstrained feature model with that weight decay predicts: the
-    gap to its global minimum, the norm of W and the margin there. All features are in memory then.
+    With --lam-W the command also prints what the unconstrained feature model with that weight decay
+    predicts: the gap to its global minimum, the norm of W and the margin there. Then all features
+    must fit in memory.
 
     Example: ufm measure features.npz --ignore -100
     """

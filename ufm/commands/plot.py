@@ -16,11 +16,11 @@ MARK = "drawn by ufm plot"  # in the metadata of a figure, by which it is known
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw a column of a sweep against another: a curve a cell, or a point a cell at its end.
+    """Draw one column of a sweep against another: a curve per cell, or a point per cell at its end.
 
-    Two columns of the history, such as step and gap, are drawn as curves, if the sweep has been run
-    with --history; two others, such as lam_W and value, as points, hollow unless the cell reached
-    its tolerance. Cells that agree in --panel, --colour and --style, such as seeds, look alike.
+    Two columns of the history, such as step and gap, are drawn as curves; the sweep must have been
+    run with --history. Two other columns, such as lam_W and value, are drawn as points, hollow if
+    the cell missed its tolerance. Cells that agree in --panel, --colour and --style look the same.
 
     Example: ufm plot runs/sweep -x step -y gap --panel d --colour lam_W
     """

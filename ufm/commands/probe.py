@@ -52,7 +52,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Probe(Compiling):
-    """Say what a point is: verdict, gap, index, nullity, extreme eigenpairs of the Hessian.
+    """Classify a point: verdict, gap, index, nullity, extreme eigenpairs of the Hessian.
 
     The smallest eigenvalue off the symmetry orbit is shown up to 2,000 variables of class means.
 
@@ -61,10 +61,11 @@ class Probe(Compiling):
     or need --classes; without labels, n (samples per class: one number, or K) and samples grouped
     by class. From Python, for any features: problem, params = ufm.Problem.from_features(W, H, b,
     labels, lam_W); np.savez("point.npz", **params._asdict(), n=problem.n, lam_W=problem.lam_W,
-    lam_H=problem.lam_H, lam_b=problem.lam_b, bias=problem.bias). All is computed in float64. A run
-    that stopped at a tolerance is near a critical point, not at one: --polish goes there first.
+    lam_H=problem.lam_H, lam_b=problem.lam_b, bias=problem.bias). Everything is computed in float64.
+    A run that stopped at a tolerance is near a critical point, not at one: --polish moves the point
+    there first.
 
-    Where features are not negative, counts are of class means, off the zeros of the features.
+    For features >= 0 the eigenvalues are those of class means, over the features that are not 0.
 
     Example: ufm probe runs/first --polish --density
     """

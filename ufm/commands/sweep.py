@@ -24,14 +24,15 @@ CONNECT = 10  # seconds in which a scheduler answers, or is none
 
 @dataclass(frozen=True)
 class Sweep(Compiling):
-    """Descend on every combination of a grid, cells of one shape side by side, on every core.
+    """Run descent for every combination of settings of a grid, in compiled batches on every core.
 
     The grid is a TOML file: K, d, n, lam (or lam_W, lam_H, lam_b), bias, optimizer, learning_rate,
-    momentum, batch_size and seed take one value or a list, options further hyperparameters by
-    name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) hold
-    for all; a table [[grid]] adds a grid of its own. With --out the table is kept, batch by batch:
-    killed or interrupted, the same command goes on with the cells that are missing; so does a grid
-    with more cells, or more steps, than the one there. A diverged cell is a row with its status.
+    momentum, batch_size and seed take one value or a list; options holds further hyperparameters by
+    name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) apply
+    to all cells. A table [[grid]] defines a further grid that inherits the keys above it. With
+    --out the table is kept, batch by batch: if the command is killed or interrupted, give it again,
+    and it computes only the missing cells. A grid with more cells or more steps extends the table.
+    A cell that diverges stays in the table, with status `diverged`.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """

@@ -26,10 +26,11 @@ from ufm.sweeps import run as sweeps
 class Table:
     """Print the table of a sweep, finished or not, as text, LaTeX or JSON, or write it as CSV.
 
-    With --group-by the rows that agree in some columns, whatever their seeds, are one row of means,
-    or of medians. Above the table stands what all of its rows share.
+    With --group-by the rows that agree in these columns become one row of means or medians over the
+    other settings, such as seeds. A line above the table lists the settings that all rows share.
 
-    Python reads it at once: pandas.DataFrame(dict(numpy.load("RUN/arrays.npz"))), likewise polars.
+    Python reads the stored table: pandas.DataFrame(dict(numpy.load("RUN/arrays.npz"))), likewise
+    polars.
 
     Example: ufm table runs/sweep --group-by d lam_W --median --latex
     """

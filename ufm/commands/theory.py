@@ -23,11 +23,11 @@ MINIMA = ("simplex", "groups", "squared minimum", "orthogonal means")
 
 @dataclass(frozen=True)
 class Theory:
-    """Print what is known of a problem: claims on its landscape, its minimum in closed form.
+    """Print what theory says about a problem: claims on its landscape, its minimum in closed form.
 
     The closed form of cross-entropy (Zhu et al. 2021, theorem 3.1) needs balanced classes, d >= K-1
-    and positive decays; other losses have their own. Where an assumption of a claim fails, it is
-    named.
+    and positive decays; other losses have forms of their own. Where a claim does not apply, the
+    output names the assumption that fails.
 
     Example: ufm theory --K 10 --d 512 --n 5000 --lam-W 5e-4 --lam-H 1e-7
     """

@@ -33,13 +33,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Verify(Compiling):
-    """Hold the theory against every problem of a grid; exit 1 if one of them violates it.
+    """Check the theory on every problem of a grid; exit with status 1 on a violation.
 
     For each cell: the closed-form minimiser and its certificate, its spectrum by two routes, a
     census of the critical points, each with a verdict, and escapes from saddles by gradient
-    descent. A cell is quick for K <= 5 (seconds once compiled) and grows fast with K. With --out
-    cells are kept one by one: killed or interrupted, the same command goes on with those that are
-    missing.
+    descent. A cell takes seconds for K <= 5, once compiled, and much longer for larger K. With
+    --out every finished cell is kept: if the command is killed or interrupted, give it again, and
+    it computes only the missing cells.
 
     Example: ufm verify --K 3 4 --d 4 6 --n 5 --lam 1e-3 1e-2 --out verified
     """

@@ -49,7 +49,7 @@ def check_loss(
     exact: Callable[[np.ndarray, Any], float] | None = None,
     seed: int = 0,
 ) -> LossErrors:
-    """Hold a loss against its laws: derivatives, conjugate, bounds, and no overflow at ±1e4.
+    """Test a loss against its laws: derivatives, conjugate, bounds, and no overflow at ±1e4.
 
     In float64, at 64 columns of logits of standard deviation 0.1 to 30 and at columns of ±1e4.
 

@@ -1,9 +1,9 @@
 """One large problem over many devices: the samples split, everything else as it was.
 
-H is split over its columns, one block a device, and with it the logits, gradients and momenta; W
-and b are copies on every device, or for very many classes split over their rows. Everything in
-`ufm` then runs as it does on one device: XLA adds the sums over devices that G Hᵀ, G 1, losses
-and Gram matrices need, and a step exchanges O(Kd) numbers.
+The columns of H are split over the devices, and with them the logits, gradients and momenta. W and
+b are replicated, or for very many classes split over their rows. All other code is the same as on
+one device: XLA inserts the sums over devices for G Hᵀ, G 1, losses and Gram matrices, and the
+devices exchange O(Kd) numbers in a step.
 
     mesh = ufm.mesh.over_samples()
     params = ufm.mesh.init_params(jax.random.key(0), problem, mesh)

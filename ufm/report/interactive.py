@@ -1,7 +1,7 @@
-"""Figures to hover over and to turn, for pages: arrays go in, plotly figures come out.
+"""Interactive figures for pages: functions that take arrays and return plotly figures.
 
-The counterpart of `ufm.plots` for a screen; like it, it computes nothing. It needs plotly, which
-the extra [report] brings.
+The counterpart of `ufm.plots` for a screen; like it, this module computes nothing. It needs plotly,
+which the extra [report] installs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -218,9 +218,12 @@ def _lines(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 def _lay_out(figure: go.Figure, title: str, x: str, y: str) -> None:
     figure.update_layout(
-        template="none", title={"text": title, "font": {"size": 17}}, font=FONT, height=480,
-        margin={"l": 75, "r": 20, "t": 70, "b": 60}, showlegend=True,
+        template="none", font=FONT, height=480, showlegend=True,
+        title={"text": title, "font": {"size": 17}, "x": 0, "xanchor": "left", "xref": "container"},
+        margin={"l": 62, "r": 12, "t": 60, "b": 60},
+        # Below, so that the plot keeps the width of a narrow screen.
+        legend={"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"},
         hoverlabel={"font": FONT | {"size": 13}, "bgcolor": "white"},
     )  # fmt: skip
-    figure.update_xaxes(title=x, **GRID)
+    figure.update_xaxes(title={"text": x, "standoff": 8}, automargin=True, tickangle=0, **GRID)
     figure.update_yaxes(title=y, **GRID)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import markupsafe
 import plotly.io
 import plotly.offline
 
@@ -19,6 +20,10 @@ from ufm.runs.claims import Verdict
 
 PICTURES = {".png": "image/png", ".gif": "image/gif", ".svg": "image/svg+xml"}
 MARK = b'<meta name="generator" content="ufm report">'  # by which a page is known as one
+# The buttons above a plot that are left out: they would cover its title on a narrow screen.
+BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "zoom3d", "pan3d",
+           "orbitRotation", "tableRotation", "resetCameraLastSave3d"]  # fmt: skip
+SYMBOL = re.compile(r"([α-ωΑ-Ω]|(?<!\w)[A-Za-z])_([A-Za-z]{1,3}|\d+)\b")
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|nan|-?inf")
 
 
@@ -34,6 +39,7 @@ class Section(NamedTuple):
 
     title, text: in words.  facts: name and value of what was run, and where.
     verdicts: of its claims.  tables: as above.  plots: plotly figures.  pictures: files of figures.
+    caption: of the pictures.
     """
 
     title: str
@@ -43,6 +49,7 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     plots: Sequence[Any] = ()
     pictures: Sequence[Path] = ()
+    caption: str = ""
 
 
 def page(sections: Sequence[Section], title: str) -> str:
@@ -52,7 +59,7 @@ def page(sections: Sequence[Section], title: str) -> str:
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"picture": _picture, "number": number, "isnumber": NUMBER.fullmatch}
-    environment.filters["compared"] = claims.shown
+    environment.filters |= {"compared": claims.shown, "prose": prose}
     count = 0
     drawn: list[list[str]] = []
     for section in sections:
@@ -61,7 +68,8 @@ def page(sections: Sequence[Section], title: str) -> str:
             drawn[-1].append(
                 plotly.io.to_html(
                     figure, full_html=False, include_plotlyjs=False, div_id=f"plot{count}",
-                    config={"displaylogo": False, "responsive": True}, auto_play=False,
+                    config={"displaylogo": False, "responsive": True,
+                            "modeBarButtonsToRemove": BUTTONS}, auto_play=False,
                 )
             )  # fmt: skip
             count += 1
@@ -79,6 +87,12 @@ def _outcomes(sections: Iterable[Section]) -> dict[str, int]:
 def _picture(path: Path) -> str:
     """The bytes of a figure, as a page holds them."""
     return f"data:{PICTURES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def prose(text: str) -> markupsafe.Markup:
+    """Words of a docstring as HTML: λ_W with a subscript, names in backticks as code."""
+    safe = SYMBOL.sub(r"\1<sub>\2</sub>", str(markupsafe.escape(text)))
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", safe))
 
 
 def number(x: Any) -> str:

@@ -30,7 +30,7 @@ from ufm.theory.geometry import simplex_etf
 
 MOST_FEATURES, MOST_ROWS = 3000, 200  # drawn; of a table
 CURVES = {"gap": "certified gap", "grad_norm": "‖∇f‖", "nc1": "NC1", "nc2": "NC2", "nc3": "NC3"}
-WORDS = ("claim", "source", "reproduces", "shown")  # of an experiment, in this order
+WORDS = ("claim", "source", "reproduces")  # of an experiment, in this order
 LADDER = ("value", "morse_index", "rank", "nullity", "smallest")  # columns of a table of orbits
 HOVER = ("K", *LADDER, "orbit_dimension", "groups", "hits", "gap", "kind")
 
@@ -107,11 +107,11 @@ def _descend(path: Path) -> Section:
     plots, tables, note = [], [], ""
     if curves:
         steps = stored.array(arrays, "history/step", where)
-        plots.append(interactive.history(steps, curves, "The way down"))
+        plots.append(interactive.history(steps, curves, "History of the run"))
     if manifest["status"] == "complete":
         W, H, _ = stored.point(manifest, arrays, where)
         scene, note = _scene(W, H, problem.labels)
-        plots.append(interactive.collapse([scene], title="Where it ends"))
+        plots.append(interactive.collapse([scene], title="Features and classifier at the end"))
         tables = _aligned(problem, W, H)
     else:
         note = "The run is not finished."
@@ -235,7 +235,7 @@ def _census(path: Path) -> Section:
     facts |= {"refused starts": sum(found.refused.values()), "sessions": len(sessions)}
     listed = [[number(columns[name][i]) for name in columns] for i in range(len(rows))]
     table = Table(list(columns), listed)
-    plot = interactive.ladder(columns, "The ladder of critical points")
+    plot = interactive.ladder(columns, "Critical points")
     text = "A census finds what its starts lead to; it does not prove that there is no more."
     facts |= _facts(sessions[-1])
     return Section(f"Census: {path.name}", text, facts, tables=[table], plots=[plot])
@@ -312,16 +312,21 @@ def _experiment(path: Path) -> Section:
     home = next((x for x in homes if (x / "manifest.json").is_file()), None)
     manifest, arrays = ({}, {}) if home is None else record.load_latest(home)
     verdicts = stored.verdicts(told, f"{path}")
-    words = {name: f"{told[name]}" for name in WORDS if name in told}
+    words = [f"{name.capitalize()}. {_unwrapped(told[name])}" for name in WORDS if name in told]
     own = re.compile(rf"{re.escape(stem)}(_(?!quick)\w+)?")
     pictures = [
         x for x in sorted(path.parent.iterdir())
         if x.suffix in PICTURES and own.fullmatch(x.stem)
     ]  # fmt: skip
     title = f"{stem.split('_')[0]}: {told.get('title', stem)}"
-    text = "\n\n".join(words.values())
-    plots = _plots(arrays)
-    return Section(title, text, _facts(manifest), verdicts, plots=plots, pictures=pictures)
+    text, plots = "\n\n".join(words), _plots(arrays)
+    shown = _unwrapped(told.get("shown", ""))
+    return Section(title, text, _facts(manifest), verdicts, (), plots, pictures, shown)
+
+
+def _unwrapped(text: Any) -> str:
+    """The paragraphs of a docstring without the line breaks of the source file."""
+    return "\n\n".join(" ".join(part.split()) for part in f"{text}".split("\n\n"))
 
 
 def _moves(W: np.ndarray, H: np.ndarray, steps: np.ndarray | None) -> bool:
@@ -345,7 +350,7 @@ def _plots(arrays: Mapping[str, np.ndarray]) -> list:
         columns = {name: arrays[name].tolist() for name in HOVER if name in arrays}
         if "groups" in columns:
             columns["groups"] = [tuple(g for g in row if g) for row in columns["groups"]]
-        plots.append(interactive.ladder(columns, "The ladder of critical points"))
+        plots.append(interactive.ladder(columns, "Critical points"))
     for name, W in arrays.items():
         H = arrays.get(name.replace("W", "H", 1))
         if H is not None and name.startswith("W") and _moves(W, H, arrays.get("step")):

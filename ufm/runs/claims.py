@@ -1,4 +1,4 @@
-"""Claims held against measurements: an equality to a tolerance, or a strict inequality.
+"""Claims compared with measurements: an equality to a tolerance, or a strict inequality.
 
 A `Verdict` keeps the numbers it was judged by, so that whoever reads it can judge it again.
 """
@@ -14,7 +14,7 @@ RELATIONS = ("=", "<", ">")
 
 
 class Verdict(NamedTuple):
-    """A claim held against its measurement.
+    """A claim compared with its measurement.
 
     claim: what is measured, with its unit.
     measured, predicted, tolerance: as they were compared, with all their digits.
