@@ -228,9 +228,9 @@ def test_cosines_of_a_network_at_the_minimum_for_unequal_counts_are_the_models()
     assert found["test_error"].tolist() == [0, 0]
 
 
-def test_the_terminal_phase_begins_after_the_last_error():
-    assert trainings.zero_from(np.array([0.9, 0, 0.1, 0, 0])) == 3
-    assert trainings.zero_from(np.array([0.9, 0, 0.1])) is None
+def test_the_terminal_phase_begins_at_the_first_record_without_an_error():
+    assert trainings.zero_from(np.array([0.9, 0, 0.1, 0, 0])) == 1
+    assert trainings.zero_from(np.array([0.9, 0.1])) is None
     assert trainings.zero_from(np.zeros(2)) == 0
 
 

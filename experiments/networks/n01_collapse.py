@@ -110,7 +110,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
     for run, label in RUNS.items():
         errors = results[f"{run}_train_error"]
         start = trainings.zero_from(errors)
-        ended = start is not None and start < len(errors) - 1
+        ended = start is not None and start < len(errors) - 1 and errors[-1] == 0
         verdicts.append(judge(f"{label}: training error at the end", errors[-1], 0, 0))
         for name, title, limit in (
             ("nc1", "NC1", config.nc1_fall),

@@ -10,16 +10,18 @@ balance names.
 Source. Papyan, Han and Donoho 2020 (the terminal phase, figures 5 to 7); He and Su 2023 (arXiv
 2210.17020), the law of equi-separation; Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1 and the
 setting of section 5.1: momentum 0.9, rate 0.05, weight decay 5e-4 on all parameters. As in Papyan
-et al. the rate is divided by 10 twice; here early and late, after 0.16 and 0.92 of the epochs, so
-that most of the terminal phase runs at a rate at which the decay acts.
+et al. the rate is divided by 10 twice; here early and late, after 0.16 and 0.92 of the epochs (MLP:
+0.8), so that most of the terminal phase runs at a rate at which the decay acts.
 
 Reproduces. The epoch panels of Papyan et al. with training and test images, and the figure of He
 and Su of log separation against depth, on all of FashionMNIST.
 
 Shown. (a) error, (b) NC1, (c) NC2 of class means, (d) NC3 against the epoch: training images solid,
-test images about training means dotted; circles mark the epoch from which the training error is
-zero. (e), (f) NC1 and (g), (h) error of the nearest class mean against the layer, for the ResNet
-and for the MLP: at the start, at zero training error, at the end.
+test images about training means dotted; circles mark the first epoch with a training error of zero,
+where the terminal phase begins. Networks with BatchNorm and weight decay may leave it for a while
+(Lobacheva et al. 2021, arXiv 2106.15739), as the ResNet did about epoch 85 of the full form. (e),
+(f) NC1 and (g), (h) error of the nearest class mean against the layer, for the ResNet and for the
+MLP: at the start, at zero training error, at the end.
 
 Refuted by a training error that stays, NC metrics that stand still beyond zero error, layers off
 the line, norms and margins off the closed forms by more than the tolerances, an H ≥ 0 that explains
@@ -28,6 +30,7 @@ the norm of W no better than free features, or means that end far from its geome
 The full form is made for two CPU cores: small networks, all images.
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +73,7 @@ class Config(Setting):
     stem: str = "3x3/2"  # first convolution, which halves the image
     epochs: int = 125  # passes over the images
     drops: tuple[float, ...] = (0.16, 0.92)  # shares of the epochs after which the rate falls
+    mlp_drops: tuple[float, ...] = (0.16, 0.8)  # the MLP needs more epochs at the lowest rate
     records: int = 40  # 30 of them at an epoch of their own
     rate: float = 0.05  # step of SGD at the start
     hidden: tuple[int, ...] = (256,) * 6  # widths of the MLP
@@ -84,7 +88,8 @@ class Config(Setting):
     def quick(cls) -> "Config":
         """A narrower ResNet and the same MLP on 1,000 images: three minutes on two cores."""
         small = SMALL | {"widths": (16, 32, 64, 64), "records": 20, "epochs": 200}
-        small |= {"drops": (0.2, 0.4, 0.6, 0.8)}  # Zhu et al.'s
+        zhu = (0.2, 0.4, 0.6, 0.8)
+        small |= {"drops": zhu, "mlp_drops": zhu}
         # Zero error comes late to the MLP, when the rate has fallen.
         return cls(**small, test_errors=(0.25, 0.25), nc1_fall=0.7)
 
@@ -123,14 +128,14 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
         return row | n02.behind_a_relu(seen, config.decay, index=run == "resnet")
 
     results: dict[str, np.ndarray] = {}
-    method = Recipe(
-        "sgd", config.epochs, config.batch_size, config.rate, config.decay, drops=config.drops
-    )
+    method = Recipe("sgd", config.epochs, config.batch_size, config.rate, config.decay)
     with trainings.trainings("n06", config, progress, len(RUNS)) as queue:
         for run, label in RUNS.items():
             made = (trainings.resnet(config, train) if run == "resnet"
                     else trainings.mlp(train, config.hidden, config.seed))  # fmt: skip
-            done = queue.run(label, made, train, method, measure, config.records, seed=config.seed)
+            drops = config.drops if run == "resnet" else config.mlp_drops
+            recipe = dataclasses.replace(method, drops=drops)
+            done = queue.run(label, made, train, recipe, measure, config.records, seed=config.seed)
             results |= {f"{run}_{name}": values for name, values in done.history.items()}
             ends = [against(model, run) for model in (made, done.model)]
             results |= {
@@ -145,7 +150,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
     for (run, label), limit in zip(RUNS.items(), config.test_errors, strict=True):
         at = _of(results, run)
         start = trainings.zero_from(at["train_error"])
-        ended = start is not None and start < len(at["epoch"]) - 1
+        ended = start is not None and start < len(at["epoch"]) - 1 and at["train_error"][-1] == 0
         verdicts.append(judge(f"{label}: training error at the end", at["train_error"][-1], 0, 0))
         error = at["test_error"][-1]
         verdicts.append(judge_below(f"{label}: test error at the end", error, limit))
@@ -220,7 +225,7 @@ def draw(_: Config, results: dict) -> dict[str, Figure]:
     handles += [
         Line2D([], [], color="black", label="training images"),
         Line2D([], [], color="black", ls=DOTS, label="test images"),
-        Line2D([], [], color="black", marker="o", mfc="white", ls="none", label="zero error from"),
+        Line2D([], [], color="black", marker="o", mfc="white", ls="none", label="zero error first"),
         *(Line2D([], [], color=plots.colour(2 + i), marker="s", label=f"layers, {x}")
           for i, x in enumerate(TIMES)),
     ]  # fmt: skip

@@ -177,10 +177,10 @@ def trainings(script: str, config: Any, progress: runner.Report, count: int) -> 
 
 
 def zero_from(errors: np.ndarray) -> int | None:
-    """Index of the record from which on no training image is misclassified; None if there is none.
+    """Index of the first record at which no training image is misclassified; None if there is none.
 
-    The terminal phase of training begins there (Papyan, Han and Donoho 2020).
+    The terminal phase of training begins there (Papyan, Han and Donoho 2020). It may be left for a
+    while, as networks with BatchNorm and weight decay do (Lobacheva et al. 2021, arXiv 2106.15739).
     """
-    wrong = np.flatnonzero(np.asarray(errors) > 0)
-    first = wrong[-1] + 1 if len(wrong) else 0
-    return int(first) if first < len(errors) else None
+    zero = np.flatnonzero(np.asarray(errors) == 0)
+    return int(zero[0]) if len(zero) else None
