@@ -250,7 +250,7 @@ def test_hovering_over_a_rung_of_the_ladder_tells_its_orbit(opened):
 def test_the_simplex_of_four_classes_turns_under_the_mouse(opened):
     from selenium.webdriver import ActionChains
 
-    plot = plot_of(opened, "Features and classifier")
+    plot = plot_of(opened, "The end of the run")
     eye = "return Object.values(arguments[0]._fullLayout.scene._scene.getCamera().eye)"
     before = np.array(opened.execute_script(eye, plot))
     canvas = plot.find_element("css selector", ".gl-container canvas")

@@ -36,8 +36,9 @@ class Descend(Compiling):
     """Minimise the model from a random start, recording loss, gap and NC1-NC4.
 
     With --out the run is kept on disk. If it is killed or interrupted, give the same command again:
-    it resumes and ends with the same bits. More --steps extend a finished run. Exit status: 0 done,
-    1 diverged, 2 refused, 130 interrupted.
+    it resumes and ends with the same bits. More --steps extend a finished run.
+
+    Exit status: 0 done, 1 diverged, 2 refused, 130 interrupted.
 
     Example: ufm descend --optimizer lbfgs --gap-tol 1e-8 --out runs/first
     """

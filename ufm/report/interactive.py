@@ -159,7 +159,7 @@ def collapse(scenes: Sequence[Scene], names: Sequence[str] = (), title: str = ""
     axis = {"visible": False, "range": [-reach, reach]}
     # What lies in a plane is seen from above.
     flat = all(not scene.features[:, 2].any() for scene in scenes)
-    eye = (0.0, 0.0, 1.35) if flat else (0.9, 0.85, 0.5)
+    eye = (0.0, 0.0, 1.75) if flat else (1.2, 1.13, 0.67)
     _lay_out(figure, title, "", "")
     figure.update_layout(
         scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube",

@@ -111,7 +111,7 @@ def _descend(path: Path) -> Section:
     if manifest["status"] == "complete":
         W, H, _ = stored.point(manifest, arrays, where)
         scene, note = _scene(W, H, problem.labels)
-        plots.append(interactive.collapse([scene], title="Features and classifier at the end"))
+        plots.append(interactive.collapse([scene], title="The end of the run"))
         tables = _aligned(problem, W, H)
     else:
         note = "The run is not finished."
