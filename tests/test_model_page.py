@@ -21,7 +21,7 @@ PAGE = (TESTS.parent / "docs" / "model.md").read_text(encoding="utf-8")
 STATEMENTS = {
     r"f(W,H,b) = \frac1N\sum": "test_objective_and_gradient_equal_the_reference_to_rounding",
     r"\nabla_W f = GH^\top+\lambda_W W": "test_gradient_equals_autodiff_to_rounding",
-    "leaves $f$ as it is": "test_objective_is_invariant_under_rotations_of_the_features",
+    "does not change $f$": "test_objective_is_invariant_under_rotations_of_the_features",
     "permutations of classes of equal count": (
         "test_objective_is_invariant_under_permutations_of_classes_of_equal_count"
     ),
