@@ -16,7 +16,7 @@ the epoch, on training and test images: (a) cross-entropy, (b) error, (c) NC1, t
 (d) relative spread std/mean of the lengths ‖μ_k − μ_G‖ of centred class means and (e) of the rows
 ‖w_k‖, (f) mean of |cos + 1/(K−1)| over pairs of centred means, (g) NC3, ‖Wᵀ/‖W‖ − M/‖M‖‖ for the
 matrix M of centred means, (h) NC4, the share of images whose decision differs from the nearest
-class mean. Circles mark the epoch from which the training error is zero.
+class mean. Circles mark the first epoch with a training error of zero.
 
 Refuted by a run that reaches zero training error and whose NC metrics then stay or grow.
 
@@ -152,7 +152,7 @@ def draw(_: Config, results: dict) -> dict[str, Figure]:
     handles += [
         Line2D([], [], color="black", label="training images"),
         Line2D([], [], color="black", ls=DOTS, label="test images"),
-        Line2D([], [], color="black", marker="o", mfc="white", ls="none", label="zero error from"),
+        Line2D([], [], color="black", marker="o", mfc="white", ls="none", label="zero error first"),
     ]
     canvas.legend(handles=handles, loc="outside lower center", ncols=6)
     return {"": canvas}

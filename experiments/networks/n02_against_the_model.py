@@ -21,7 +21,7 @@ its certificate and closed forms.
 Shown. Two networks, one a row: certified gap, ‖W‖, margin and Morse index of the last layer's
 Hessian (black, features free; in colour, with H ≥ 0) against the epoch; dashed, what the model
 predicts from λ_H = λ_W‖W‖²/‖H‖² at that epoch, with free features for the network's as they are or
-centred, and with H ≥ 0; grey, the epoch from which the training error is zero.
+centred, and with H ≥ 0; grey, the first epoch with a training error of zero.
 
 Refuted by norms, margins or values off the closed forms by more than the tolerances, a gap that
 does not fall, an H ≥ 0 that explains the norm of W no better, or means that end far from its

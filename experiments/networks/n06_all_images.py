@@ -18,10 +18,9 @@ and Su of log separation against depth, on all of FashionMNIST.
 
 Shown. (a) error, (b) NC1, (c) NC2 of class means, (d) NC3 against the epoch: training images solid,
 test images about training means dotted; circles mark the first epoch with a training error of zero,
-where the terminal phase begins. Networks with BatchNorm and weight decay may leave it for a while
-(Lobacheva et al. 2021, arXiv 2106.15739), as the ResNet did about epoch 85 of the full form. (e),
-(f) NC1 and (g), (h) error of the nearest class mean against the layer, for the ResNet and for the
-MLP: at the start, at zero training error, at the end.
+where the terminal phase begins; the ResNet left it once, about epoch 85 of the full form. (e), (f)
+NC1 and (g), (h) error of the nearest class mean against the layer, for the ResNet and for the MLP:
+at the start, at zero training error, at the end.
 
 Refuted by a training error that stays, NC metrics that stand still beyond zero error, layers off
 the line, norms and margins off the closed forms by more than the tolerances, an H ≥ 0 that explains
@@ -74,7 +73,7 @@ class Config(Setting):
     epochs: int = 125  # passes over the images
     drops: tuple[float, ...] = (0.16, 0.92)  # shares of the epochs after which the rate falls
     mlp_epochs: int = 250  # the MLP comes to zero error late, and only at the lowest rate
-    mlp_drops: tuple[float, ...] = (0.08, 0.24)
+    mlp_drops: tuple[float, ...] = (0.08, 0.24)  # the shares of its own epochs
     records: int = 40  # 30 of them at an epoch of their own
     rate: float = 0.05  # step of SGD at the start
     hidden: tuple[int, ...] = (256,) * 6  # widths of the MLP
