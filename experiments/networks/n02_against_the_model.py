@@ -237,7 +237,8 @@ def _draw_run(row: np.ndarray, at: dict) -> None:
     plots.curves(row[1], epochs, at["norm_W"], "network", color="black", linestyle="-")
     plots.curves(row[2], epochs, at["margin"], color="black", linestyle="-")
     plots.curves(row[3], epochs, at["index"], color="black", linestyle="-")
-    plots.curves(row[3], epochs, at["relu_index"], color=plots.colour(2), linestyle="-")
+    look = {"color": plots.colour(2), "linestyle": "-"}
+    plots.curves(row[3], epochs, at["relu_index"], r"index, $H\geq0$", **look)
     plots.level(row[3], int(at["d"]) * (len(trainings.CLASSES) - 1), "origin, $d(K-1)$")
     names = ("gap, nats", r"$\|W\|$", "margin $t$", "Morse index")
     for ax, name in zip(row, names, strict=True):
@@ -246,7 +247,7 @@ def _draw_run(row: np.ndarray, at: dict) -> None:
             ax.axvline(epochs[start], color=plots.GREY, linewidth=0.7, zorder=1)
     row[0].set_yscale("log")
     row[0].yaxis.set_minor_formatter(NullFormatter())
-    row[2].set_ylim(0, 1.5 * at["centred_margin_star"].max())
+    row[2].set_ylim(bottom=0)
 
 
 if __name__ == "__main__":
