@@ -33,7 +33,10 @@ CHOSEN = {
     "networks": (
         ("n06", "ResNet: training error"),
         ("n06", "ResNet: NC1 at the end / at"),
-        ("n06", "MLP: 1 − R² of log NC1"),
+        ("n06", "ResNet: test error"),
+        ("n06", "ResNet: NC1 of training images / of test"),
+        ("n06", "ResNet: 1 − R² of log NC1"),
+        ("n06", "ResNet: ‖W‖"),
         ("n01", "SGD: NC1 at the end"),
         ("n02", "MLP, L-BFGS: ‖W‖"),
         ("n02", "MLP, L-BFGS: certified gap"),
