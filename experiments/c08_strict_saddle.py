@@ -96,7 +96,7 @@ class Config:
         *((3, 64, 2, 4), (4, 128, 2, 4), (5, 128, 2, 4), (6, 96, 2, 3)),
         *((8, 48, 1, 2), (10, 64, 1, 1)),
     )
-    # The same for classes of K, K − 1, …, 1 samples, whose censuses take a column a sample.
+    # The same for classes of K, K − 1, …, 1 samples.
     unequal: tuple[tuple[int, int, int, int], ...] = ((3, 64, 2, 4), (4, 64, 2, 3))
     # Values of K√(nλ_Wλ_H), n the mean count, the first so many for each problem.
     strengths: tuple[float, ...] = (0.05, 0.5, 0.2, 0.01)
@@ -217,21 +217,24 @@ def _measure(problem: Problem, small: Problem, points: Params) -> tuple[Array, .
     """Six numbers of each of many points in the coordinates of the quotient.
 
     f; ‖∇f‖ by automatic differentiation over `newton.scale`; the least eigenvalue of ∇²f in
-    K − 1 dimensions, of the problem itself (features in units of √n where they are class means);
+    K − 1 dimensions, of the problem itself (features in units of √n_k, as they are class means);
     λ₋; ‖G‖₂/√(λ_W λ_H); the smallest singular value of W over its largest.
     """
     lam_W, lam_H = jnp.asarray(problem.lam_W), jnp.asarray(problem.lam_H)
-    root = jnp.sqrt(problem.N / small.N)
+    # Samples a column: λ_H of the column over that of a sample.
+    weights = 1.0 if small.decay_weights is None else jnp.asarray(small.decay_weights)
+    root = jnp.sqrt(jnp.broadcast_to(small.lam_H * weights / lam_H, (small.groups,)))
+    root = root[jnp.asarray(small.labels)]
 
     def one(params):
         G = terms.data_gradient(small, params)
         slope = flatten(small, jax.grad(lambda x: terms.objective(small, x))(params))
         residual = jnp.linalg.norm(slope) / newton.scale(small, params, G)
-        units = Params(jnp.ones_like(params.W), jnp.full_like(params.H, 1 / root),
+        units = Params(jnp.ones_like(params.W), jnp.ones_like(params.H) / root,
                        jnp.ones_like(params.b))  # fmt: skip
         unit = flatten(small, units)
         core = jnp.linalg.eigvalsh(unit[:, None] * dense(small, params) * unit)[0]
-        g = jnp.linalg.norm(G, 2) / root  # the sum over n samples of a class, each G/n
+        g = jnp.linalg.norm(G / root, 2)  # a column of G is the sum over n_k samples, each G/n_k
         predicted, _ = pair.eigenvalues(jnp, lam_W, lam_H, g)
         value = terms.objective(small, params)
         sizes = jnp.linalg.svd(params.W, compute_uv=False)

@@ -27,8 +27,8 @@ Refuted by a training error that stays, NC metrics that stand still beyond zero 
 the line, norms and margins off the closed forms by more than the tolerances, an H ≥ 0 that explains
 the norm of W no better than free features, or means that end far from its geometry (n02).
 
-The full form is made for two CPU cores: small networks, all images. It was killed and resumed several
-times; the stored time is that of the last part, about a third of the whole.
+The full form is made for two CPU cores: small networks, all images. It was killed and resumed
+several times; the stored time is that of the last part, about a third of the whole.
 """
 
 import dataclasses
