@@ -22,6 +22,7 @@ from ufm.commands import probe
 from ufm.hessian import reduction, stationarity
 from ufm.hessian.decision import SHARE
 from ufm.losses import crossentropy as losses
+from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 
 DECIDED = ("global minimiser", "strict saddle", "local minimiser")
@@ -182,7 +183,11 @@ def test_scaled_identities_are_no_minimum_but_the_one_that_is(lam):
     assert hessian.verdict(problem, minimum._replace(b=minimum.b + 0.56)).kind == "not critical"
 
 
-@pytest.mark.parametrize(("say", "n"), [(hessian.verdict, 2), (probe._evidence, 3)])
+def _evidence(problem, point):
+    return probe._evidence(problem, evaluate(problem, point))
+
+
+@pytest.mark.parametrize(("say", "n"), [(hessian.verdict, 2), (_evidence, 3)])
 @pytest.mark.parametrize("minimum", [True, False])
 def test_one_verdict_makes_one_residual_and_one_reduction(say, n, minimum, monkeypatch):
     calls = []
