@@ -29,10 +29,10 @@ class Sweep(Compiling):
     The grid is a TOML file: K, d, n, lam (or lam_W, lam_H, lam_b), bias, optimizer, learning_rate,
     momentum, batch_size and seed take one value or a list; options holds further hyperparameters by
     name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) apply
-    to all cells. A table [[grid]] defines a further grid that inherits the keys above it. With
-    --out the table is kept, batch by batch: if the command is killed or interrupted, give it again,
-    and it computes only the missing cells. A grid with more cells or more steps extends the table.
-    A cell that diverges stays in the table, with status `diverged`.
+    to all cells. A table [[grid]] defines a further grid that inherits the keys above it. The table
+    is kept in --out, batch by batch: if the command is killed or interrupted, give it again, and it
+    computes only the missing cells. A grid with more cells or more steps extends the table. A cell
+    that diverges stays in the table, with status `diverged`.
 
     Example: ufm sweep grid.toml --out runs/sweep
     """

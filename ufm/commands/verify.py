@@ -37,9 +37,9 @@ class Verify(Compiling):
 
     For each cell: the closed-form minimiser and its certificate, its spectrum by two routes, a
     census of the critical points, each with a verdict, and escapes from saddles by gradient
-    descent. A cell takes seconds for K <= 5, once compiled, and much longer for larger K. With
-    --out every finished cell is kept: if the command is killed or interrupted, give it again, and
-    it computes only the missing cells.
+    descent. A cell takes seconds for K <= 5, once compiled, and much longer for larger K. Every
+    finished cell is kept in --out: if the command is killed or interrupted, give it again, and it
+    computes only the missing cells.
 
     Example: ufm verify --K 3 4 --d 4 6 --n 5 --lam 1e-3 1e-2 --out verified
     """
