@@ -138,8 +138,7 @@ def _solved(config: Config, problem: Problem):
     found = []
     for key in keys:
         start = ufm.init_params(key, problem, 1.0, jnp.float64)
-        # Soft labels at μ = 1e-6 take some hundred steps to a gap at rounding.
-        end = ufm.solve(problem, start, newton_steps=1000).params
+        end = ufm.solve(problem, start, newton_steps=1000).params  # soft labels: some hundred
         found.append((end, ufm.certify(problem, end)))
     end, proof = min(found, key=lambda x: x[1].value)
     return end, proof.value, proof.gap
