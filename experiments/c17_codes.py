@@ -22,11 +22,11 @@ code of the largest margin. Second figure: the lowest minimum (above) and the wo
 plane, d = 2. Third figure, d = 3: the ends of the classifier rows and the edges of their convex
 hull, dotted at the back; the lowest minimum of each K, and last the spurious one at K = 11.
 
-Refuted by an orthoplex, or a K-gon with K ≤ 9, that is not the lowest minimum found, by a K-gon with
-K ≥ 10 that is, by another value of the octahedron, or by more than half of the lowest or of the
-spurious minima without a name. Two minima count as one if their values agree to 1e-9, relatively. A minimum has the
-name of a configuration if descent from that configuration ends in it and the Gram matrices of W
-correlate by at least 0.95.
+Refuted by an orthoplex, or a K-gon with K ≤ 9, that is not the lowest minimum found, by a K-gon
+with K ≥ 10 that is, by another value of the octahedron, or by more than half of the lowest or of
+the spurious minima without a name. Two minima count as one if their values agree to 1e-9,
+relatively. A minimum has the name of a configuration if descent from that configuration ends in it
+and the Gram matrices of W correlate by at least 0.95.
 """
 
 import sys
