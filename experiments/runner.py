@@ -29,7 +29,7 @@ from experiments import gallery
 from experiments.verdicts import Verdict, conclude
 from ufm import plots
 from ufm.runs import record
-from ufm.runtime import cache
+from ufm.runtime import cache, programs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -162,6 +162,8 @@ def main(name: str, args: Sequence[str] | None = None, flags: type[Options] = Op
         description=script.__doc__,
         prog=f"python -m {script.__name__}",
     )
+    if options.quick and name[0] == "c":  # what takes time there is compiling
+        programs.compile_quickly()
     console = Console(highlight=False)
     return conclude({name: run(name, config, options, console)}, console)
 
@@ -191,6 +193,8 @@ def main_all(
         return 0
     if not options.no_cache:
         cache.keep()
+    if options.quick and letter == "c":
+        programs.compile_quickly()
     for name in chosen:
         defaults = module(name).Config
         config = defaults.quick() if options.quick else defaults()

@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 from ufm.runtime import cache
-from ufm.runtime.programs import make_room
+from ufm.runtime.programs import compile_quickly, make_room
 
 # JAX_ENABLE_X64=0 is for tests/test_precision.py, which holds in both settings.
 jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0")
@@ -17,6 +17,8 @@ jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0"
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as users run them.
 optimised = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
 jax.config.update("jax_disable_most_optimizations", not optimised)
+if not optimised:
+    compile_quickly()
 # What one worker or child process has compiled the others read, and so does the next run. The
 # user's own folder is left alone.
 PROGRAMS = {

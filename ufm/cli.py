@@ -88,7 +88,7 @@ def _act(arguments: Sequence[str] | None, caching: bool) -> int:
 
     from ufm.check import Refused
     from ufm.commands import menu
-    from ufm.runtime import cache
+    from ufm.runtime import cache, programs
 
     try:
         os.getcwd()
@@ -98,6 +98,8 @@ def _act(arguments: Sequence[str] | None, caching: bool) -> int:
     out = command.out if isinstance(command, menu.KEEPERS) else None
     interrupts.unwind("" if out is None else f"; the same command goes on with {out}")
     settings = jax.config.values
+    if caching and not isinstance(command, menu.LONG):
+        programs.compile_quickly()
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_rank_promotion", "allow")  # ufm broadcasts
     try:

@@ -36,6 +36,7 @@ Command = (
     | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
+LONG = (Descend, Sweep)  # they take more steps than there is to compile
 KEEPERS = (Descend, Census, Sweep, Verify)  # with --out they go on where they were cut off
 
 

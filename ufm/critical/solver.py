@@ -30,6 +30,7 @@ from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
 from ufm.model.evaluation import check_entries
 from ufm.model.problem import Params, Problem
+from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
@@ -146,7 +147,8 @@ def _constrained(problem: Problem, params: Params, steps: int, newton_steps: int
     with jax.enable_x64(True), lapack_on_one_thread():
         starts = layers.project(problem, points.in_float64(params))
         starts = starts if many else jax.tree.map(lambda x: x[None], starts)
-        found = _reached(problem, starts, np.int32(steps), np.int32(newton_steps))
+        reached = _compiled(_reached, False)
+        found = reached(problem, starts, np.int32(steps), np.int32(newton_steps))
         lifted, found = found.params, jax.device_get(found._replace(params=None))
     codes = found.polished.status
     far = found.residual > 4 * newton.POLISHED * found.scale
@@ -162,7 +164,6 @@ def _constrained(problem: Problem, params: Params, steps: int, newton_steps: int
     return Solution(*(one, *numbers, last[0][0], last[1][0].item()))
 
 
-@jax.jit
 def _reached(problem: Problem, starts: Params, steps: Any, newton_steps: Any) -> kkt.Reached:
     reach = _MEMBERS[problem.features].reach
     return jax.lax.map(lambda x: reach(problem, x, steps, newton_steps), starts)
@@ -174,11 +175,12 @@ def _compiled(f: Callable, many: bool) -> Callable:
 
     A map over one start would take both sides of every branch: line searches are full of them.
     """
+    options = programs.options()  # a solve takes a few dozen steps
     if not many:
-        return jax.jit(f)
+        return jax.jit(f, compiler_options=options)
     polishing = {_downhill, newton.polish, fixed.polish}
     shared = dict.fromkeys(polishing, (None, 0, None)) | {_lifted: (None, 0, 0)}
-    return jax.jit(jax.vmap(f, in_axes=shared.get(f, (None, 0))))
+    return jax.jit(jax.vmap(f, in_axes=shared.get(f, (None, 0))), compiler_options=options)
 
 
 def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> None:

@@ -1,0 +1,56 @@
+"""Programs that are quick to compile compute the same, and no user's flag is overruled."""
+
+import os
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm
+from ufm.model.objective import gradient, objective
+from ufm.runtime import programs
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    """Sets XLA_FLAGS and says what becomes of it; JAX has read its own long ago."""
+
+    def after(given: str | None) -> str | None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        if given is not None:
+            monkeypatch.setenv("XLA_FLAGS", given)
+        programs.compile_quickly()
+        return os.environ.get("XLA_FLAGS")
+
+    return after
+
+
+def test_flags_of_the_user_stay(flags):
+    own = "--xla_force_host_platform_device_count=4"
+    assert flags(own).split() == [own, "--xla_cpu_use_fusion_emitters=false"]
+    chosen = "--xla_cpu_use_fusion_emitters=true"
+    assert flags(chosen) == chosen
+    assert flags(None) == "--xla_cpu_use_fusion_emitters=false"
+
+
+def test_an_xla_that_was_not_tried_gets_no_flag(flags, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda _: "0.10.99")
+    assert flags(None) is None
+    assert programs.options() == {}
+
+
+def test_programs_by_either_generation_agree_to_rounding():
+    problem = ufm.Problem(K=5, d=7, n=[3, 1, 4, 1, 5], lam_W=1e-2, lam_H=3e-3, lam_b=1e-3)
+    params = ufm.init_params(jax.random.key(0), problem, dtype=jnp.float64)
+
+    def both(params):
+        return objective(problem, params), gradient(problem, params)
+
+    ours, newer = (
+        jax.jit(both, compiler_options=options)(params)
+        for options in (programs.options(), {"xla_cpu_use_fusion_emitters": True})
+    )
+    # A few roundings of terms of size 1.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-15), ours, newer)
