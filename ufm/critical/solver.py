@@ -112,12 +112,14 @@ def solve(
         small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
         if many:  # the problem is common to all starts: its decays come back once
             at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
+        large = at.problem.size > newton.DENSE_SIZE
         if problem.fixed:  # convex: Newton's method needs no descent before it
             fixed.check(at.problem)
         elif descend:
-            small, taken = _compiled(_downhill, many)(at.problem, small, np.int32(steps))
+            down = _compiled(_downhill, many, large)
+            small, taken = down(at.problem, small, np.int32(steps))
         polish = fixed.polish if problem.fixed else newton.polish
-        polished = _compiled(polish, many)(at.problem, small, np.int32(newton_steps))
+        polished = _compiled(polish, many, large)(at.problem, small, np.int32(newton_steps))
         lifted, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
         # Small things only: what is large stays on its device.
         residual, scale, taken, codes, factorised, residuals = jax.device_get(
@@ -170,12 +172,15 @@ def _reached(problem: Problem, starts: Params, steps: Any, newton_steps: Any) ->
 
 
 @functools.cache
-def _compiled(f: Callable, many: bool) -> Callable:
+def _compiled(f: Callable, many: bool, large: bool = False) -> Callable:
     """f(problem, start, …) compiled, for one start or for many behind a leading axis.
 
     A map over one start would take both sides of every branch: line searches are full of them.
+
+    Args:
+        large: whether f runs longer than it takes to compile.
     """
-    options = programs.options()  # a solve takes a few dozen steps
+    options = {} if large else programs.options()
     if not many:
         return jax.jit(f, compiler_options=options)
     polishing = {_downhill, newton.polish, fixed.polish}
