@@ -27,7 +27,7 @@ class Certify(Compiling):
     ignore: tuple[str, ...] = ()
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
-    """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
+    """of a file's point, as `ufm descend --loss` takes it; a run stores its own"""
     features: Literal["", "free", "nonnegative", "sphere"] = ""
     """of a file's point: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
     json: bool = False

@@ -45,7 +45,7 @@ class Descend(Compiling):
 
     model: Annotated[ModelFlags, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelFlags)
     fixed_classifier: str = ""
-    """a W that does not move: etf, orthogonal (rows of norm 1), or a file that holds W (K, d)"""
+    """fix the classifier: etf, orthogonal (rows of norm 1), or a file that holds W (K, d)"""
     optimizer: str = "lbfgs"
     """gd, heavy_ball, nesterov, lbfgs, adam, sgd (minibatches), or one of optax, such as adamw"""
     steps: int = 10_000
@@ -61,7 +61,7 @@ class Descend(Compiling):
     seed: int = 0
     """seed of the start and of the minibatches"""
     record_every: int | None = None
-    """steps between rows of the history, which test the tolerances; default: 100, at first less"""
+    """steps between rows of the history, which test the tolerances; default: 100, at first fewer"""
     grad_tol: float | None = None
     """stop when the gradient norm is below this; on the sphere, below this share of f"""
     record: tuple[str, ...] = ()

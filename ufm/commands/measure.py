@@ -88,7 +88,7 @@ class Measure:
     lam_b: float = 0.0
     """λ_b"""
     features: Literal["free", "nonnegative"] = "free"
-    """what the features of that model may be; nonnegative: as behind a ReLU"""
+    """constraint on the features of that model; nonnegative: as behind a ReLU"""
     json: bool = False
     """print JSON for machines instead of a table; infinite and unknown numbers as null"""
 

@@ -77,11 +77,11 @@ class Probe(Compiling):
     ignore: tuple[str, ...] = ()
     """of a file's labels: those of samples to leave out"""
     loss: str = ""
-    """of a file's point, as `ufm descend --loss` takes it; a run knows its own"""
+    """of a file's point, as `ufm descend --loss` takes it; a run stores its own"""
     features: Literal["", "free", "nonnegative", "sphere"] = ""
     """of a file's point: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
     polish: bool = False
-    """first go to the critical point that Newton's method finds from there, of any index"""
+    """first move to a critical point nearby, of any index, by Newton's method"""
     k: int = 3
     """eigenpairs to compute at either end of the spectrum"""
     density: bool = False

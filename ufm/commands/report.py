@@ -14,7 +14,7 @@ from ufm.runs import storage
 class Report:
     """Write one self-contained HTML page of runs: verdicts, figures, tables, plots to hover over.
 
-    RUN is the folder of a run of descend, census, verify or sweep, or of an experiment; the .json
+    PATH is the folder of a run of descend, census, verify or sweep, or of an experiment; the .json
     file of an experiment's verdicts; or a folder that holds some of these, like figures/ or runs/.
     The page loads nothing from elsewhere. Needs pip install "ufm[report]".
 

@@ -49,7 +49,7 @@ class ModelFlags:
     n: tuple[int, ...] = (100,)
     """samples per class: one number for all, or K numbers, one a class"""
     lam: float = 5e-4
-    """λ, of every decay that is not given"""
+    """λ, the value of each decay below that is not given"""
     lam_W: float | None = None
     """λ_W, decay of the classifier; by default λ"""
     lam_H: float | None = None
@@ -61,13 +61,13 @@ class ModelFlags:
     loss: str = "CrossEntropy"
     """loss of the logits"""
     weights: tuple[float, ...] = ()
-    """weights of the classes in the loss, K numbers; none weighs all alike"""
+    """weights of the classes in the loss, K numbers; without it all weigh the same"""
     decay_weights: tuple[float, ...] = ()
-    """K weights of the decay of features, class by class; layer-peeled model: 1/n_k"""
+    """weights of the classes in the decay of H, K numbers; layer-peeled model: 1/n_k"""
     targets: Path | None = None
     """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
     features: Literal["free", "nonnegative", "sphere"] = "free"
-    """what W and H may be; nonnegative: H as behind a ReLU, sphere: unit rows and features"""
+    """constraint on W and H; nonnegative: H as behind a ReLU, sphere: unit rows and features"""
     fixed: tuple[str, ...] = ()
     """W fixes the classifier, at the W that the run starts with"""
 

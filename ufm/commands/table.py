@@ -29,7 +29,7 @@ class Table:
     With --group-by the rows that agree in these columns become one row of means or medians over the
     other settings, such as seeds. A line above the table lists the settings that all rows share.
 
-    Python reads the stored table: pandas.DataFrame(dict(numpy.load("RUN/arrays.npz"))), likewise
+    Python reads the stored table: pandas.DataFrame(dict(numpy.load("PATH/arrays.npz"))), likewise
     polars.
 
     Example: ufm table runs/sweep --group-by d lam_W --median --latex
@@ -46,7 +46,7 @@ class Table:
     group_by: tuple[str, ...] = ()
     """columns whose equal values make one row of several"""
     median: bool = False
-    """of a group the median; the mean otherwise"""
+    """show the median of each group in place of the mean"""
     latex: bool = False
     """print LaTeX, for the package booktabs"""
     csv: Path | None = None

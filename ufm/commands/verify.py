@@ -1,4 +1,4 @@
-"""`ufm verify`: the theory held against a grid of problems."""
+"""`ufm verify`: the theory checked on a grid of problems."""
 
 import contextlib
 import itertools

@@ -8,10 +8,10 @@ and takes it if the energy E = f + (c/η)‖u‖² falls enough,
 
     f(x⁺) + (1/2η)‖u⁺‖² ≤ f(x) + (c/η)‖u‖²,   c = β/2 (heavy ball), (1+β)/4 (Nesterov),
 
-else it halves η and tries again. β = 0 makes both plain gradient descent with Armijo's rule,
-f(x⁺) ≤ f(x) − (η/2)‖∇f‖². The left side is E⁺ + (κ/η)‖u⁺‖², κ = 1/2 − c ≥ 0: E falls at every step
-that moves, and f never exceeds f(x_0). Where η changes, u is multiplied by √(η⁺/η) if that is below
-1, so that E does not grow by it.
+else it halves η and tries again. Heavy ball with β = 0 is plain gradient descent with Armijo's
+rule, f(x⁺) ≤ f(x) − (η/2)‖∇f‖². The left side is E⁺ + (κ/η)‖u⁺‖², κ = 1/2 − c ≥ 0: E falls at every
+step that moves, and f never exceeds f(x_0). Where η changes, u is multiplied by √(η⁺/η) if that is
+below 1, so that E does not grow by it.
 
 The test is passed wherever the curvature between x and x⁺ is at most L and η ≤ (1−β)/L: for heavy
 ball since f(x⁺) ≤ f − ⟨∇f, u⁺⟩ + (L/2)‖u⁺‖² and η∇f = u⁺ − βu; for Nesterov the difference of the
@@ -19,15 +19,16 @@ two sides is a quadratic form in (u⁺, u), at most −((1−β)/4η)‖u‖² t
 (1−β)/L(f(x_0)), L the bound of `ufm.descent.optimizers` on the sublevel set, which no step leaves;
 and where the landscape is flatter than that bound, as it mostly is, η grows.
 
-Where the terms of the test are of the size of the rounding of f it can tell nothing. Such a step is
-taken, and the next gradient tells the mean curvature along it,
+Where the terms of the test are of the size of the rounding of f, the test decides nothing. Such a
+step is taken, and the next gradient gives the mean curvature along it,
 
     q = ⟨∇f(x⁺) − ∇f(x), x⁺ − x⟩/‖x⁺ − x‖²:
 
 η is halved where q > (1−β)/η, and grows where it is not.
 
-f at the point that is taken is kept, and lengths come from those of before: ‖βu + η∇f‖ from ‖u‖,
-‖∇f‖ and ⟨∇f, u⟩. So a step costs one f and few sums over H more than one that is not tested.
+f at the accepted point is kept, and lengths are computed from former ones: ‖βu + η∇f‖ from ‖u‖,
+‖∇f‖ and ⟨∇f, u⟩. So a tested step costs one more value of f and a few more sums over H than an
+untested one.
 """
 
 from functools import partial
@@ -85,7 +86,7 @@ class _Seen(NamedTuple):
 def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformationExtraArgs:
     """The methods of the module's head as an optax method.
 
-    `update` wants value and value_fn, f at params and f as a function; it takes project, which
+    `update` needs value and value_fn, f at params and f as a function; it takes project, which
     gives the nearest point of the problem where not all points are.
 
     Args:

@@ -1,4 +1,4 @@
-"""The arguments of a descent, converted and held against their ranges before a step is taken."""
+"""The arguments of a descent, converted and checked against their ranges before a step is taken."""
 
 import math
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def check(
     record: Any = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Checked:
-    """Convert the arguments of `descend` and refuse what it refuses, before a step is taken.
+    """Convert the arguments of `descend` and refuse invalid ones, before a step is taken.
 
     Raises:
         Refused: with what was got, what is allowed and how to mend it.

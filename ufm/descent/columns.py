@@ -1,6 +1,6 @@
 """Columns that a user adds to a history: functions of (problem, params), by name.
 
-A function that JAX can trace becomes part of the compiled loop. One that it cannot, which is marked
+A function that JAX can trace becomes part of the compiled loop. One that it cannot trace, marked
 by `host`, runs in Python between two records: the run is then one compiled call a record.
 """
 
@@ -158,7 +158,7 @@ def split(record: Record) -> Columns:
 
 
 def described(record: Record) -> dict[str, str]:
-    """What a folder says of the columns: a function by its name."""
+    """The columns as stored with a run: a function by its name."""
     names = {f: name for name, f in NAMED.items()}
     return {name: names.get(f) or _told(f) for name, f in record}
 
@@ -177,7 +177,7 @@ def check_traceable(columns: Columns, problem: Problem, params: Params) -> None:
         problem, params: a point, or the shapes of one.
 
     Raises:
-        Refused: with what JAX says.
+        Refused: with JAX's message.
     """
     for name, f in columns.traced:
         try:
@@ -198,7 +198,7 @@ def check_traceable(columns: Columns, problem: Problem, params: Params) -> None:
 
 
 def check_features(columns: Columns, problem: Problem) -> None:
-    """Refuse columns that have a name where the features are not free: they are of all of ∇²f.
+    """Refuse the named columns where features are constrained: they concern the whole ∇²f.
 
     Raises:
         Refused: naming the column.

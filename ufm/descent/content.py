@@ -38,7 +38,7 @@ class _Unknown(Exception):
 
 
 def by_content(value: Any) -> ByContent:
-    """A value with its content, or with its identity where that cannot be told."""
+    """A value with its content, or with its identity where the content cannot be compared."""
     try:
         return ByContent(value, _content(value, ()))
     except _Unknown:

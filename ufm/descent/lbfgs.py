@@ -5,10 +5,10 @@ SᵀY, D its diagonal and γ = sᵀy/yᵀy of the newest pair, the direction is 
 
     p = γ g + S a − γ Y w,    w = R⁻¹ Sᵀg,    a = R⁻ᵀ ((D + γ YᵀY) w − γ Yᵀg)
 
-(Byrd, Nocedal and Schnabel 1994, Mathematical Programming 63, Theorem 2.2 with H_0 = γ I). It is
-the product of the well-known two loops, whose 2m inner products wait for one another. Loops of sums
-over devices are what a mesh cannot bear on CPUs: XLA runs them beside other such sums, each waits
-for threads that the other holds, and the run stands still.
+(Byrd, Nocedal and Schnabel 1994, Mathematical Programming 63, Theorem 2.2 with H_0 = γ I). It
+equals the result of the two-loop recursion, whose 2m inner products depend on one another. On a
+mesh of CPUs a loop of sums over devices can deadlock: XLA runs it beside other such sums, and each
+waits for threads that the other holds.
 """
 
 from functools import partial
@@ -57,8 +57,8 @@ class Known(NamedTuple):
 def lbfgs() -> optax.GradientTransformationExtraArgs:
     """L-BFGS with a line search for the strong Wolfe conditions on W, H, b, as an optax method.
 
-    `update` wants evaluate: x to (f, ∇f). Its state is (`Memory`, `Known`), and `Known` is to be
-    given f and ∇f at the start.
+    `update` needs evaluate: x to (f, ∇f). Its state is (`Memory`, `Known`), and `Known` must hold
+    f and ∇f at the start.
     """
     towards = direction(MEMORY)
 

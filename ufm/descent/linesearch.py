@@ -1,4 +1,4 @@
-"""A line search with one evaluation in its program: bracketing and zooming in one loop.
+"""A line search that compiles f once: bracketing and zooming in one loop.
 
     f(x + t p) ≤ f(x) + 10⁻⁴ t ⟨∇f(x), p⟩,   |⟨∇f(x + t p), p⟩| ≤ 0.9 |⟨∇f(x), p⟩|
 
@@ -53,7 +53,7 @@ def search(
 
     Returns:
         t with the conditions above; after 20 evaluations without one, or in a bracket shorter than
-        1e-5, the best one with the first condition, else the last one, but 0 where f is no number.
+        1e-5, the best one with the first condition, else the last one; 0 where f is not finite.
     """
     zero = jnp.zeros((), value.dtype)
     begun = jnp.stack([zero, value, inner(grad, p)])

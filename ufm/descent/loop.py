@@ -89,7 +89,7 @@ class State(NamedTuple):
     """Everything that the next step depends on; a run resumes from it bit for bit.
 
     params, opt_state: the point and the optimiser's memory. step: steps taken. start: f at the
-    first point, the yardstick of an explosion. key, order: PRNG key of the minibatches and the
+    first point, with which divergence is judged. key, order: PRNG key of the minibatches and the
     permutation of samples of the current epoch (None for full batches).
     """
 
@@ -102,10 +102,10 @@ class State(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What of the optimiser is compiled in.
+    """The part of the optimiser that is compiled in.
 
     optimizer: its name, or a transformation or a factory. schedule: of a named one's learning rate.
-    batch_size: of minibatches. static: hyperparameters of a factory that are no numbers. adapts:
+    batch_size: of minibatches. static: hyperparameters of a factory that are not numbers. adapts:
     whether a named one tests its steps (`ufm.descent.adaptive`).
     """
 

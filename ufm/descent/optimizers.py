@@ -12,7 +12,7 @@ largest w_i, m = Σ w_i: 2⟨G, ΔW ΔH⟩ ≤ ‖G‖ ≤ √(w m B(F/m)). So t
 
     L(F) = β N w + 2β w F/min(λ_W, λ_H ω) + √(w m B(F/m)) + max(λ_W, λ_H ω, λ_b)
 
-on that set (β N w and λ_b fall away without a bias); w = 1/N and m = ω = 1 by default.
+on that set (β N w and λ_b are absent without a bias); w = 1/N and m = ω = 1 by default.
 
 Descent. Let β be the momentum (0 for plain gradient descent), F = f(x_0) and 0 < η < 2(1−β)/L(F).
 
@@ -22,7 +22,7 @@ Descent. Let β be the momentum (0 for plain gradient descent), F = f(x_0) and 0
   α = 1 + β − β² − ηL(1 + 2β)/2 ≥ β², E⁺ − E is a quadratic form in (m⁺, m) whose matrix has equal
   diagonal entries and is negative semidefinite exactly when ηL ≤ 2(1−β).
 
-Both start at E_0 = F, so f ≤ F for ever: the iterates stay where L(F) holds. (The segment between
+Both start at E_0 = F, so f ≤ F always: the iterates stay where L(F) holds. (The segment between
 two iterates does too: at x + s(x⁺ − x), 0 ≤ s ≤ 1, the same lemma gives f ≤ E, and by continuity
 the first exit cannot happen.) `safe_step` returns half of the limit, η = (1−β)/L(F).
 """

@@ -2,7 +2,7 @@
 
     x⁺ = P(x + u),   P(W, H, b) = (W, max(H, 0), b) for H ≥ 0, all norms made 1 on the sphere
 
-**H ≥ 0.** Momentum is that of the way that was gone: where P shortens the step of an entry from u
+**H ≥ 0.** Momentum follows the step that was taken: where P shortens the step of an entry from u
 to x⁺ − x, its velocity shrinks by the same factor. Heavy ball is then x⁺ = P(x + β(x − x⁻) − η∇f),
 iPiano of Ochs et al. 2014 (arXiv 1404.4805), whose x⁺ minimises ⟨∇f, y⟩ + ‖y − x − βv‖²/2η over a
 convex set, v = x − x⁻. Compared with y = x, of this strongly convex function,
@@ -14,16 +14,17 @@ tested, in `ufm.descent.adaptive`: "safe" and "auto" are proven for gd (β = 0) 
 such proof is known to us for Nesterov's method, and L-BFGS measures lengths by its own metric, in
 which P is not the nearest point: these two are refused.
 
-**Sphere.** The methods see the Riemannian gradient g, and velocities are made tangents again after
-each step (those of "auto" stay the chord v = x − x⁻). With a = x + βv − ηg and one unit vector x at
-a time, x⁺ = a/‖a‖ maximises ⟨a, y⟩ over the sphere, and ⟨a, x⁺ − x⟩ = ‖a‖·‖x⁺ − x‖²/2. As ⟨g, x⟩ =
-0 and ⟨v, x⟩ = ‖v‖²/2 ≥ 0, ‖a‖ ≥ ⟨a, x⟩ ≥ 1, and ⟨x, x⁺ − x⟩ = −‖x⁺ − x‖²/2, so that, v⁺ = x⁺ − x,
+**Sphere.** The methods see the Riemannian gradient g, and velocities are projected on the tangent
+spaces after each step (those of "auto" stay the chord v = x − x⁻). With a = x + βv − ηg and one
+unit vector x at a time, x⁺ = a/‖a‖ maximises ⟨a, y⟩ over the sphere, and
+⟨a, x⁺ − x⟩ = ‖a‖·‖x⁺ − x‖²/2. As ⟨g, x⟩ = 0 and ⟨v, x⟩ = ‖v‖²/2 ≥ 0, ‖a‖ ≥ ⟨a, x⟩ ≥ 1, and
+⟨x, x⁺ − x⟩ = −‖x⁺ − x‖²/2. So, with v⁺ = x⁺ − x,
 
     ⟨g, v⁺⟩ ≤ −‖v⁺‖²/η + (β/η)⟨v⁺, v⟩,
 
 the inequality above. ∇f adds the multiplier's ⟨∇f, x⟩⟨x, v⁺⟩ ≤ |⟨∇f, x⟩|·‖v⁺‖²/2 to it. With Λ the
-largest |⟨∇f, x⟩| and L a bound of ∇²f on the products of balls, both finite, L + Λ stands for L:
-"auto" is proven for gd and heavy ball, its steps stay above half of (1−β)/(L + Λ).
+largest |⟨∇f, x⟩| and L a bound of ∇²f on the products of balls, both finite, L + Λ takes the place
+of L: "auto" is proven for gd and heavy ball, its steps stay above half of (1−β)/(L + Λ).
 """
 
 from typing import Any
@@ -38,7 +39,7 @@ _MOMENTUM = ("heavy_ball", "sgd", "nesterov")
 
 
 def check(problem: Problem, optimizer: Any, rate: Any) -> None:
-    """Refuse a method that has no projected step, or a step size that nothing proves.
+    """Refuse a method that has no projected step, or a step size without a proof of descent.
 
     Args:
         problem: the model.

@@ -2,7 +2,7 @@
 
 A dual variable of sample i is an r_i in the domain of ℓ*_i; the residuals ∇ℓ_i are such. For λ_b =
 0 the dual of the problem asks for Σ_i w_i r_i = 0, which only holds at critical points: `feasible`
-moves the residuals of any point there. Used by `ufm.certificate`; traceable.
+moves the residuals of any point to such sums. Used by `ufm.certificate`; traceable.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def mean_target(problem: Problem, dtype) -> Array:
 
 
 def penalised(problem: Problem, dtype) -> Array:
-    """Whether b pays for G1 ≠ 0 by its decay: λ_b > ε min(μ, 1).
+    """Whether the decay of b makes any sum G1 admissible: λ_b > ε min(μ, 1).
 
     Below, A1 = 0 costs no more than rounding, (λ_b/2)‖b*‖² of f* ~ μ, and G1/λ_b is rounding.
     """
@@ -68,7 +68,7 @@ def penalised(problem: Problem, dtype) -> Array:
 
 
 def feasible(problem: Problem, columns: Array, residual: Callable):
-    """Dual variables r'_i of a block of samples; R itself if b pays by its decay."""
+    """Dual variables r'_i of a block of samples; R itself if b decays."""
     if not (problem.bias and problem.loss.dual):
         return residual
     dtype, loss = columns.dtype, problem.loss

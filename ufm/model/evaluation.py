@@ -1,4 +1,4 @@
-"""One float64 evaluation of a concrete point, shared by everything that judges the point.
+"""One float64 evaluation of a concrete point, shared by all functions that classify the point.
 
     r_i = ∇ℓ,  S_i = ∇²ℓ at the logits of sample i,  G = [w_i r_i],
     ∇f = (GHᵀ + λ_W W, WᵀG + λ_H HΩ, G1 + λ_b b)
@@ -40,7 +40,7 @@ class Residuals(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """A point and what a judgement of it starts from, in NumPy float64.
+    """A point with f, ∇f, residuals and Hessians of the loss there, in NumPy float64.
 
     problem: with scalar decays.  params: W (K, d), H (d, N), b (K,), which is 0 without a bias.
     value: f, in nats.
@@ -132,7 +132,7 @@ def _on_the_host(problem: Problem, point: Params) -> Params:
 
 
 def check_entries(params: Params) -> None:
-    """Refuse entries so large that their squares are no numbers.
+    """Refuse entries so large that their squares overflow.
 
     Raises:
         Refused: naming the largest one.

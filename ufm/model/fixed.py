@@ -3,8 +3,8 @@
     f(H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2) Σ_i ω_i‖h_i‖² + (λ_b/2)‖b‖²
 
 is convex for a convex loss, so every critical point is a global minimiser (Yang et al. 2022, arXiv
-2203.09081). Which functions answer for this problem is decided here: what is written for the model
-in which W moves refuses it.
+2203.09081). This module decides which functions accept such a problem: those written for a
+variable W refuse it.
 """
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def conjugate(
 ) -> tuple[Scalar, Scalar]:
     """Σ_i ‖Wᵀa_i‖²/(2λ_H ω_i), the conjugate of the decay of H at WᵀA, and its rounding from above.
 
-    What the columns of A may lack in digits counts: (2 + √K) ε |W|ᵀ|a| an entry of Wᵀa. Traceable.
+    The rounding includes that of Wᵀa: (2 + √K) ε |W|ᵀ|a| an entry. Traceable.
 
     Args:
         problem: with λ_H > 0, otherwise the sum is infinite where WᵀA is not 0.

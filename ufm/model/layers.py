@@ -1,15 +1,15 @@
-"""What points there are: free, H ≥ 0 as behind a ReLU, or unit vectors. One entry of a table each.
+"""Sets of admissible points: free, H ≥ 0 as behind a ReLU, or unit vectors.
 
     f(W, H, b) as in `ufm.model.objective`,   (W, H) ∈ C:   C = everything (free), H ≥ 0
     (nonnegative), or ‖w_k‖ = ‖h_i‖ = 1 (sphere, `ufm.model.sphere`)
 
-f and ∇f are the same functions for every member; what differs is which points there are and when
-one is stationary: −∇f has no part along which a point of C can move on. With the tangent cone T of
+f and ∇f are the same functions for every member; what differs is which points are admissible and
+when one is stationary: no part of −∇f points along a feasible direction. With the tangent cone T of
 C that part is the projection of −∇f on T; for H ≥ 0 it is −∇_H f where h > 0 and its positive part
-where h = 0, so its norm is 0 exactly at the points of Karush, Kuhn and Tucker; on the sphere it is
+where h = 0, so its norm is 0 exactly at the Karush–Kuhn–Tucker points; on the sphere it is
 the Riemannian gradient.
 
-A function that knows free features alone says so by `require_free`, and never answers for others.
+A function for free features alone calls `require_free`, which refuses all others.
 """
 
 from collections.abc import Callable
@@ -130,7 +130,7 @@ def project(problem: Problem, params: Params) -> Params:
 
 
 def slope(problem: Problem, params: Params, gradient: Params) -> Params:
-    """The projected gradient: ∇f less what the constraints hold against. Traceable.
+    """The projected gradient: ∇f less the part that the constraints balance. Traceable.
 
     It is 0 exactly where the point is stationary; its norm is the residual of descent and `solve`.
     """

@@ -23,7 +23,7 @@ def largest_weight(problem: Problem, dtype) -> Array | float:
 
 
 def longest_residual(problem: Problem, dual: Callable, columns: Array) -> Array | float:
-    """A bound ≥ 1 on ‖r_i‖: 1 serves for differences of distributions, others are looked at.
+    """A bound ≥ 1 on ‖r_i‖: 1 serves for differences of distributions, others are computed.
 
     Args:
         problem: gives loss, targets and labels.
@@ -42,7 +42,7 @@ def longest_residual(problem: Problem, dual: Callable, columns: Array) -> Array 
 
 
 def value_rounding(problem: Problem, params: Params) -> Scalar | float:
-    """What the rounding of the logits moves the data term by.
+    """The change of the data term by the rounding of the logits.
 
     A logit is a sum of d products and a bias: it is known to δ = (2 + √d) ε (|W||h| + |b|).
     """

@@ -1,4 +1,4 @@
-"""One large problem over many devices: the samples split, everything else as it was.
+"""One large problem over many devices: the samples split, everything else unchanged.
 
 The columns of H are split over the devices, and with them the logits, gradients and momenta. W and
 b are replicated, or for very many classes split over their rows. All other code is the same as on
@@ -42,7 +42,7 @@ def over_samples(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
-    """Where W, H and b live: H split over samples, W and b copied or split over classes.
+    """The devices that hold W, H and b: H split over samples, W and b copied or split over classes.
 
     Args:
         problem: gives the sizes.
@@ -92,7 +92,7 @@ def init_params(
     dtype=None,
     classes: bool = False,
 ) -> Params:
-    """The numbers of `ufm.init_params`, made where they will live: no device holds all of H.
+    """The numbers of `ufm.init_params`, made where they are kept: no device holds all of H.
 
     Args:
         key, problem, scale, dtype: as for `ufm.init_params`.

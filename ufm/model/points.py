@@ -69,7 +69,7 @@ def _is_floating(value: Any) -> bool:
 
 
 def check_precision(params: Params) -> None:
-    """Refuse params in a precision that nothing is computed in: LAPACK knows these two only.
+    """Refuse params that are neither float32 nor float64, the precisions that LAPACK knows.
 
     Raises:
         Refused: naming the dtype.
@@ -130,7 +130,7 @@ def check_finite(params: Params) -> None:
 def on_host(value: Any) -> Any:
     """An array of one CPU device as NumPy sees it, without a copy; any other as it is.
 
-    What NumPy reads needs no compiled program.
+    Reading it this way compiles no program.
     """
     if isinstance(value, np.ndarray) or len(value.sharding.device_set) > 1:
         return value
@@ -153,7 +153,7 @@ def init_params(
 
     Raises:
         Refused: a W that does not fit the problem, on the sphere one with rows that are not of
-            norm 1; a scale that is negative or not finite, or 0 on the sphere; a key that is none,
+            norm 1; a scale that is negative or not finite, or 0 on the sphere; no valid key,
             a dtype that is not floating, sizes beyond the memory there is.
     """
     require(problem)

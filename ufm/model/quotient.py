@@ -1,9 +1,9 @@
 """The same landscape in fewer variables: class means for samples, the row space for R^d.
 
-* **Class means.** f is convex in every feature h_i, so replacing the features of a class by their
-  mean never raises f (Jensen), and at a critical point with λ_H > 0 they are equal already. On
-  equal features f is exactly the f of G columns, G = K classes, that of class k with the weight c_k
-  n_k/N in the loss and ω_k n_k in the decay: of
+* **Class means.** For a convex loss f is convex in every feature h_i, so replacing the features of
+  a class by their mean never raises f (Jensen), and at a critical point with λ_H > 0 they are equal
+  already. On equal features f is exactly the f of G columns, G = K classes, that of class k with
+  the weight c_k n_k/N in the loss and ω_k n_k in the decay: of
 
       Problem(K, d, 1, λ_W, λ_H, λ_b, weights=c_k n_k G/N, decay_weights=ω_k n_k),
 
@@ -13,7 +13,8 @@
   gradient stays in the span of the rows of W and the columns of H: at most K + G dimensions of
   R^d, at a critical point at most K, and with 1ᵀW = 0 at most K − 1.
 
-So a critical point of any n and d is one of n = 1 and d ≤ K − 1, lifted. Everything is traceable.
+So a critical point of any n and d is one of n = 1 and d ≤ K (with 1ᵀW = 0, d ≤ K − 1), lifted.
+Everything is traceable.
 """
 
 import dataclasses
@@ -78,7 +79,10 @@ def means_of(problem: Problem, f: Callable, H: Float[Array, "d N"]) -> Array:
 
 
 def restrict(problem: Problem, params: Params) -> Restricted:
-    """Class means of a point in min(d, 2K) dimensions that hold W and them; f does not rise."""
+    """Class means in min(d, K + G) dimensions that contain them and the rows of W.
+
+    f does not rise if the loss is convex.
+    """
     means = class_means(problem, params.H)
     width = min(problem.d, problem.K + problem.groups)
     frame = jnp.eye(problem.d, dtype=params.W.dtype)

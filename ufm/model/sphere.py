@@ -9,7 +9,8 @@ rows and v of the columns the second derivative of f along unit-speed great circ
 
     ⟨ξ, ∇²f ξ⟩ + Σ_k u_k‖ξ_k‖² + Σ_i v_i‖ξ_i‖².
 
-As the loss falls exponentially in τ, f has no scale of its own: what is small is small beside f.
+As the loss falls exponentially in τ, f has no scale of its own: residuals and gaps are compared
+with f.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ def project(params: Params) -> Params:
 
 
 def tangent(params: Params, arrow: Params) -> Params:
-    """The part of an arrow along which the point can move: ξ − ⟨ξ, x⟩x of every vector x."""
+    """The tangential part of a direction: ξ − ⟨ξ, x⟩x of every vector x."""
     W, H, _ = params
     radial_W = jnp.sum(arrow.W * W, axis=-1, keepdims=True)
     radial_H = jnp.sum(arrow.H * H, axis=-2, keepdims=True)
@@ -62,7 +63,7 @@ def wrong(params: Params) -> str | None:
 def merged(problem: Problem) -> Problem:
     """The problem of one feature a class, of the same minimum.
 
-    For given W every sample of a class may as well have the best feature of them.
+    For given W all samples of a class can take the best feature among them.
     """
     share = np.asarray(problem.counts, np.float64) * (problem.groups / problem.N)
     c = problem.weights

@@ -1,8 +1,8 @@
-"""Real networks on real images, to be held against the model. Needs the extra `networks`.
+"""Real networks on real images, to be compared with the model. Needs the extra `networks`.
 
-`data` reads FashionMNIST and its like, `models` builds ResNets and an MLP in flax nnx, `training`
-runs them through compiled steps with checkpoints, `evaluation` gives what `ufm.metrics`,
-`ufm.certify` and `ufm.hessian` take: W (K, d), H (d, N), b (K,) and labels (N,).
+`data` reads FashionMNIST and files of the same formats, `models` builds ResNets and an MLP in flax
+nnx, `training` trains them in compiled steps with checkpoints, `evaluation` gives what
+`ufm.metrics`, `ufm.certify` and `ufm.hessian` take: W (K, d), H (d, N), b (K,) and labels (N,).
 """
 
 import importlib.util

@@ -1,8 +1,8 @@
-"""One checkpoint of a training, replaced as it goes on, by orbax.
+"""One checkpoint of a training, written by orbax and replaced as the training proceeds.
 
-The state goes in as arrays, the records so far as JSON (which gives every float64 back exactly).
+The state is stored as arrays, the records so far as JSON (which gives every float64 back exactly).
 orbax writes a checkpoint beside the former one and renames it into place, so that a process killed
-while writing leaves the former one.
+while it writes leaves the former one intact.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ class Store:
         )
 
     def close(self) -> None:
-        """Wait for orbax's threads."""
+        """Wait until orbax has written, and end its threads."""
         self.manager.close()
 
 

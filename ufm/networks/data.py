@@ -53,7 +53,7 @@ class Images(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Training and test images as bytes, as they lie in the files."""
+    """Training and test images as bytes, as the files hold them."""
 
     train: Images
     test: Images
@@ -92,7 +92,7 @@ def load(folder: str | os.PathLike[str] | None = None, download: bool = False) -
 
 
 def ways() -> str:
-    """How a user gets FashionMNIST."""
+    """Ways to obtain FashionMNIST, in words, for messages."""
     return (
         "Mend it in one of three ways: install Debian's package (apt install "
         f"dataset-fashion-mnist); give a folder that holds {', '.join(MD5)} (--data DIR, or "
@@ -160,7 +160,7 @@ def read_idx(file: Path) -> np.ndarray:
     """The bytes of an IDX file as an array of its dimensions; gzipped if the name ends in .gz.
 
     Raises:
-        DataError: no IDX file of bytes, or truncated, or with bytes to spare, or not unzippable.
+        DataError: no IDX file of bytes, or truncated, or with surplus bytes, or not unzippable.
     """
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
@@ -231,7 +231,7 @@ def select(images: Images, per_class: int, classes: Sequence[int], seed: int = 0
         seed: of NumPy's generator.
 
     Raises:
-        Refused: a class that has not so many images.
+        Refused: a class with fewer images.
     """
     generator = np.random.default_rng(seed)
     places = [np.flatnonzero(images.labels == k) for k in classes]
@@ -249,7 +249,7 @@ def normalise(*parts: Images, padding: int = 0) -> tuple[Images, ...]:
     """Float32 pixels, every channel with mean 0 and variance 1 on the first of the parts.
 
     Args:
-        parts: training images first; the others are moved and scaled alike.
+        parts: training images first; the others are shifted and scaled alike.
         padding: black pixels added on every side (2 makes 28 × 28 into 32 × 32).
 
     Raises:

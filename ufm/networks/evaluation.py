@@ -1,4 +1,4 @@
-"""What a network says of images: features layer by layer, its classifier, its errors.
+"""A network evaluated on images: features of every layer, the classifier, the errors.
 
 The arrays have the shapes of the model, H (d, N) with samples as columns, in float64, so that
 `ufm.metrics.collapse`, `ufm.certify` and `ufm.hessian` take them as they are.

@@ -45,14 +45,14 @@ class SimplexHead(nnx.Module):
 
 
 class SimplexProjector(nnx.Module):
-    """h ↦ M relu(Mᵀ h)/‖·‖: two layers that are never trained, expand to 2d and contract to d.
+    """h ↦ √d y/‖y‖, y = M relu(Mᵀ h): two layers that are never trained, d to 2d to d.
 
     The rows of M (d, 2d) are a simplex ETF of d vectors (Harun, Gallardo and Kanan 2025, arXiv
     2502.10691, put such a projector between encoder and classifier); the output has norm √d.
 
     Args:
         d: width of the features, at least 2.
-        key: turns the frame.
+        key: of the random rotation of M.
     """
 
     def __init__(self, d: int, key: Array):
@@ -91,7 +91,7 @@ class ResNet(nnx.Module):
         K: number of classes.
         channels: of the input images.
         widths: channels of each stage; every stage but the first halves the image.
-        blocks: a stage.
+        blocks: number of blocks in a stage.
         stem: "3x3" keeps the image's size, "3x3/2" halves it, "7x7/2" halves it and pools by 2
             more, as for ImageNet.
         d: width of the features; None keeps the last stage's, otherwise the last block is
@@ -213,7 +213,7 @@ def resnet18(
 
 
 def count(model: nnx.Module) -> int:
-    """Number of parameters, learned and fixed; running statistics are none."""
+    """Number of parameters, learned and fixed; running statistics do not count."""
     state = nnx.state(model, nnx.Any(nnx.Param, Fixed))
     return sum(variable.size for variable in nnx.to_flat_state(state).leaves)
 

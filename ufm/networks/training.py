@@ -1,10 +1,10 @@
-"""Training with the papers' methods: compiled steps, records on the way, checkpoints.
+"""Training with the papers' methods: compiled steps, records during training, checkpoints.
 
-What is minimised is the mean cross-entropy (or another objective) plus (λ/2)‖θ‖² over all learned
-parameters θ: weights, biases, BatchNorm's scales. That is what `weight_decay` means in the papers'
-PyTorch code, for Adam too. Schedules of Zhu et al. 2021 (arXiv 2105.02375, section 5.1): SGD with
-momentum 0.9 and rate 0.05, Adam with rate 1e-3, both divided by 10 after every fifth of the epochs;
-L-BFGS of memory 10 with a line search for the strong Wolfe conditions.
+The mean cross-entropy (or another objective) plus (λ/2)‖θ‖² is minimised over all learned
+parameters θ: weights, biases, BatchNorm's scales and shifts. That is what `weight_decay` means in
+the papers' PyTorch code, for Adam too. Schedules of Zhu et al. 2021 (arXiv 2105.02375, section
+5.1): SGD with momentum 0.9 and rate 0.05, Adam with rate 1e-3, both divided by 10 after every fifth
+of the epochs; L-BFGS of memory 10 with a line search for the strong Wolfe conditions.
 
 Everything is computed in float32. On GPUs that means float32 products too; TF32 or bfloat16 ones
 only if `Recipe.precision` asks for them. On one device a run that was stopped and resumed ends
@@ -89,7 +89,7 @@ class Recipe:
 
 
 class State(NamedTuple):
-    """All that a training needs to go on: parameters, everything else of the model, optimiser."""
+    """What a training needs to continue: parameters, the rest of the model, the optimiser."""
 
     params: Any
     rest: Any
@@ -97,7 +97,7 @@ class State(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The model at the end, in evaluation mode, and every record on the way, one array a name."""
+    """The model at the end, in evaluation mode, and all records, one array a name."""
 
     model: Any
     history: dict[str, np.ndarray]
@@ -120,7 +120,7 @@ def train(
     folder: str | os.PathLike[str] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Trained:
-    """Train a model in place of its random start; the model given is not changed.
+    """Train a copy of a model from its present parameters; the model given is not changed.
 
     Args:
         model: a network of `ufm.networks.models`, or any flax nnx module that objective accepts.
@@ -130,11 +130,12 @@ def train(
         measure: called with the model in evaluation mode; gives numbers or lists of numbers.
         record_at: epochs at which to measure; 0 is the start, the last epoch is added.
         objective: the data term.
-        folder: keeps a checkpoint, of every record and every minute; the same call goes on there.
+        folder: keeps a checkpoint, written at every record and every minute; the same call
+            resumes from it.
         progress: called with the share of epochs done.
 
     Returns:
-        A `Trained`; its history has a row of every record, and `epoch` among its names.
+        A `Trained`; its history has a row for every record, and `epoch` among its names.
 
     Raises:
         Refused: labels that are no rows of the classifier, a class without images, pixels that

@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 
 
 def agrees(measured: float, relation: str, predicted: float, tolerance: float = 0.0) -> bool:
-    """Whether a measurement stands in the relation to its prediction; NaN stands in none.
+    """Whether a measurement satisfies its relation to the prediction; NaN satisfies none.
 
     Raises:
         Refused: a relation that is none of RELATIONS.

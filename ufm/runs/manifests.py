@@ -1,7 +1,7 @@
-"""The manifest of a run: what it holds, how it begins and goes on, and which files are its own.
+"""The manifest of a run: what it holds, how it begins and resumes, and which files belong to it.
 
 A manifest names the files that count. Others with the names of our own are strays, left by a
-process that died, and may go; files with any other name are not ours.
+process that died, and may be removed; files with any other name are never touched.
 """
 
 import re
@@ -57,7 +57,7 @@ def fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resumed(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that goes on."""
+    """The manifest of a run that resumes."""
     # The first session's environment stays at the top; later ones are listed after it.
     sessions = [*kept["resumed"], session()]
     empty: dict[str, Any] = {"status": "running", "finished": None, "arrays": None, "results": {}}
@@ -65,7 +65,7 @@ def resumed(kept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configured(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest says of the config."""
+    """The config and its hash, as a manifest holds them."""
     config = identity["config"]
     return {"config": config, "config_sha256": values.digest(config)}
 

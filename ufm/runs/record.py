@@ -1,4 +1,4 @@
-"""Runs on disk: written whole or not at all, verified when read, resumed when cut off.
+"""Runs on disk: written whole or not at all, verified when read, resumed after an interruption.
 
 A run is a folder:
 
@@ -9,13 +9,13 @@ A run is a folder:
 
 Nothing else in the folder is touched: files with other names, links and folders stay.
 The manifest decides: a file that it does not name does not count. Every file is written whole or
-not at all (`ufm.runs.storage`), and an old one goes only after the manifest has let go of it. So a
-process may die at any instruction and leaves its last whole checkpoint.
+not at all (`ufm.runs.storage`), and an old one is removed only once the manifest no longer names
+it. So a process that dies, at whatever instruction, leaves its last whole checkpoint.
 
-Of several processes (`jax.distributed`) the first one keeps the run: each makes the same calls, and
-all learn what it found there, or its exception.
+Of several processes (`jax.distributed`) the first one writes the run: each makes the same calls,
+and all receive what it found there, or its exception.
 
-This module knows nothing of the model. `open_run` before computing, `save_checkpoint` on the way,
+This module is independent of the model. `open_run` before computing, `save_checkpoint` on the way,
 `close_run` after, `load_run` to read.
 """
 
@@ -267,7 +267,7 @@ def load_run(path: str | os.PathLike[str]) -> StoredRun:
     """Read a run and verify every hash; look at `manifest["status"]` before using it.
 
     A run that is still running has no arrays. Raises RecordError if there is no run, or if the
-    manifest or the arrays are missing, truncated, edited or damaged, or of a newer version.
+    manifest or the arrays are missing, truncated, edited or damaged, or of another format version.
     """
     folder = Path(path).absolute()
     manifest = manifests.read(folder)

@@ -239,7 +239,7 @@ def _sync(folder: Path) -> None:
 
 
 def acquire(folder: Path) -> TextIO:
-    """Lock the folder, made if absent; the kernel lets go when the process ends, however it ends.
+    """Lock the folder, made if absent; the kernel unlocks it when the process ends in any way.
 
     The lock is an open file, for `release`. Raises RecordError if another process, or another
     handle of this one, holds it, or if the folder or the file cannot be made.
@@ -252,7 +252,7 @@ def acquire(folder: Path) -> TextIO:
 
 
 def release(folder: Path, lock: TextIO) -> None:
-    """Unlock the folder and remove the lock's file; again is harmless."""
+    """Unlock the folder and remove the lock's file; a second call does nothing."""
     if not lock.closed:
         # Removed while still held, so that it cannot be somebody else's by then.
         with contextlib.suppress(OSError):

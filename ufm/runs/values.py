@@ -1,4 +1,4 @@
-"""JSON values: made of any values, hashed, compared, and held against a form when they are read."""
+"""JSON values: made of Python values, hashed, compared, and checked against a form when read."""
 
 import hashlib
 import json
@@ -47,9 +47,9 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def text(value: Any) -> str:
-    """JSON that every reader takes: NaN and infinities, which JSON has not, as null.
+    """JSON that every reader accepts: NaN and infinities, which JSON lacks, become null.
 
-    For what is printed and for files that other programs read; numbers of NumPy are taken too.
+    For what is printed and for files that other programs read; numbers of NumPy are accepted too.
     """
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -83,7 +83,7 @@ def differences(got: Any, kept: Any) -> list[str]:
 
 
 def expect(value: Any, form: Any, where: str) -> None:
-    """Hold a JSON value that was read against a form; raise RecordError naming what differs.
+    """Check a JSON value that was read against a form; raise RecordError naming what differs.
 
     Args:
         value: what was read.
