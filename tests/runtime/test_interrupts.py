@@ -97,7 +97,7 @@ def strike(line: Sequence[str], moment: float, number: int, group: bool, times: 
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("kind", "moment"), [("theory", 0.4), ("descend", 3.0), ("sweep", 5.5)])
+@pytest.mark.parametrize(("kind", "moment"), [("theory", 0.4), ("descend", 1.5), ("sweep", 5.5)])
 def test_an_interrupt_ends_a_command_with_130_and_one_line(tmp_path, kind, moment):
     """While modules are imported, programs compiled, and processes started."""
     line = command(kind, tmp_path, tmp_path / "out")
