@@ -44,7 +44,8 @@ def test_a_terminal_gets_no_lines(capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("often")
-def test_probe_says_what_it_does(capsys, tmp_path):
+def test_probe_says_what_it_does(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "PERIOD", 0.001)  # the last stage takes milliseconds
     problem = ufm.Problem(3, 4, 5, 5e-3, 5e-3, 5e-3)
     params = ufm.init_params(0, problem)
     file = tmp_path / "point.npz"
