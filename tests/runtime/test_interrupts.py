@@ -64,8 +64,18 @@ def command(kind: str, home: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "ufm.cli", kind, *words, "--out", str(out)]
 
 
-def strike(line: Sequence[str], moment: float, number: int, group: bool, times: int = 1) -> Struck:
-    """Start a process, send it a signal after so many seconds, see it and its children end."""
+def strike(
+    line: Sequence[str],
+    moment: float,
+    number: int,
+    group: bool,
+    times: int = 1,
+    sign: Path | None = None,
+) -> Struck:
+    """Start a process, send it a signal, see it and its children end.
+
+    The signal is sent so many seconds after the start, or after a file has appeared.
+    """
     # A job in the background of a script is born deaf to SIGINT, and so are its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
@@ -73,6 +83,8 @@ def strike(line: Sequence[str], moment: float, number: int, group: bool, times: 
     )
     signal.signal(signal.SIGINT, before)
     with process:
+        while sign is not None and not sign.exists() and process.poll() is None:
+            time.sleep(0.01)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
@@ -97,14 +109,20 @@ def strike(line: Sequence[str], moment: float, number: int, group: bool, times: 
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("kind", "moment"), [("theory", 0.4), ("descend", 1.5), ("sweep", 5.5)])
-def test_an_interrupt_ends_a_command_with_130_and_one_line(tmp_path, kind, moment):
-    """While modules are imported, programs compiled, and processes started."""
-    line = command(kind, tmp_path, tmp_path / "out")
-    ended = strike(line[:-2] if kind == "theory" else line, moment, signal.SIGINT, group=True)
+def test_an_interrupt_while_modules_are_imported_ends_a_command_with_130_and_one_line(tmp_path):
+    ended = strike(command("theory", tmp_path, tmp_path)[:-2], 0.4, signal.SIGINT, group=True)
+    assert (ended.status, ended.said.strip()) == (130, "ufm: interrupted")
+
+
+@pytest.mark.parametrize(("kind", "moment"), [("descend", 0.2), ("sweep", 1.5)])
+def test_an_interrupt_ends_a_command_with_130_and_the_way_to_go_on(tmp_path, kind, moment):
+    """While programs are compiled, and processes started: seconds after the folder is there."""
+    out = tmp_path / "out"
+    sign = out / "manifest.json"
+    line = command(kind, tmp_path, out)
+    ended = strike(line, moment, signal.SIGINT, group=True, sign=sign)
     assert ended.status == 130, ended.said
-    more = f"; the same command goes on with {tmp_path / 'out'}" if kind != "theory" else ""
-    assert ended.said.strip() == f"ufm: interrupted{more}"
+    assert ended.said.strip() == f"ufm: interrupted; the same command goes on with {out}"
 
 
 # The main thread neither returns to Python nor passes the interrupt on, or forgets it.
@@ -125,29 +143,37 @@ del [Thing()][0]
 time.sleep(60)
 """,
 }
-HEAD = "import hashlib, time; from ufm.runtime import interrupts; interrupts.guard(); "
+HEAD = """
+import hashlib, pathlib, sys, time
+from ufm.runtime import interrupts
+interrupts.guard()
+"""
+READY = "pathlib.Path(sys.argv[1]).touch()\n"
 
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("where", STUCK)
-def test_an_interrupt_that_is_late_or_lost_ends_the_process_all_the_same(where, times):
-    script = f"{HEAD}interrupts.unwind('; on')\n{STUCK[where]}"
-    ended = strike([sys.executable, "-c", script], 0.4, signal.SIGINT, group=False, times=times)
+def test_an_interrupt_that_is_late_or_lost_ends_the_process_all_the_same(tmp_path, where, times):
+    script, sign = f"{HEAD}interrupts.unwind('; on')\n{READY}{STUCK[where]}", tmp_path / "ready"
+    line = [sys.executable, "-c", script, str(sign)]
+    ended = strike(line, 0.1, signal.SIGINT, group=False, times=times, sign=sign)
     assert (ended.status, ended.said) == (130, "ufm: interrupted; on\n")
     assert times == 1 or ended.seconds < interrupts.PATIENCE
 
 
-def test_an_interrupt_while_modules_are_half_imported_ends_the_process():
+def test_an_interrupt_while_modules_are_half_imported_ends_the_process(tmp_path):
     half = "import sys, types; sys.modules['multiprocessing'] = types.ModuleType('multiprocessing')"
-    line = [sys.executable, "-c", f"{half}; {HEAD}time.sleep(60)"]
-    ended = strike(line, 0.6, signal.SIGINT, group=False)
+    sign = tmp_path / "ready"
+    line = [sys.executable, "-c", f"{half}{HEAD}{READY}time.sleep(60)", str(sign)]
+    ended = strike(line, 0.1, signal.SIGINT, group=False, sign=sign)
     assert (ended.status, ended.said.strip()) == (130, "ufm: interrupted")
 
 
-def test_a_job_in_the_background_of_a_script_stays_deaf():
-    script = f"{HEAD}time.sleep(0.8)"
-    line = ["/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-c", script]
-    assert strike(line, 0.4, signal.SIGINT, group=False).status == 0
+def test_a_job_in_the_background_of_a_script_stays_deaf(tmp_path):
+    script, sign = f"{HEAD}{READY}time.sleep(0.8)", tmp_path / "ready"
+    deaf = ["/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"']
+    line = [*deaf, sys.executable, "-c", script, str(sign)]
+    assert strike(line, 0.1, signal.SIGINT, group=False, sign=sign).status == 0
 
 
 def progress(kind: str, out: Path) -> float:

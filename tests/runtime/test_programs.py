@@ -1,5 +1,6 @@
 """Programs that are quick to compile compute the same, and no user's flag is overruled."""
 
+import functools
 import os
 from importlib import metadata
 
@@ -54,3 +55,27 @@ def test_programs_by_either_generation_agree_to_rounding():
     )
     # A few roundings of terms of size 1.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-15), ours, newer)
+
+
+def test_a_program_that_runs_once_computes_the_same_inside_other_transformations():
+    def f(x):
+        return jnp.sum(jnp.exp(x) * x)
+
+    x = jnp.linspace(0.0, 1.0, 7)
+    program = programs.once(f)
+    for change in (lambda g: g, jax.jit, jax.grad, lambda g: jax.jit(jax.grad(g))):
+        np.testing.assert_allclose(change(program)(x), change(f)(x), rtol=1e-15)
+    mapped = jax.vmap(program)(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(mapped, [f(x), f(2 * x)], rtol=1e-15)
+    # A constant inside a jit is one of its values.
+    np.testing.assert_allclose(jax.jit(lambda: program(np.asarray(x)))(), f(x), rtol=1e-15)
+
+
+def test_random_starts_have_the_digits_of_a_program_that_is_optimised():
+    problem = ufm.Problem(7, 13, 11, 1e-3, 1e-3, 1e-3)
+    for dtype in (jnp.float32, jnp.float64):
+        drawn = ufm.init_params(3, problem, 0.7, dtype)
+        draw = functools.partial(ufm.init_params, 3, problem, 0.7, dtype)
+        full = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+        optimised = jax.jit(draw, compiler_options=full)()
+        jax.tree.map(np.testing.assert_array_equal, drawn, optimised)

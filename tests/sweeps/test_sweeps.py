@@ -1,5 +1,6 @@
 """A sweep is its single runs; it loses no cell, doubles none, and is told what it cannot mean."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -89,7 +89,7 @@ def test_columns_say_what_was_run(table):
 
 
 def test_a_sweep_in_float32_is_its_single_runs_measured_in_float64():
-    plan = replace(PLAN, gap_tol=None, precision="float32")
+    plan = dataclasses.replace(PLAN, gap_tol=None, precision="float32")
     table = sweeps.sweep(plan)
     for i, cell in enumerate(plan.cells()):
         run = single(cell, plan)
@@ -381,3 +381,37 @@ np.savez("four.npz", **sweep(PLAN))
     four, one = np.load(tmp_path / "four.npz"), sweeps.sweep(PLAN)
     np.testing.assert_allclose(four["value"], one["value"], rtol=1e-9)
     assert four["status"].tolist() == one["status"].tolist()
+
+
+@pytest.mark.slow
+def test_whole_shapes_dealt_to_processes_give_the_table_of_batches(tmp_path, monkeypatch):
+    """The cells of three shapes, one of them done before; with histories and a host's column."""
+    widths = Grid(**SMALL | {"d": [4, 5, 6]}, optimizer=["gd", "lbfgs"], seed=[0, 1, 2])
+    record = {"norm": ufm.host(lambda _, params: float(np.sum(np.square(params.W))))}
+    plan = Plan((widths,), steps=30, record_every=10, record=record)
+    dealt = sweeps.sweep(plan, history=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "BRIEF", 0.0)
+        batched = sweeps.sweep(plan, history=True)
+    assert dealt.keys() == batched.keys()
+    for name, x in batched.items():
+        assert x.tobytes() == dealt[name].tobytes(), name
+    first = Grid(**SMALL | {"d": [4]}, optimizer=["gd", "lbfgs"], seed=[0, 1, 2])
+    few = dataclasses.replace(plan, grids=(first,))
+    sweeps.sweep(few, tmp_path / "out", history=True)
+    grown = sweeps.sweep(plan, tmp_path / "out", history=True)
+    for name, x in batched.items():
+        assert x.tobytes() == grown[name].tobytes(), name
+
+
+def test_a_shape_of_long_descents_is_dealt_batch_by_batch(monkeypatch):
+    """So that finished cells are kept, and all processes have work to the end."""
+    seen = []
+    monkeypatch.setattr(sweeps, "_side_by_side", lambda *_: seen.append("shapes") or {})
+    monkeypatch.setattr(sweeps, "_group", lambda *_: seen.append("batches") or {})
+    monkeypatch.setattr(sweeps, "_calls", lambda: 2)
+    grid = Grid(**SMALL | {"d": [4, 5]}, optimizer="gd")
+    for steps, memory in ((10, 2**30), (10**7, 2**30), (10, 2**20)):
+        task = sweeps._Task(Plan((grid,), steps=steps), Plan((grid,)).cells(), memory, None, False)
+        sweeps._rows(task, {}, lambda *_: None, lambda _: None)
+    assert seen == ["shapes", "batches", "batches", "batches", "batches"]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -17,8 +16,9 @@ from ufm.model import layers
 from ufm.model.objective import objective
 from ufm.model.points import check_memory, check_point, check_precision
 from ufm.model.problem import Params, Problem
+from ufm.runtime import programs
 
-_objective = jax.jit(objective)
+_objective = programs.once(objective)
 EVERY = 100  # steps between records by default
 EARLY = 64  # more than there are records before that
 

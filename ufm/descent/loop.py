@@ -131,6 +131,11 @@ class Method(NamedTuple):
         return optimizers.named(self.optimizer, schedule or learning_rate, momentum, self.adapts)
 
 
+def is_brief(problem: Problem, method: Method) -> bool:
+    """Whether a descent takes less time than compiling: L-BFGS of some hundred small steps."""
+    return method.optimizer == "lbfgs" and problem.size <= 2500
+
+
 class Limits(NamedTuple):
     """Traced stopping rules: steps in all, steps between records, ‖∇f‖ and gap to stop at.
 
@@ -148,6 +153,19 @@ class Limits(NamedTuple):
         every = self.record_every
         dense = jnp.minimum(jnp.maximum(1, at // 4), every - at)
         return jnp.minimum(jnp.where(self.early & (at < every), dense, every), self.steps - at)
+
+
+def criteria(problem: Problem, params: Params, squares: Params | None = None) -> dict[str, Array]:
+    """What ends a run, "loss", "grad_norm" and "gap" at a point; squares as in `decay`."""
+    R = G = None
+    loss = objective(problem, params, squares)
+    if blocks.count(problem.K, params.H) == 1:
+        # As an array: XLA would repeat the exponentials in every kernel that reads it.
+        R = jax.lax.optimization_barrier(terms.residual(problem, params, problem.labels))
+        G = weighed(problem, R, problem.labels)
+    bound = certificate.lower_bound(problem, params, R, any_size=False).value
+    slope = gradient_norm(problem, params, G)
+    return {"loss": loss, "grad_norm": slope, "gap": loss - bound}
 
 
 def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
@@ -173,19 +191,9 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
         return jnp.sum((own == jnp.max(T, axis=0)).astype(Z.dtype))
 
     squares = Params(*map(scaling.squares, params))
-    loss = objective(problem, params, squares)
-    R = G = None
-    if blocks.count(problem.K, params.H) == 1:
-        # As an array: XLA would repeat the exponentials in every kernel that reads it.
-        R = jax.lax.optimization_barrier(terms.residual(problem, params, labels))
-        G = weighed(problem, R, labels)
-    bound = certificate.lower_bound(problem, params, R, any_size=False).value
-    row = {
-        "loss": loss,
-        "grad_norm": gradient_norm(problem, params, G),
-        "gap": loss - bound,
-        "accuracy": blocks.total(hits, params.H, labels, problem.K) / problem.N,
-    }
+    row = criteria(problem, params, squares)
+    loss = row["loss"]
+    row["accuracy"] = blocks.total(hits, params.H, labels, problem.K) / problem.N
     names = ("nc1", "nc2", "nc3", "nc4")
     if problem.targets is None:
         collapse = metrics.measure(*params, labels, scores)
@@ -292,7 +300,7 @@ def trajectory(
     limits: Limits,
     records: int,
     chunks: Any = None,
-    record: Traced = (),
+    record: Traced | None = (),
     keep: bool = True,
 ) -> tuple[State, dict[str, Array], Array]:
     """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
@@ -305,7 +313,7 @@ def trajectory(
         limits: stopping rules; `steps` and `record_every` must not be mapped over.
         records: static capacity of the history, at least chunks + 1.
         chunks: how many chunks to run, by default records − 1.
-        record: further columns of the history; static.
+        record: further columns of the history, or None for no column but "step"; static.
         keep: whether a diverged run, and one that has ended among others that are mapped over, ends
             at the point of its last sound record, which takes the memory of a second state.
 
@@ -314,15 +322,16 @@ def trajectory(
         start and whose rows past the end of the run are NaN (step: −1).
     """
     chunks = records - 1 if chunks is None else chunks
-    columns = [*HISTORY[1:], *(name for name, _ in record)]
+    columns = [] if record is None else [*HISTORY[1:], *(name for name, _ in record)]
+    measure = criteria if record is None else partial(measurements, record=record)
 
     def run_chunk(i, count, state, steps, table, status):
         new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
-        row = measurements(problem, new.params, record)
+        row = measure(problem, new.params)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
         kept = jax.lax.cond(running & sound, lambda: new, lambda: state) if keep else new
-        written = jnp.stack([row[name] for name in columns])
+        written = jnp.array([row[name] for name in columns], table.dtype)
         steps = steps.at[i].set(jnp.where(running & sound, new.step, steps[i]))
         table = table.at[i].set(jnp.where(running & sound, written, table[i]))
         code = jnp.where(sound, _verdict(problem, row, new, limits), jnp.int32(Status.diverged))
@@ -341,6 +350,9 @@ def trajectory(
     # One row a record: to write a dozen arrays is a dozen kernels.
     table = jnp.full((records, len(columns)), jnp.nan, state.params.W.dtype)
     status = jnp.asarray(Status.running, jnp.int32)
+    # Mapped over from the start, like the state: batching traces a loop again if its carry is not.
+    mapped = jnp.isnan(state.start)
+    steps, table, status = (jnp.where(mapped, x, x) for x in (steps, table, status))
     begun = (state.step, state, steps, table, status)
     _, state, steps, table, status = jax.lax.fori_loop(0, chunks + 1, body, begun)
     return state, {"step": steps} | dict(zip(columns, table.T, strict=True)), status

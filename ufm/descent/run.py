@@ -4,6 +4,7 @@ The work is done in `ufm.descent.loop`, compiled; the host sees the run at its e
 of every segment if it asks for segments (progress, checkpoints).
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,9 +20,19 @@ from ufm.check import Refused
 from ufm.descent import columns, factories, optimizers
 from ufm.descent.arguments import EARLY, Checked, check
 from ufm.descent.content import by_content
-from ufm.descent.loop import HISTORY, Limits, Method, State, Status, last_sound, start, trajectory
+from ufm.descent.loop import (
+    HISTORY,
+    Limits,
+    Method,
+    State,
+    Status,
+    is_brief,
+    last_sound,
+    start,
+    trajectory,
+)
 from ufm.model.problem import Params, Problem
-from ufm.runtime import leader
+from ufm.runtime import leader, programs
 from ufm.runtime.threads import lapack_on_one_thread
 
 # Capacity of a segment's history; one number, so that runs of any length are one program. A segment
@@ -50,16 +61,22 @@ class Run(NamedTuple):
     state: State
 
 
-@partial(jax.jit, static_argnames="method")
+@partial(programs.once, static_argnames="method")
 def _start(problem: Problem, params: Params, method: Method, hyper, key, value) -> State:
     """The state before the first step without its params: a program would give back copies."""
     begun = start(problem, params, method, hyper, key, value)
     return begun._replace(params=None)  # type: ignore[arg-type]
 
 
-_trajectory = jax.jit(
-    partial(trajectory, keep=False), static_argnames=("method", "records", "record")
-)
+@functools.cache
+def _trajectory(brief: bool) -> Callable:
+    return jax.jit(
+        partial(trajectory, keep=False),
+        static_argnames=("method", "records", "record"),
+        compiler_options=programs.options() if brief else {},
+    )
+
+
 _last_sound = jax.jit(last_sound, static_argnames="method")
 
 
@@ -295,7 +312,7 @@ def _call(
     """One compiled call; its history lacks the point where it began, and the host's columns."""
 
     def ahead(chunks: int) -> Any:
-        return _trajectory(
+        return _trajectory(is_brief(problem, method))(
             problem, run.state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
             record.traced,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from ufm.check import Refused
 from ufm.model import layers
 from ufm.model.fixed import classifier
 from ufm.model.problem import Params, Problem, require
+from ufm.runtime import programs
 
 
 def check_types(problem: Any, params: Any) -> None:
@@ -170,7 +171,7 @@ def init_params(
     return params
 
 
-@partial(jax.jit, static_argnames=("shapes", "dtype"))
+@partial(programs.once, level=1, static_argnames=("shapes", "dtype"))
 def _drawn(key: Array, scale: Any, shapes: tuple, dtype: Any) -> Params:
     """A start as one program."""
     normal = [

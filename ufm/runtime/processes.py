@@ -42,6 +42,7 @@ def run(
     processes: int,
     keep: Callable[[int, Any], None],
     watch: Callable[[int, float], None],
+    patience: float | None = None,
 ) -> None:
     """keep(i, f(*jobs[i], share)) for every job, in the order in which they end.
 
@@ -51,21 +52,25 @@ def run(
         f: a function of a module. It calls `share(part)` about once a second, with the part of the
             job that is done.
         jobs: arguments that can be pickled.
-        processes: most jobs at a time. The other processes start once this one has worked for
-            `PATIENCE`, with its settings of JAX, on CPUs.
+        processes: most jobs at a time. The other processes have the settings of JAX of this one,
+            and are on CPUs.
         keep: takes number and result of a job.
         watch: called with the job of this process and the part of it that is done.
+        patience: seconds after which the other processes are started, by default `PATIENCE`.
     """
     begun = time.monotonic()
     waiting, running = deque(range(len(jobs))), dict[Future, int]()
     others: ProcessPoolExecutor | None = None
+    late = begun + (PATIENCE if patience is None else patience)
 
-    def serve(patience: float = 0.0) -> None:
+    def serve(seconds: float = 0.0) -> None:
         nonlocal others
-        late = time.monotonic() - begun > PATIENCE
-        if others is None and late and waiting and processes > 1:
+        if others is None and time.monotonic() >= late and waiting and processes > 1:
             others = ProcessPoolExecutor(
-                processes - 1, timeout=60, initializer=_begin, initargs=(settings(), os.getpid())
+                min(processes - 1, len(waiting)),
+                timeout=60,
+                initializer=_begin,
+                initargs=(settings(), os.getpid()),
             )
         # A second job in hand spares a process the wait for this one; the last jobs go to whoever
         # is free.
@@ -73,7 +78,7 @@ def run(
         while others and waiting and len(running) < ahead * (processes - 1):
             i = waiting.popleft()
             running[others.submit(_apart, f, jobs[i])] = i
-        for future in wait(running, patience, FIRST_COMPLETED).done:
+        for future in wait(running, seconds, FIRST_COMPLETED).done:
             keep(running.pop(future), future.result())
 
     def share(part: float) -> None:
@@ -81,12 +86,13 @@ def run(
         serve()
 
     try:
+        serve()
         while waiting:
             mine = waiting.popleft()
             keep(mine, f(*jobs[mine], share))
             serve()
         while running:
-            serve(patience=1.0)
+            serve(1.0)
     finally:
         if others is not None:
             others.shutdown(kill_workers=True)

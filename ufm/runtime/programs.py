@@ -6,11 +6,16 @@ twice as long, products and factorisations the same. It is for programs whose co
 takes time.
 """
 
+import functools
 import os
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
+
+from ufm import check
 
 MAPS, LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 # A flag's name is no promise, and an unknown one ends the process: it is set where it was tried.
@@ -21,6 +26,30 @@ def options() -> dict[str, bool]:
     """`compiler_options` of `jax.jit` for a program that is quick to compile; {} where none are."""
     quick = metadata.version("jaxlib") == _TRIED and jax.default_backend() == "cpu"
     return {_NEWER: False} if quick else {}
+
+
+def once(f: Callable, level: int = 0, **static: Any) -> Callable:
+    """`jax.jit(f, **static)` for a program that runs once in a study: LLVM optimises it less, too.
+
+    Inside another jit or a gradient, which take no options, it is `jax.jit(f, **static)`.
+
+    Args:
+        level: of LLVM's optimisation, 0 to 3. At 0 the last digits of random draws are others.
+    """
+    plain = jax.jit(f, **static)
+
+    @functools.cache
+    def quick() -> Callable:
+        less = {"xla_backend_optimization_level": level} if options() else {}
+        return jax.jit(f, compiler_options=options() | less, **static)
+
+    @functools.wraps(f)
+    def call(*args: Any, **keywords: Any) -> Any:
+        # Inside a jit constants are values of it as well.
+        inside = check.traced(args, keywords, jax.device_put(0.0))
+        return (plain if inside else quick())(*args, **keywords)
+
+    return call
 
 
 def compile_quickly() -> None:

@@ -24,7 +24,7 @@ from ufm.descent.loop import Limits, Method, State, Status
 from ufm.model.objective import objective
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
-from ufm.runtime.programs import make_room
+from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
 from ufm.sweeps import histories, settings
 from ufm.sweeps.grid import Plan, SweepCell, describe
@@ -207,7 +207,7 @@ def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
     )
 
 
-@partial(jax.jit, static_argnames="dtype")
+@partial(programs.once, level=1, static_argnames="dtype")
 def _drawn(problem: Problem, seed, scale, *, dtype: str) -> tuple[Params, Any]:
     """Starts and keys of minibatches of `ufm descend` with these seeds, for all methods alike."""
 
@@ -218,7 +218,7 @@ def _drawn(problem: Problem, seed, scale, *, dtype: str) -> tuple[Params, Any]:
     return jax.vmap(one)(problem, seed)
 
 
-@partial(jax.jit, static_argnames=("method", "dtype"))
+@partial(programs.once, static_argnames=("method", "dtype"))
 def _begin(lanes: _Lanes, params: Params, keys, *, method: Method, dtype: str) -> tuple[State, Any]:
     def one(lane: _Lanes, params: Params, batch_key):
         step = lane.rate
@@ -235,7 +235,6 @@ def _begin(lanes: _Lanes, params: Params, keys, *, method: Method, dtype: str) -
     return jax.vmap(one)(lanes, params, keys)
 
 
-@partial(jax.jit, static_argnames=("method", "record"))
 def _advance(
     problem, state: State, hyper, status, taken, limits, chunks, *, method: Method, record
 ):
@@ -248,9 +247,8 @@ def _advance(
 
     def one(problem, state, hyper, status):
         new, history, code = loop.trajectory(
-            problem, state._replace(step=taken), method, hyper, limits, _RECORDS, chunks,
-            record or (),
-        )  # fmt: skip
+            problem, state._replace(step=taken), method, hyper, limits, _RECORDS, chunks, record
+        )
         going = status == Status.running
         found = jax.tree.map(
             lambda x, y: jnp.where(going, x, y), (new, code), (state, status.astype(code.dtype))
@@ -261,7 +259,7 @@ def _advance(
     return jax.vmap(one)(problem, state, hyper, status)
 
 
-@partial(jax.jit, static_argnames=("record",))
+@partial(programs.once, static_argnames="record")
 def _measured(problem: Problem, params: Params, *, record: columns.Traced) -> dict[str, Any]:
     """What a row says of a point, in float64."""
 
@@ -369,7 +367,7 @@ def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
 @functools.lru_cache(maxsize=1)  # one shape is swept after the other
 def _program(shape: Shape, size: int, precision: str, record: columns.Traced | None):
     """`_advance` compiled for `size` cells of a shape, spread over the devices."""
-    make_room()
+    programs.make_room()
     with jax.enable_x64(True):
         method, one = shape.method(), jax.ShapeDtypeStruct((), jnp.int32)
         lanes = jax.eval_shape(lambda: _lanes([shape.example()] * size))
@@ -383,8 +381,11 @@ def _program(shape: Shape, size: int, precision: str, record: columns.Traced | N
             (lanes.problem, state, hyper, status),
         )
         limits = _limits(Plan())
-        lowered = _advance.lower(*mapped, one, limits, one, method=method, record=record)
-        return lowered.compile()
+        advance = jax.jit(
+            partial(_advance, method=method, record=record),
+            compiler_options=programs.options() if loop.is_brief(lanes.problem, method) else {},
+        )
+        return advance.lower(*mapped, one, limits, one).compile()
 
 
 def _mesh() -> Mesh:

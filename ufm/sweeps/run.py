@@ -30,6 +30,12 @@ MEMORY = 2**30  # bytes of the compiled calls that run at a time
 SMALL_TABLE, SHARE = 10_000, 50
 # Workers of an executor come and go; as many batches of a shape as this keep some of them busy.
 BATCHES = 8
+# Whole shapes are dealt to processes, which then compile side by side, where every problem has at
+# most so many variables and a call of them fits into so many bytes, and all steps of a shape take
+# less than so many seconds: by the least seconds of a step and the multiplications a second of a
+# slow core.
+SMALL, SMALL_MEMORY, BRIEF = 2500, 2**27, 30.0
+STEP, RATE = 1e-5, 1e9
 Report = Callable[[float, str], None]
 
 
@@ -166,9 +172,99 @@ def _rows(task: _Task, columns: Columns, say: Report, save) -> Columns:
     groups: dict[Shape, list[int]] = {}
     for i, cell in enumerate(task.cells):
         groups.setdefault(Shape.of(cell), []).append(i)
-    for members in groups.values():
+    done = set(columns["cell"].tolist()) if columns else set()
+    left = [members for members in groups.values() if not done.issuperset(members)]
+    apart = min(_calls(), len(left), task.memory // SMALL_MEMORY)
+    if apart > 1 and task.executor is None and all(_is_brief(task, group) for group in left):
+        return _side_by_side(task, left, apart, columns, say, save)
+    for members in left:
         columns = _group(task, members, columns, say, save)
     return columns
+
+
+def _is_brief(task: _Task, members: list[int]) -> bool:
+    """Whether the cells of a shape are small, and done in a few times the time of compiling."""
+    problem = task.cells[members[0]].problem
+    step = STEP + 6 * problem.K * problem.d * problem.N / RATE
+    return problem.size <= SMALL and len(members) * task.plan.steps * step < BRIEF
+
+
+def _side_by_side(
+    task: _Task, groups: list[list[int]], apart: int, columns: Columns, say: Report, save
+) -> Columns:
+    """The table with the cells that it lacks, whole shapes dealt to `apart` processes."""
+    done, total = columns["cell"] if columns else np.zeros(0, int), len(task.cells)
+
+    def keep(_: int, rows: Columns) -> None:
+        nonlocal columns
+        columns = _joined(columns, rows)
+        save(columns)
+
+    def watch(job: int, part: float) -> None:
+        finished = len(columns["cell"]) if columns else 0
+        say((finished + part * len(groups[job])) / total, _label(task.cells[groups[job][0]]))
+
+    say(len(done) / total, f"{len(groups)} shapes: compiling")
+    jobs = [
+        (
+            task.plan,
+            [task.cells[i] for i in members],
+            members,
+            done,
+            task.memory // apart,
+            task.history,
+        )
+        for members in groups
+    ]
+    processes.run(_shape, jobs, apart, keep, watch, patience=0.0)
+    return columns
+
+
+def _shape(
+    plan: Plan,
+    cells: list[SweepCell],
+    members: list[int],
+    done: np.ndarray,
+    memory: int,
+    history: bool,
+    share: Callable[[float], None],
+) -> Columns:
+    """The rows of the cells of one shape that are not done; `members` numbers the cells."""
+    size, _ = batches.fitted(plan, cells, memory, _calls(), history)
+    cell = dict(zip(members, cells, strict=True))
+    columns: Columns = {}
+    for left in _cut(members, size, set(done.tolist())):
+        rows = batches.rows(plan, [cell[i] for i in left], size, history, share)
+        columns = _joined(columns, _numbered(left, rows, history))
+    return columns
+
+
+def _cut(members: list[int], size: int, done: set[int]) -> list[list[int]]:
+    """The cells of one shape that are not done, batch by batch.
+
+    Batches are cut from all cells of the shape, so that a sweep that goes on runs the programs of
+    one that was never cut off.
+    """
+    cuts = (members[at : at + size] for at in range(0, len(members), size))
+    return [rest for cut in cuts if (rest := [i for i in cut if i not in done])]
+
+
+def _numbered(numbers: list[int], rows: Columns, history: bool) -> Columns:
+    """Rows of a batch with the numbers of their cells."""
+    rows = {"cell": np.array(numbers)} | rows
+    if history:
+        rows["history/cell"] = rows["cell"][rows["history/cell"]]
+    return rows
+
+
+def _joined(columns: Columns, rows: Columns) -> Columns:
+    old = columns or {name: x[:0] for name, x in rows.items()}
+    return {name: np.concatenate([old[name], x]) for name, x in rows.items()}
+
+
+def _label(cell: SweepCell) -> str:
+    problem = cell.problem
+    return f"K={problem.K}, d={problem.d}, n={problem.n}, {cell.optimizer}"
 
 
 def _group(
@@ -180,27 +276,16 @@ def _group(
 ) -> Columns:
     """The table with the cells of one shape that it lacks, batch by batch as the batches end."""
     done = set(columns["cell"].tolist()) if columns else set()
-    if done.issuperset(members):
-        return columns
     plan, cells, memory, executor, history = task
     first, calls = cells[members[0]], _calls() if executor is None else BATCHES
-    problem = first.problem
-    label = f"K={problem.K}, d={problem.d}, n={problem.n}, {first.optimizer}"
+    label = _label(first)
     say(len(done) / len(cells), f"{label}: compiling")
     size, used = batches.fitted(plan, [cells[i] for i in members], memory, calls, history)
-    # Batches are cut from all cells of the shape, so that a sweep that goes on runs the programs of
-    # one that was never cut off.
-    cuts = (members[at : at + size] for at in range(0, len(members), size))
-    left = [rest for cut in cuts if (rest := [i for i in cut if i not in done])]
+    left = _cut(members, size, done)
 
     def keep(batch: int, rows: Columns) -> None:
         nonlocal columns
-        numbers = np.array(left[batch])
-        rows = {"cell": numbers} | rows
-        if history:
-            rows["history/cell"] = numbers[rows["history/cell"]]
-        old = columns or {name: x[:0] for name, x in rows.items()}
-        columns = {name: np.concatenate([old[name], x]) for name, x in rows.items()}
+        columns = _joined(columns, _numbered(left[batch], rows, history))
         save(columns)
 
     def watch(batch: int, part: float) -> None:
