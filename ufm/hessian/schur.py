@@ -141,20 +141,20 @@ def complement(core: Core, sigma: float) -> np.ndarray:
 
     Memory O((Ks)²) and O(K² + s²) a sample of a block, never O(Ks·N).
     """
-    K, r = len(core.W), core.rank
-    features = lifted(core)
-    sums = zero_sums(K, features.shape[1], r)
+    r, features = core.rank, lifted(core)
+    sums = zero_sums(len(core.W), features.shape[1], r)
     for start in range(0, len(features), SAMPLE_BLOCK):
         part = slice(start, start + SAMPLE_BLOCK)
         S = core.S.columns(part).matrices() * core.weight[part, None, None]
         B = S @ core.W[:, :r]
         A = core.W[:, :r].T @ B + (core.decay[part] - sigma)[:, None, None] * np.eye(r)
-        # Solved for, not multiplied: B A⁻¹ Bᵀ is of order 1 where A⁻¹ is as large as 1/λ_H.
-        units = np.broadcast_to(np.eye(r), A.shape)
-        solved = np.linalg.solve(A, np.concatenate([B.transpose(0, 2, 1), units], axis=2))
-        U = solved[:, :, :K].transpose(0, 2, 1)
+        inverse = np.linalg.inv(A)
+        # Corrected by its residual, as if it were solved for: B A⁻¹ Bᵀ is of order 1 where A⁻¹ is
+        # as large as 1/λ_H.
+        U = B @ inverse
+        U += (B - U @ A) @ inverse
         columns = Columns(features[part], core.G[:, part].T, core.merged[part, None])
-        add(sums, columns, S - U @ B.transpose(0, 2, 1), U, solved[:, :, K:])
+        add(sums, columns, S - U @ B.transpose(0, 2, 1), U, inverse)
     return assembled(core, sigma, sums)
 
 

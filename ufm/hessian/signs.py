@@ -157,7 +157,8 @@ def _count(at: Elimination, shift: float, tolerance: float | None) -> Inertia:
     core = at.core
     check_memory(width_of(core), "Schur complement", core)
     lam_H = float(np.min(core.decay))
-    margin, poles, needed = _margin(at, shift, tolerance)
+    error = rounding(core)
+    margin, poles, needed = _margin(at, error, shift, tolerance)
     edges = (shift - margin, shift + margin)
     if not margin >= needed:
         raise Refused(
@@ -165,7 +166,7 @@ def _count(at: Elimination, shift: float, tolerance: float | None) -> Inertia:
             f"{needed:.3g}: eigenvalues this close to the shift are undecided. Raise the "
             f"tolerance, or move the shift away from lam_H={lam_H:.6g}"
         )
-    closed = _closed_margin(core, shift, margin) if tolerance is None else margin
+    closed = _closed_margin(core, error.pairing, shift, margin) if tolerance is None else margin
     values, multiplicities = (np.asarray(x) for x in at.outside())
     below = []
     for edge, outer in zip(edges, (shift - closed, shift + closed), strict=True):
@@ -179,11 +180,11 @@ def _count(at: Elimination, shift: float, tolerance: float | None) -> Inertia:
 
 
 def _margin(
-    at: Elimination, shift: float, tolerance: float | None
+    at: Elimination, error: Rounding, shift: float, tolerance: float | None
 ) -> tuple[float, np.ndarray, float]:
     """(τ, the eigenvalues of the H-block to keep away from, the least τ that rounding allows)."""
     core = at.core
-    lam_H, error = float(np.min(core.decay)), rounding(core)
+    lam_H = float(np.min(core.decay))
     poles = np.array([lam_H])
     margin = 1024 * error.at(shift, poles) if tolerance is None else tolerance
     if tolerance is None and shift < lam_H:
@@ -202,12 +203,11 @@ def _margin(
     return float(margin), poles, needed()
 
 
-def _closed_margin(core: Core, shift: float, margin: float) -> float:
+def _closed_margin(core: Core, pairing: float, shift: float, margin: float) -> float:
     """τ for the eigenvalues outside the core, whose only error is that of ‖Ĝ‖ and the decays.
 
     Those of merged samples are λ_H and more; from there on they have the errors of the others.
     """
-    pairing = float(np.linalg.norm(core.pairing, 2))
     largest = max(core.decays[0], float(np.max(core.decay)))
     closed = 1024 * EPS * (largest + pairing + abs(shift))
     return min(margin, closed) if shift + closed < np.min(core.decay) else margin
