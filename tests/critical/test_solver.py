@@ -284,3 +284,42 @@ def test_arrays_of_decays_are_refused():
     problem = Problem(4, 6, 5, np.array([1e-3, 2e-3]), 1e-3)
     with pytest.raises(TypeError, match="a problem at a time"):
         solver.solve(problem, laws.random_params(problem))
+
+
+@pytest.mark.parametrize("counts", [3, (1, 2, 5) * 4])
+def test_minres_ends_a_descent_where_a_factorisation_would(counts):
+    """Of more variables than are factorised at once: 12 classes, 11 dimensions, one column each."""
+    problem = Problem(12, 11, counts, lam_W=2e-3, lam_H=1e-3, lam_b=1e-3)
+    found = solver.solve(problem, laws.random_params(problem, 0, 0.3))
+    assert found.status == "converged"
+    ahead = solver.solve(problem, found.params, descend=False)
+    assert ahead.newton_steps == 0
+    moved = laws.random_params(problem, 1, 1e-6)
+    back = solver.solve(problem, jax.tree.map(jnp.add, found.params, moved), descend=False)
+    assert back.status == "converged"
+    assert float(objective(problem, back.params)) == pytest.approx(
+        float(objective(problem, found.params)), rel=0, abs=1e-15
+    )
+
+
+def test_where_minres_stalls_the_matrix_is_factorised(monkeypatch):
+    """For some of many starts, and for one."""
+    problem = Problem(11, 10, 2, lam_W=2e-3, lam_H=1e-3, lam_b=1e-3)
+    starts = jax.vmap(lambda key: init_params(key, problem))(jax.random.split(jax.random.key(0), 3))
+    expected = solver.solve(problem, starts)
+
+    def given_up(problem, params, limit):
+        """At the second start and all others of its sign."""
+        good, found = newton.polish(problem, params, limit), newton.polish(problem, params, 0)
+        found = found._replace(status=jnp.int32(newton.Arrival.stalled))
+        stalls = params.W[0, 0] * starts.W[1, 0, 0] > 0
+        return jax.tree.map(lambda x, y: jnp.where(stalls, x, y), found, good)
+
+    monkeypatch.setattr(newton, "refine", given_up)
+    found = solver.solve(problem, starts)
+    assert found.status.tolist() == expected.status.tolist() == ["converged"] * 3
+    values = [jax.vmap(lambda x: objective(problem, x))(s.params) for s in (found, expected)]
+    np.testing.assert_allclose(*values, rtol=0, atol=1e-15)
+    assert np.all(found.newton_steps > 0)
+    one = solver.solve(problem, jax.tree.map(lambda x: x[1], starts))
+    assert (one.status, one.newton_steps > 0) == ("converged", True)

@@ -127,7 +127,8 @@ def _ahead(problem: Problem, state: _Loop, limit) -> _Loop:
         point = jax.tree.map(lambda x, y: x + t * y, state.params, s)
         value, slope, size = _at(problem, point)
         lower = told & (value <= state.value + 1e-4 * t * descent)
-        flatter = terms.norm(slope) <= (1 - 1e-4 * t) * before
+        # Not in proportion to t: where rounding is all that is left, any t shortens it by a little.
+        flatter = terms.norm(slope) <= (1 - 1e-4) * before
         return (point, value, slope, size), lower | flatter
 
     def halved(carry):

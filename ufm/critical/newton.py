@@ -16,8 +16,9 @@ that weigh ω_i in the decay are as long as √(ω_i/ω̄) h_i, so that a merged
 long as they are together. With D the diagonal matrix of these units, the step is
 −D Re (D∇²f D + iσ)⁻¹ D∇f.
 
-Problems too large for a matrix take the step of MINRES (Paige and Saunders 1975) from zero, which
-has least length too. Everything here is traceable and meant for float64.
+Problems too large for a matrix, and `refine` close to a minimum, take the step of MINRES (Paige and
+Saunders 1975) from zero, which has least length too. Everything here is traceable and meant for
+float64.
 """
 
 from collections.abc import Callable
@@ -179,12 +180,12 @@ class Step(NamedTuple):
 def step(problem: Problem, x: Float[Array, " size"], factor) -> Step:
     """The step s(σ) of the module's head with σ = factor ‖∇f‖/(1 + ‖x‖). Traceable."""
     g, _ = _slope(problem, x)
-    return Step(_step(problem, x, g, units(problem, x.dtype), factor), g)
-
-
-def _step(problem: Problem, x: Array, g: Array, D: Array, factor) -> Array:
-    sigma = factor * length(D * g) / (1 + length(x / D))
     one = _dense_step if problem.size <= DENSE_SIZE else _free_step
+    return Step(_step(one, problem, x, g, units(problem, x.dtype), factor), g)
+
+
+def _step(one: Callable, problem: Problem, x: Array, g: Array, D: Array, factor) -> Array:
+    sigma = factor * length(D * g) / (1 + length(x / D))
     return D * one(problem, x, D * g, D, sigma)
 
 
@@ -251,13 +252,23 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
     Returns:
         A `Polished`; under `jax.vmap`, one of each for every start.
     """
+    one = _dense_step if problem.size <= DENSE_SIZE else _free_step
+    return _polished(one, problem, params, limit)
+
+
+def refine(problem: Problem, params: Params, limit=100) -> Polished:
+    """`polish` without a matrix: from close to a minimum, where MINRES needs few products."""
+    return _polished(_free_step, problem, params, limit)
+
+
+def _polished(one: Callable, problem: Problem, params: Params, limit) -> Polished:
     x = flatten(problem, params)
     D = units(problem, x.dtype)
     return iterate(
         problem,
         x,
         lambda x: _slope(problem, x),
-        lambda x, g, factor: _step(problem, x, g, D, factor),
+        lambda x, g, factor: _step(one, problem, x, g, D, factor),
         limit,
         D=D,
     )

@@ -38,6 +38,9 @@ _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
 # products for a step, L-BFGS one: there the descent goes on longer (and MINRES, begun too far out,
 # stalled at K = d = 1000).
 _HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
+# Variables from which MINRES finishes a descent: a tenth of the time of a factorisation at 400, a
+# hundredth at 1800. Below, both take milliseconds, and the factorisation compiles sooner.
+_MANY = 100
 # Where that unit has shrunk by more since the start, as it does at decays below 1e-5, ‖∇f‖ says
 # little: this many times what it is now is the unit then.
 _SHRUNK = 1e4
@@ -113,13 +116,15 @@ def solve(
         if many:  # the problem is common to all starts: its decays come back once
             at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
         large = at.problem.size > newton.DENSE_SIZE
+        near = descend and at.problem.size > _MANY
         if problem.fixed:  # convex: Newton's method needs no descent before it
             fixed.check(at.problem)
         elif descend:
             down = _compiled(_downhill, many, large)
-            small, taken = down(at.problem, small, np.int32(steps))
-        polish = fixed.polish if problem.fixed else newton.polish
-        polished = _compiled(polish, many, large)(at.problem, small, np.int32(newton_steps))
+            handover = _HANDOVER_TO_MINRES if near else _HANDOVER
+            small, taken = down(at.problem, small, np.int32(steps), handover)
+        polish = _polish(problem, near, many, large)
+        polished = polish(at.problem, small, np.int32(newton_steps))
         lifted, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
         # Small things only: what is large stays on its device.
         residual, scale, taken, codes, factorised, residuals = jax.device_get(
@@ -137,6 +142,33 @@ def solve(
     counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
     numbers: tuple = counts if many else tuple(x.item() for x in counts)
     return Solution(*(lifted, *numbers, residuals))
+
+
+def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
+    """Newton's method for a start, or many, at the end of a descent (near) or anywhere."""
+    if problem.fixed:
+        return _compiled(fixed.polish, many, large)
+    dense = _compiled(newton.polish, many, large)
+    if not near:
+        return dense
+
+    def polished(problem: Problem, params: Params, limit: np.int32) -> newton.Polished:
+        found = _compiled(newton.refine, many, large)(problem, params, limit)
+        missed = np.asarray(found.status) != newton.Arrival.converged
+        if large or not missed.any():
+            return found
+        # MINRES stalls where ∇²f is nearly singular off the orbit; a factorisation may not. Points
+        # that have arrived stay.
+        rest = limit - np.max(np.asarray(found.steps)[missed])
+        again = dense(problem, found.params, np.int32(rest))
+        again = again._replace(steps=found.steps + again.steps)
+
+        def chosen(x: Array, y: Array) -> Array:
+            return jnp.where(missed.reshape(missed.shape + (1,) * (x.ndim - missed.ndim)), y, x)
+
+        return jax.tree.map(chosen, found, again)
+
+    return polished
 
 
 # What solves problems whose features are not free.
@@ -183,8 +215,9 @@ def _compiled(f: Callable, many: bool, large: bool = False) -> Callable:
     options = {} if large else programs.options()
     if not many:
         return jax.jit(f, compiler_options=options)
-    polishing = {_downhill, newton.polish, fixed.polish}
-    shared = dict.fromkeys(polishing, (None, 0, None)) | {_lifted: (None, 0, 0)}
+    polishing = (newton.polish, newton.refine, fixed.polish)
+    shared: dict[Callable, tuple] = dict.fromkeys(polishing, (None, 0, None))
+    shared |= {_downhill: (None, 0, None, None), _lifted: (None, 0, 0)}
     return jax.jit(jax.vmap(f, in_axes=shared.get(f, (None, 0))), compiler_options=options)
 
 
@@ -227,13 +260,12 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     return params, residual, scale(problem, params, G)
 
 
-def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
+def _downhill(problem: Problem, params: Params, steps: Any, handover: Any) -> tuple[Params, Array]:
     """L-BFGS from one start until Newton's method takes over: (point, steps taken).
 
     In the coordinates of `newton.stretch`: with decays a million apart it would need thousands of
     steps for what are fifty there.
     """
-    handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
     r = newton.stretch(problem, params.W.dtype)
     problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
     W, H, b = params.W / r, params.H * r, params.b
@@ -268,4 +300,5 @@ def _downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Arr
 
 def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, Array]:
     """L-BFGS to where Newton's method takes over, many starts side by side: (points, steps)."""
-    return _compiled(_downhill, True)(problem, starts, np.int32(steps))
+    handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
+    return _compiled(_downhill, True)(problem, starts, np.int32(steps), handover)
