@@ -12,7 +12,7 @@ from compiling import compilations
 
 import ufm
 from ufm import cli
-from ufm.descent import loop, minibatch, optimizers
+from ufm.descent import loop, minibatch, optimizers, segments
 from ufm.descent import run as descent
 from ufm.model.objective import norm
 
@@ -315,7 +315,7 @@ def test_one_compilation_serves_all_decays_step_sizes_and_lengths():
 
 @pytest.mark.parametrize("name", ["gd", "lbfgs"])
 def test_a_run_of_any_length_compiles_nothing_after_its_first_segment(name, monkeypatch):
-    monkeypatch.setattr(descent, "SEGMENT_RECORDS", 8)
+    monkeypatch.setattr(segments, "SEGMENT_RECORDS", 8)
     own = {"learning_rate": "safe"} if name == "gd" else {}
     with compilations() as first:
         short = ufm.descend(PROBLEM, start(), name, steps=6, record_every=2, **own)
@@ -337,7 +337,7 @@ def test_a_run_of_any_length_compiles_nothing_after_its_first_segment(name, monk
 @pytest.mark.parametrize("name", ["gd", "lbfgs"])
 def test_segments_do_not_change_the_bits_of_a_run(name, monkeypatch):
     whole = ufm.descend(PROBLEM, start(), name, steps=50, record_every=2)
-    monkeypatch.setattr(descent, "SEGMENT_RECORDS", 8)
+    monkeypatch.setattr(segments, "SEGMENT_RECORDS", 8)
     cut = ufm.descend(PROBLEM, start(), name, steps=50, record_every=2)
     for x, y in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -440,3 +440,22 @@ def test_every_status_has_its_sentence_and_the_command_says_it(capsys):
     assert f"step_limit: {loop.Status.step_limit.sentence}"[:40] in capsys.readouterr().out
     assert cli.main(["descend", *sizes, "--json"]) == 0
     assert '"status": "step_limit"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gd", "nesterov", "adam", "lbfgs", "sgd"])
+def test_a_run_uses_up_nothing_that_its_caller_has(name, monkeypatch):
+    """Only the state that it made itself; also of large problems, and where it diverges."""
+    params, key = start(UNEQUAL), jax.random.key(1)
+    batches = {"batch_size": 5, "key": key} if name == "sgd" else {}
+    run = partial(ufm.descend, UNEQUAL, params, name, record_every=4, **batches)
+    first = run(steps=8)
+    monkeypatch.setattr(segments, "LARGE", 0)
+    whole = run(steps=16)
+    for _ in range(2):  # a run can be gone on from twice
+        again = run(steps=16, resume=first)
+        jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    if name in ("gd", "nesterov", "sgd"):
+        far = run(steps=16, learning_rate=1e9)
+        assert far.status == "diverged"
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(far.params))
+    assert all(np.all(np.isfinite(x)) for x in (*params, jax.random.key_data(key)))

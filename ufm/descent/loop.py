@@ -82,6 +82,7 @@ HISTORY = (
     "accuracy",
 )
 # f may rise for a while on the way down, but not by four orders of magnitude.
+LARGE = 2**25  # bytes of H from which on a run holds as few arrays of its size as it can
 EXPLOSION = 1e4
 
 
@@ -196,8 +197,17 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
     row["accuracy"] = blocks.total(hits, params.H, labels, problem.K) / problem.N
     names = ("nc1", "nc2", "nc3", "nc4")
     if problem.targets is None:
-        collapse = metrics.measure(*params, labels, scores)
-        row |= {name: getattr(collapse, name) for name in names}
+
+        def collapse() -> dict[str, Array]:
+            found = metrics.measure(*params, labels, scores)
+            return {name: getattr(found, name) for name in names}
+
+        # Both this and ‖∇f‖ need an array as large as H: of large ones one after the other.
+        if params.H.nbytes < LARGE:
+            row |= collapse()
+        else:
+            nothing = dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
+            row |= jax.lax.cond(jnp.isfinite(row["grad_norm"]), collapse, lambda: nothing)
     else:
         row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
     for name, (total, s) in zip("WHb", squares, strict=True):

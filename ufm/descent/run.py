@@ -4,12 +4,11 @@ The work is done in `ufm.descent.loop`, compiled; the host sees the run at its e
 of every segment if it asks for segments (progress, checkpoints).
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,48 +16,13 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm.check import Refused
-from ufm.descent import columns, factories, optimizers
+from ufm.descent import columns, factories, optimizers, segments
 from ufm.descent.arguments import EARLY, Checked, check
 from ufm.descent.content import by_content
-from ufm.descent.loop import (
-    HISTORY,
-    Limits,
-    Method,
-    State,
-    Status,
-    is_brief,
-    last_sound,
-    start,
-    trajectory,
-)
+from ufm.descent.loop import HISTORY, Limits, Method, State, Status, start
+from ufm.descent.segments import Run, joined, run_segment
 from ufm.model.problem import Params, Problem
 from ufm.runtime import leader, programs
-from ufm.runtime.threads import lapack_on_one_thread
-
-# Capacity of a segment's history; one number, so that runs of any length are one program. A segment
-# measures its first point once more, which 64 records show (up to 1.3 times as slow) and 1024 hide;
-# 32,768 are 2.9 MB, beyond the cache, and up to 1.2 times as slow again.
-SEGMENT_RECORDS = 1024
-
-
-class Run(NamedTuple):
-    """A finished or interrupted descent.
-
-    params: the last point (the last finite one if the run diverged).
-    history: dict of NumPy arrays over the recorded steps: step, loss (f), grad_norm (‖∇f‖), gap
-        (certified, in the precision of params), nc1 … nc4 (`ufm.metrics.Collapse`), norm_W,
-        norm_H, norm_b (Frobenius), accuracy (share of samples with argmax(Wh+b) = y), and the
-        columns of `record`.
-    steps: steps taken to reach params.
-    status: one of the names of `Status`, as a string.
-    state: what `descend(…, resume=run)` continues from.
-    """
-
-    params: Params
-    history: dict[str, np.ndarray]
-    steps: int
-    status: str
-    state: State
 
 
 @partial(programs.once, static_argnames="method")
@@ -66,18 +30,6 @@ def _start(problem: Problem, params: Params, method: Method, hyper, key, value) 
     """The state before the first step without its params: a program would give back copies."""
     begun = start(problem, params, method, hyper, key, value)
     return begun._replace(params=None)  # type: ignore[arg-type]
-
-
-@functools.cache
-def _trajectory(brief: bool) -> Callable:
-    return jax.jit(
-        partial(trajectory, keep=False),
-        static_argnames=("method", "records", "record"),
-        compiler_options=programs.options() if brief else {},
-    )
-
-
-_last_sound = jax.jit(last_sound, static_argnames="method")
 
 
 def descend(
@@ -152,29 +104,33 @@ def descend(
             f"got a {type(resume).__name__} as resume; allowed: a ufm.Run, its arrays as "
             "ufm.descent.pack gave them, or None"
         )
-    method, hyper, run = _begun(problem, params, asked, resume)
-    return _driven(problem, method, hyper, run, asked, on_segment)
+    method, hyper, run, again = _begun(problem, params, asked, resume)
+    return _driven(problem, method, hyper, run, asked, on_segment, again)
 
 
 def _begun(
     problem: Problem, params: Params, asked: Checked, resume: "Run | Mapping | None"
-) -> tuple[Method, tuple, Run]:
-    """(method, what of it is traced, the run before its next step)."""
+) -> tuple[Method, tuple, Run, Callable[[], State] | None]:
+    """(method, what of it is traced, the run before its next step, how a fresh state is made)."""
     value = resume.state.start if isinstance(resume, Run) else asked.value
     method, hyper = prepare(problem, value, *asked.settings)
     _check_step(problem, params, hyper)
     # Python's numbers, wherever they are from: "safe" and 0.1 are then one program.
     hyper = jax.tree.map(float, hyper)
+    again = None
     if isinstance(resume, Run):
         run = _continued(problem, params, method, hyper, asked.key, resume)
     else:
-        state = _start(problem, params, method, hyper, asked.key, asked.value)
-        state = state._replace(params=jax.tree.map(jnp.asarray, params))
+        fresh = partial(_start, problem, params, method, hyper, asked.key, asked.value)
+        state = fresh()._replace(params=jax.tree.map(jnp.asarray, params))
         run = Run(params, {}, 0, Status.running.name, state)
-        run = run if resume is None else unpack(state, resume)
+        if resume is None:
+            again = fresh
+        else:
+            run = unpack(state, resume)
     if run.history:
         _check_columns(run, asked.record)
-    return method, hyper, run
+    return method, hyper, run, again
 
 
 def _check_columns(run: Run, record: columns.Columns) -> None:
@@ -194,6 +150,7 @@ def _driven(
     run: Run,
     asked: Checked,
     on_segment: Callable[[Run], None] | None,
+    again: Callable[[], State] | None,
 ) -> Run:
     """The run taken to its end, segment by segment."""
     limits = Limits(
@@ -203,20 +160,21 @@ def _driven(
         _tolerance(asked.gap_tol),
         jnp.asarray(asked.early),
     )
-    pace = 1.0 if on_segment else SEGMENT_RECORDS - 1.0  # chunks a compiled call
+    pace = 1.0 if on_segment else segments.SEGMENT_RECORDS - 1.0  # chunks a compiled call
     parts = [run.history] if run.history else []
     while run.status == Status.running.name:
         left = max(0, math.ceil((asked.steps - run.steps) / asked.record_every))
         left += EARLY if asked.early else 0
         begun, chunks = time.perf_counter(), min(left, max(1, int(pace)))
-        run = _run_segment(problem, run, method, hyper, limits, chunks, asked.record)
+        run = run_segment(problem, run, method, hyper, limits, chunks, asked.record, again)
+        again = None
         parts.append(run.history)
         if on_segment is not None:
-            parts = [_joined(parts)]
+            parts = [joined(parts)]
             on_segment(run._replace(history=parts[0]))
             seconds = time.perf_counter() - begun
-            pace = min(chunks / seconds, 2 * chunks, SEGMENT_RECORDS - 1)
-    return run._replace(history=_joined(parts))
+            pace = min(chunks / seconds, 2 * chunks, segments.SEGMENT_RECORDS - 1)
+    return run._replace(history=joined(parts))
 
 
 def _check_step(problem: Problem, params: Params, hyper: Any) -> None:
@@ -284,56 +242,6 @@ def prepare(
     if isinstance(learning_rate, str):
         learning_rate = optimizers.safe_step(problem, value, momentum)
     return Method(optimizer, None, batch_size), (learning_rate, momentum)
-
-
-def _run_segment(
-    problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, record: columns.Columns
-) -> Run:
-    """As many chunks; the history is that of the segment, without the point where it began."""
-    if not record.host:
-        return _call(problem, run, method, hyper, limits, chunks, record)
-    parts: list[dict[str, np.ndarray]] = []
-    while len(parts) < max(1, chunks) and run.status == Status.running.name:
-        # Of a run that begins the start alone.
-        chunk = 1 if run.history else 0
-        run = _call(problem, run, method, hyper, limits, chunk, record)
-        if len(run.history["step"]):
-            found = columns.called(record, problem, run.params)
-            run.history.update({name: np.array([x]) for name, x in found.items()})
-        else:
-            run.history.update({name: np.zeros(0) for name, _ in record.host})
-        parts.append(run.history)
-    return run._replace(history=_joined(parts))
-
-
-def _call(
-    problem, run: Run, method: Method, hyper, limits: Limits, chunks: int, record: columns.Columns
-) -> Run:
-    """One compiled call; its history lacks the point where it began, and the host's columns."""
-
-    def ahead(chunks: int) -> Any:
-        return _trajectory(is_brief(problem, method))(
-            problem, run.state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
-            record.traced,
-        )  # fmt: skip
-
-    with lapack_on_one_thread():
-        state, history, code = ahead(chunks)
-        status = Status(int(code))  # waits for the end
-        sound = int(np.sum(np.asarray(history["step"]) >= 0))
-        if status is Status.diverged:
-            # The program keeps no earlier point: it takes the same steps again, up to the last one.
-            state = ahead(sound - 1)[0] if sound else run.state
-            state = _last_sound(problem, state, method, hyper, limits.record_every)
-    rows = slice(1 if run.history else 0, sound)
-    history = {name: np.asarray(x)[rows] for name, x in history.items()}
-    return Run(state.params, history, int(state.step), status.name, state)
-
-
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Histories one after the other."""
-    names = [*HISTORY, *(name for name in parts[0] if name not in HISTORY)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def pack(run: Run) -> dict[str, np.ndarray]:

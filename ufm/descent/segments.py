@@ -1,0 +1,155 @@
+"""A run and its segments: compiled calls of the loop, each of which goes on from a `Run`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ufm.descent import columns
+from ufm.descent.loop import (
+    HISTORY,
+    LARGE,
+    Limits,
+    Method,
+    State,
+    Status,
+    is_brief,
+    last_sound,
+    trajectory,
+)
+from ufm.model.problem import Params, Problem
+from ufm.runtime import programs
+from ufm.runtime.threads import lapack_on_one_thread
+
+# Capacity of a segment's history; one number, so that runs of any length are one program. A segment
+# measures its first point once more, which 64 records show (up to 1.3 times as slow) and 1024 hide;
+# 32,768 are 2.9 MB, beyond the cache, and up to 1.2 times as slow again.
+SEGMENT_RECORDS = 1024
+
+
+class Run(NamedTuple):
+    """A finished or interrupted descent.
+
+    params: the last point (the last finite one if the run diverged).
+    history: dict of NumPy arrays over the recorded steps: step, loss (f), grad_norm (‖∇f‖), gap
+        (certified, in the precision of params), nc1 … nc4 (`ufm.metrics.Collapse`), norm_W,
+        norm_H, norm_b (Frobenius), accuracy (share of samples with argmax(Wh+b) = y), and the
+        columns of `record`.
+    steps: steps taken to reach params.
+    status: one of the names of `Status`, as a string.
+    state: what `descend(…, resume=run)` continues from.
+    """
+
+    params: Params
+    history: dict[str, np.ndarray]
+    steps: int
+    status: str
+    state: State
+
+
+def _taken(
+    problem: Problem, state: State, opt_state: Any, method: Method, hyper: Any, limits: Limits,
+    records: int, chunks: Any, record: columns.Traced,
+) -> Any:  # fmt: skip
+    state = state._replace(opt_state=opt_state)
+    return trajectory(problem, state, method, hyper, limits, records, chunks, record, keep=False)
+
+
+@functools.cache
+def _trajectory(brief: bool) -> Callable:
+    """`_taken` compiled; its opt_state is used up, so that there is one and not two at a time."""
+    return jax.jit(
+        _taken,
+        static_argnums=(3, 6, 8),  # method, records, record
+        donate_argnums=2,
+        compiler_options=programs.options() if brief else {},
+    )
+
+
+def _copied(tree: Any) -> Any:
+    """A copy in memory, for which nothing is compiled."""
+    return jax.tree.map(
+        lambda x: jax.device_put(x, getattr(x, "sharding", None), may_alias=False), tree
+    )
+
+
+_last_sound = jax.jit(last_sound, static_argnames="method")
+
+
+def run_segment(
+    problem,
+    run: Run,
+    method: Method,
+    hyper,
+    limits: Limits,
+    chunks: int,
+    record: columns.Columns,
+    again: Callable[[], State] | None,
+) -> Run:
+    """As many chunks; the history is that of the segment, without the point where it began."""
+    if not record.host:
+        return _call(problem, run, method, hyper, limits, chunks, record, again)
+    parts: list[dict[str, np.ndarray]] = []
+    while len(parts) < max(1, chunks) and run.status == Status.running.name:
+        # Of a run that begins the start alone.
+        chunk = 1 if run.history else 0
+        run = _call(problem, run, method, hyper, limits, chunk, record, again)
+        again = None
+        if len(run.history["step"]):
+            found = columns.called(record, problem, run.params)
+            run.history.update({name: np.array([x]) for name, x in found.items()})
+        else:
+            run.history.update({name: np.zeros(0) for name, _ in record.host})
+        parts.append(run.history)
+    return run._replace(history=joined(parts))
+
+
+def _call(
+    problem,
+    run: Run,
+    method: Method,
+    hyper,
+    limits: Limits,
+    chunks: int,
+    record: columns.Columns,
+    again: Callable[[], State] | None,
+) -> Run:
+    """One compiled call; its history lacks the point where it began, and the host's columns.
+
+    again: makes the state of a fresh run once more; None where the state belongs to others too.
+    """
+    begun = run.state._replace(opt_state=None)
+
+    def ahead(chunks: int, opt_state: Any) -> Any:
+        program = _trajectory(is_brief(problem, method))
+        args = (
+            problem, begun, opt_state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
+            record.traced,
+        )  # fmt: skip
+        if begun.params.H.nbytes >= LARGE:
+            programs.compile_apart(program, *args)
+        return program(*args)
+
+    with lapack_on_one_thread():
+        kept = run.state.opt_state
+        state, history, code = ahead(chunks, kept if again else _copied(kept))
+        status = Status(int(code))  # waits for the end
+        sound = int(np.sum(np.asarray(history["step"]) >= 0))
+        if status is Status.diverged:
+            # The program keeps no earlier point: it takes the same steps again, up to the last one.
+            kept = again().opt_state if again else kept
+            state = begun._replace(opt_state=kept)
+            state = ahead(sound - 1, _copied(kept))[0] if sound else state
+            state = _last_sound(problem, state, method, hyper, limits.record_every)
+    rows = slice(1 if run.history else 0, sound)
+    history = {name: np.asarray(x)[rows] for name, x in history.items()}
+    return Run(state.params, history, int(state.step), status.name, state)
+
+
+def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Histories one after the other."""
+    names = [*HISTORY, *(name for name in parts[0] if name not in HISTORY)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
