@@ -1,8 +1,9 @@
 """A sweep: every cell of a grid descended on, shape by shape and batch by batch, into one table.
 
 XLA multiplies small matrices one after the other on one core, so on a CPU a sweep that takes long
-deals its batches to a process a core; an executor deals them to other machines. Finished cells are
-rows of a table; on disk it grows batch by batch.
+deals its batches to a process a core, and a brief one, which mostly compiles, its shapes; an
+executor deals batches to other machines. Finished cells are rows of a table; on disk it grows batch
+by batch.
 """
 
 import os
@@ -62,7 +63,8 @@ def sweep(
         executor: computes the batches, one at a time in a process; this process collects them. Any
             `concurrent.futures.Executor` whose workers can import ufm, such as that of a cluster,
             `dask.distributed.Client(address).get_executor()`. It stays open. None: this process,
-            and on a CPU one more a core where the sweep takes long.
+            and on a CPU one more a core where the sweep takes long or has
+            several shapes.
         report: called with the share of the cells that is done, and what is being done.
 
     Returns:
