@@ -96,7 +96,7 @@ def test_it_converges_to_rounding_where_the_objective_no_longer_tells_points_apa
     run = ufm.descend(PROBLEM, start(), name, steps=2000, record_every=5, grad_tol=1e-12)
     assert run.status == "converged"
     assert bool(run.state.opt_state.blind)
-    assert ufm.certify(PROBLEM, run.params).gap <= 1e-12  # of the order of ‖∇f‖
+    assert ufm.certify(PROBLEM, run.params).gap <= 4e-12  # of the order of ‖∇f‖
 
 
 def test_a_start_beside_the_saddle_at_the_origin_is_left():

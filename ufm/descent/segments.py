@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ufm.descent import columns
 from ufm.descent.loop import (
@@ -70,10 +71,13 @@ def _trajectory(brief: bool) -> Callable:
 
 
 def _copied(tree: Any) -> Any:
-    """A copy in memory, for which nothing is compiled."""
-    return jax.tree.map(
-        lambda x: jax.device_put(x, getattr(x, "sharding", None), may_alias=False), tree
-    )
+    """A copy in memory, for which nothing is compiled: neither it, nor a program that takes it."""
+
+    def copied(x: Any) -> Array:
+        place = x.sharding if getattr(x, "committed", False) else None
+        return jax.device_put(x, place, may_alias=False)
+
+    return jax.tree.map(copied, tree)
 
 
 _last_sound = jax.jit(last_sound, static_argnames="method")
