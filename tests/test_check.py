@@ -282,6 +282,7 @@ def test_counts_of_classes_in_a_grid_have_one_meaning(tmp_path):
         ("steps = 1e4", "write 10000"),
         ("steps = 2147483648", "steps"),
         ("lr = 0.1", "Did you mean 'learning_rate'"),
+        ("lambda = 0.1", "Did you mean 'lam'"),
         ("lam_W = " + "[" * 5000 + "]" * 5000, "no TOML"),
         ("seed = -1", "seed=-1"),
         ("n = 1000000000000", "GiB"),

@@ -341,6 +341,14 @@ def test_probe_tells_a_minimum_from_a_saddle(capsys, tmp_path):
             assert pair["residual"] <= 1e-12
 
 
+def test_descend_shows_problem_and_method_and_what_to_do_at_its_limit(capsys):
+    status, out, _ = run(capsys, "descend", *SMALL, "--steps", 3, "--optimizer", "gd")
+    assert status == 0
+    words = " ".join(re.sub("[│┌┐└┘─]", " ", out).split())
+    assert "Descent by gd, K=3, d=4, n=5, lam_W=0.005, lam_H=0.005, lam_b=0.0005" in words
+    assert "give more --steps" in words
+
+
 @pytest.mark.slow
 def test_probe_polishes_the_end_of_a_run_and_draws_beside_it(capsys, tmp_path):
     run(
@@ -357,6 +365,7 @@ def test_probe_polishes_the_end_of_a_run_and_draws_beside_it(capsys, tmp_path):
     status, out, _ = run(capsys, "probe", tmp_path / "run.1", "--k", 1)
     assert status == 0
     assert "not critical" in out
+    assert "--polish first moves" in out
     arguments = ("--polish", "--density", "--k", 2)
     status, out, _ = run(capsys, "probe", tmp_path / "run.1", *arguments)
     assert status == 0

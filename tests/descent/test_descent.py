@@ -66,6 +66,15 @@ def test_any_optax_transformation_is_followed_step_by_step():
         np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-12)
 
 
+def test_a_run_is_shown_in_one_line():
+    run = ufm.descend(PROBLEM, start(), "gd", learning_rate=0.1, steps=20)
+    loss, gap = (f"{run.history[name][-1]:.6g}" for name in ("loss", "gap"))
+    records = len(run.history["step"])
+    shapes = ", ".join(f"{name} {x.shape}" for name, x in zip("WHb", run.params, strict=True))
+    told = f"Run(step_limit, steps=20, loss={loss}, gap={gap}, records={records}, {shapes})"
+    assert repr(run) == told
+
+
 def test_schedules_reach_the_named_optimisers():
     schedule = optax.piecewise_constant_schedule(0.4, {10: 0.1})
     run = ufm.descend(PROBLEM, start(), "gd", steps=25, learning_rate=schedule)

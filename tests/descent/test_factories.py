@@ -139,6 +139,7 @@ def looking(learning_rate, sharp=1.0):
     ("method", "hyper", "message"),
     [
         ("adamm", {}, "Did you mean 'adam'"),
+        ("L-BFGS", {}, "Did you mean 'lbfgs'"),
         ("optax.adamw", {"learning_rate": 0.1, "beta": 1.0}, "'beta'"),
         ("adamw", {}, "learning_rate"),
         ("adamw", {"learning_rate": -1.0}, "> 0"),

@@ -351,6 +351,11 @@ def test_counts_are_those_of_40_digits_whatever_the_decays(seed):
                 break
 
 
+def test_counts_without_any_decay_name_no_smallest_decay():
+    problem = Problem(K=3, d=4, n=5, lam=0)
+    assert hessian.inertia(problem, laws.random_params(problem, 0)).note == ""
+
+
 def test_idle_dimensions_and_merged_samples_are_counted_although_the_core_is_coarse():
     # λ ≪ √ε ‖G‖: the core cannot tell λ from 0; what lies outside it has closed forms, and can.
     problem = Problem(K=3, d=5, n=4, lam_W=1e-10, lam_H=1e-10, lam_b=1e-10)

@@ -90,6 +90,12 @@ def test_what_cannot_be_drawn_is_refused(table, change, message):
         study(**{"table": table, "x": "step", "y": "loss"} | change)
 
 
+def test_a_sweep_without_histories_says_how_to_get_them(table):
+    ends = {name: x for name, x in table.items() if not name.startswith("history/")}
+    with pytest.raises(Refused, match=r"'step'.*--history"):
+        study(ends, "step", "gap")
+
+
 def test_the_command_draws_beside_the_folder_and_replaces_only_its_own(folder, capsys):
     command = ["plot", str(folder), "-x", "step", "-y", "gap", "--panel", "d", "--colour", "lam_W"]
     first = folder.with_name("run_gap.pdf")

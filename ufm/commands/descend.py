@@ -108,7 +108,7 @@ class Descend(Compiling):
         with _kept_run(self) as handle:
             if handle is not None and handle.status == "complete":
                 print(f"ufm: {handle.path} already holds this finished run", file=sys.stderr)
-                return _report_run(handle.path, self.json)
+                return _report_run(handle.path, self._title(problem), self.json)
             run = _run(problem, params, self, options, handle)
             results = _results(problem, run)
             if handle is not None:
@@ -118,8 +118,13 @@ class Descend(Compiling):
                 arrays |= packed if run.status == STOPPED else {}
                 arrays |= {name: x for name, x in packed.items() if name.startswith("history/")}
                 record.close_run(handle, arrays, _plain(results))
-        _show(results, self.json)
+        _show(results, self._title(problem), self.json)
         return FAILED if run.status == "diverged" else 0
+
+    def _title(self, problem: Problem) -> str:
+        """The method, and every field of the problem."""
+        told = ", ".join(f"{name}={x}" for name, x in problem.describe().items())
+        return f"Descent by {self.optimizer}, {told}"
 
 
 @contextlib.contextmanager
@@ -226,14 +231,15 @@ def _plain(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _show(results: dict[str, Any], as_json: bool) -> None:
+def _show(results: dict[str, Any], title: str, as_json: bool) -> None:
     """The results; in words how the run ended, where people read it."""
     name = results["status"]
-    words = {} if as_json else {"status": f"{name}: {descent.Status[name].sentence}"}
-    show("Descent", results | words, tuple(results), as_json)
+    more = "; give more --steps" if name == STOPPED else ""
+    words = {} if as_json else {"status": f"{name}: {descent.Status[name].sentence}{more}"}
+    show(title, results | words, tuple(results), as_json)
 
 
-def _report_run(path: Path, as_json: bool) -> int:
+def _report_run(path: Path, title: str, as_json: bool) -> int:
     results = stored.results(record.load_run(path).manifest, f"{path / 'manifest.json'}")
-    _show(results, as_json)
+    _show(results, title, as_json)
     return FAILED if results["status"] == "diverged" else 0

@@ -107,6 +107,8 @@ class Probe(Compiling):
             print(values.text(evidence | pairs | figures))
             return 0
         rows = {LABELS[name]: value for name, value in evidence.items()} | _told(pairs)
+        if not self.polish and evidence["verdict"] != "global minimiser":
+            rows.setdefault(LABELS["note"], "--polish first moves to the critical point nearby")
         show(f"Probe of {self.point}", rows, tuple(rows), False)
         for path in drawn:
             print(f"drew {path}")

@@ -47,7 +47,7 @@ def named(name: str, own: tuple[str, ...]) -> Factory:
     bare = name.removeprefix("optax.")
     if bare in names():
         return getattr(optax, bare)
-    near = difflib.get_close_matches(bare, [*own, *names()], n=1)
+    near = difflib.get_close_matches(bare.lower(), [*own, *names()], n=1)
     hint = f". Did you mean {near[0]!r}?" if near else ""
     raise Refused(
         f"got optimizer={name!r}; allowed: {', '.join(own)}, a factory of optax by name or as a "

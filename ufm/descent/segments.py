@@ -50,6 +50,17 @@ class Run(NamedTuple):
     status: str
     state: State
 
+    def __repr__(self) -> str:
+        """How it ended, and where; its arrays would fill pages."""
+        last = "".join(
+            f", {name}={self.history[name][-1]:.6g}"
+            for name in ("loss", "gap")
+            if len(self.history.get(name, ()))
+        )
+        shapes = ", ".join(f"{k} {x.shape}" for k, x in zip("WHb", self.params, strict=True))
+        records = len(self.history.get("step", ()))
+        return f"Run({self.status}, steps={self.steps}{last}, records={records}, {shapes})"
+
 
 def _taken(
     problem: Problem, state: State, opt_state: Any, method: Method, hyper: Any, limits: Limits,

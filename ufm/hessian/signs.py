@@ -216,7 +216,7 @@ def _closed_margin(core: Core, pairing: float, shift: float, margin: float) -> f
 def _note(core: Core, shift: float, margin: float) -> str:
     lam_W, lam_H, lam_b = core.decays[0], float(np.min(core.decay)), core.decays[2]
     least = min(lam for lam in (lam_W, lam_H, lam_b if core.bias else 0.0, np.inf) if lam > 0)
-    if not abs(shift) <= margin or margin < least < np.inf:
+    if not abs(shift) <= margin or margin < least:
         return ""
     return (
         f"the tolerance {margin:.3g} exceeds the smallest decay {least:.3g}: eigenvalues of that "

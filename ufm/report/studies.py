@@ -102,8 +102,10 @@ def _tables(table: Any) -> tuple[Columns, Columns]:
 def _check(ends: Columns, rows: Columns, drawn: Sequence[Any], settings: Sequence[Any]) -> None:
     for name, column in zip(("x", "y"), drawn, strict=True):
         if not isinstance(column, str) or column not in {*ends, *rows}:
+            more = ". 'step' and others need a sweep with history=True (--history)"
             raise Refused(
                 f"got {name}={check.shown(column)}; allowed: {', '.join({**ends, **rows})}"
+                + ("" if rows else more)
             )
     parted = [name for name in drawn if name not in ends]
     if parted and not all(name in rows for name in drawn):

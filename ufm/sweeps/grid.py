@@ -36,7 +36,10 @@ from ufm.model.problem import DECAYS, Problem
 from ufm.sweeps.axes import AXES, options
 
 # What other libraries call a key.
-ALIASES = {"lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps"}
+ALIASES = {
+    "lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps",
+    "lambda": "lam",
+}  # fmt: skip
 _LATER = {"later": True}  # not stored where it has its default: older folders know nothing of it
 _WHOLE = ("targets", "fixed")  # one value for a grid, whatever it holds
 DECAY = 5e-4  # of a grid that says nothing of it
