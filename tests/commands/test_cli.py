@@ -347,6 +347,8 @@ def test_descend_shows_problem_and_method_and_what_to_do_at_its_limit(capsys):
     words = " ".join(re.sub("[│┌┐└┘─]", " ", out).split())
     assert "Descent by gd, K=3, d=4, n=5, lam_W=0.005, lam_H=0.005, lam_b=0.0005" in words
     assert "give more --steps" in words
+    line = ("descend", "--K", 3, "--d", 1, "--n", 5, "--lam", 1e-3, "--steps", 300)
+    assert "end by --grad-tol" in run(capsys, *line)[1]
 
 
 @pytest.mark.slow

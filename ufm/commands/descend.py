@@ -29,6 +29,7 @@ from ufm.report import stored
 from ufm.runs import manifests, record, values
 
 STOPPED = descent.Status.step_limit.name
+ARRIVED = 1e-13  # ‖∇f‖ from which further steps change nothing
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,12 @@ def _plain(results: dict[str, Any]) -> dict[str, Any]:
 def _show(results: dict[str, Any], title: str, as_json: bool) -> None:
     """The results; in words how the run ended, where people read it."""
     name = results["status"]
-    more = "; give more --steps" if name == STOPPED else ""
-    words = {} if as_json else {"status": f"{name}: {descent.Status[name].sentence}{more}"}
-    show(title, results | words, tuple(results), as_json)
+    told = f"{name}: {descent.Status[name].sentence}"
+    if name == STOPPED:
+        # Below d = K−1 the gap need not close: more steps would be taken in vain.
+        arrived = isinstance(results["grad_norm"], float) and results["grad_norm"] < ARRIVED
+        told += "; ∇f is 0 to rounding, end by --grad-tol" if arrived else "; give more --steps"
+    show(title, results | ({} if as_json else {"status": told}), tuple(results), as_json)
 
 
 def _report_run(path: Path, title: str, as_json: bool) -> int:
