@@ -21,9 +21,8 @@ its certificate and closed forms.
 Shown. K = 10, 100 training images per class, λ_W = 0.01 (quick form). Two networks, one per row;
 against the epoch: certified gap, ‖W‖, margin and Morse index of the last layer's Hessian (black,
 features free; in colour, with H ≥ 0). Dashed: predictions of the model from λ_H = λ_W‖W‖²/‖H‖² at
-that epoch, with free features for those of the network as they are or centred, and with H ≥ 0.
-Grey: the first epoch with a training error of zero, in (d) and (h) also the index d(K−1) at the
-origin.
+that epoch, with free features for those of the network as they are or centred, and with H ≥ 0; in
+(d) and (h) the index d(K−1) of the origin. Grey: the first epoch with a training error of zero.
 
 Refuted by norms, margins or values off the closed forms by more than the tolerances, a gap that
 does not fall, a model with H ≥ 0 that explains the norm of W no better, or class means that end far
