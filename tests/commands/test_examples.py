@@ -101,6 +101,17 @@ def test_help_breaks_lines_between_words(words, monkeypatch, capsys):
     assert all(len(line) <= 60 or " " not in line for line in narrow)
 
 
+def test_the_list_of_commands_fits_a_screen_with_the_title_of_each(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 40
+    words = " ".join(text.replace("│", " ").replace("|", " ").split())
+    for name, kind in CLASSES.items():
+        assert f"{name} {kind.__doc__.splitlines()[0]}" in words
+
+
 def test_boxes_of_options_are_drawn_whole():
     environment = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "ufm.cli", "theory", "--help"]

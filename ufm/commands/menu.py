@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Union, get_args
 
 import tyro
 
@@ -54,12 +54,24 @@ def parsed(arguments: Sequence[str] | None) -> Any:
     wrapped: Any = _Wrapped(sys.stdout)
     with contextlib.redirect_stdout(wrapped) if asks else contextlib.nullcontext():
         return tyro.cli(
-            Command,
+            _titles() if asks and words[0] in ("-h", "--help") else Command,
             prog="ufm",
             description="Simulator for the landscape of the unconstrained feature model of neural "
-            "collapse. Start with: ufm theory, ufm descend, ufm verify.",
+            "collapse. Start with: ufm theory, ufm descend, ufm verify. ufm COMMAND --help "
+            "explains a command.",
             args=arguments,
         )
+
+
+def _titles() -> Any:
+    """The commands with the first line of their help: a list that fits a screen."""
+    listed: list[Any] = []
+    for command in get_args(Command):
+        kind, (subcommand,) = command.__origin__, command.__metadata__
+        title = (kind.__doc__ or "").partition("\n")[0]
+        named = tyro.conf.subcommand(subcommand.name, description=title)
+        listed.append(Annotated[kind, named])
+    return Union[tuple(listed)]  # noqa: UP007  of a number of members that is not known here
 
 
 def _check_number(word: str) -> None:
