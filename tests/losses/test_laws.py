@@ -171,6 +171,7 @@ def test_the_text_of_a_loss_is_read_back():
     ("text", "message"),
     [
         ("crossentropy", "Did you mean 'CrossEntropy'"),
+        ("MSE", "Did you mean 'SquaredError'"),
         ("CrossEntropy(smooth=1)", "smooth=1"),
         ("CrossEntropy(smoothing)", "smoothing"),
         ("CrossEntropy(smoothing=1)", "smoothing=1"),

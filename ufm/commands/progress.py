@@ -19,8 +19,9 @@ def watched(*columns: ProgressColumn) -> Iterator[Progress]:
     The lines come from a thread, so that a log shows that a program is being compiled, too.
     """
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as progress:
-        if console.is_terminal:
+    log = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=log) as progress:
+        if not log:
             yield progress
             return
         ended = threading.Event()

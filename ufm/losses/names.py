@@ -24,6 +24,8 @@ from ufm.losses.squared import SquaredError
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in (
     CrossEntropy, SquaredError, BinaryCrossEntropy, Focal, LogitAdjusted,
 )}  # fmt: skip
+# What others call them, for the hint of a refusal.
+_ALSO = {"mse": "SquaredError", "ce": "CrossEntropy", "bce": "BinaryCrossEntropy"}
 
 
 def text_of(loss: Any) -> str:
@@ -70,7 +72,8 @@ def named(loss: Any) -> Any:
         return loss
     name, given = _parsed(loss)
     if name not in KINDS:
-        near = difflib.get_close_matches(name, KINDS, n=1)
+        other = _ALSO.get(name.lower())
+        near = [other] if other else difflib.get_close_matches(name, KINDS, n=1)
         hint = f". Did you mean {near[0]!r}?" if near else ""
         raise Refused(f"got loss={loss!r}; allowed: {', '.join(KINDS)}{hint}")
     kind = KINDS[name]
