@@ -160,7 +160,10 @@ class Probe(Compiling):
             plots.band(ax, measured.grid, measured.density, 2 * measured.standard_error)
             top = float(np.max(measured.density))
             ax.set(yscale="log", ylim=(1e-6 * top, 2 * top))
-            ax.set(xlabel=r"eigenvalue of $\nabla^2 f$", ylabel="density")
+            smooth = f"smoothed by {float(measured.width):.1g}"
+            ax.set(xlabel=rf"eigenvalue of $\nabla^2 f$, {smooth}", ylabel="density")
+            decays = rf"$\lambda_W={problem.lam_W:g}$, $\lambda_H={problem.lam_H:g}$"
+            ax.set_title(f"$K={problem.K}$, $d={problem.d}$, $N={problem.N}$, {decays}")
             return plots.save(canvas, self._stem(), {"Author": MARK})
 
 
