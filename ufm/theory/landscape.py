@@ -91,7 +91,7 @@ def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:
 
 
 def benign_width(problem: Problem) -> int | None:
-    """The least d for which the landscape is proved benign: global minimisers, strict saddles only.
+    """The least d at which every critical point is proved a global minimiser or a strict saddle.
 
     K−1 for a convex loss that is invariant under shifts of the logits (or of logits in some other
     fixed direction, as the logit-adjusted ones are), K for other convex losses; None where the loss
@@ -103,7 +103,7 @@ def benign_width(problem: Problem) -> int | None:
 
 
 def rank_bound(problem: Problem) -> int:
-    """The largest rank of W at a critical point, whatever d: K−1 if nᵀW = 0 there, otherwise K."""
+    """The largest rank of W at a critical point for any d: K−1 if nᵀW = 0 there, otherwise K."""
     return problem.K - (problem.loss.null(problem.K) is not None)
 
 
