@@ -162,7 +162,6 @@ def test_a_poor_preconditioner_costs_products_but_never_changes_the_result():
         ({"k": 0}, "k=0"),
         ({"k": 97}, "k=97.*96 eigenpairs"),
         ({"which": "both"}, "which='both'"),
-        ({"width": 0}, "width=0"),
         ({"tol": 0.0}, r"tol=0\.0"),
         ({"max_products": 0}, "max_products=0"),
         ({"start": jnp.zeros((1, SIZE))}, "start of shape"),

@@ -232,3 +232,12 @@ def test_a_loss_of_ones_own_runs_but_is_not_written_to_files():
     assert float(ufm.objective(problem, params)) == pytest.approx(value, rel=1e-6)
     with pytest.raises(ufm.Refused, match="Doubled"):
         problem.describe()
+
+
+@pytest.mark.parametrize(
+    "loss", [SquaredError(2.0, 0.5), SquaredError(0.5), Focal(1.0), LogitAdjusted(2.0)]
+)
+def test_bounds_are_traceable_in_the_parameters_of_a_loss(loss):
+    bounds = jax.jit(lambda loss, value: (loss.smoothness(), loss.residual_bound(value)))
+    exact = loss.smoothness(), loss.residual_bound(0.3)
+    np.testing.assert_allclose(bounds(loss, 0.3), exact, rtol=1e-6)

@@ -446,8 +446,13 @@ def test_the_rate_falls_after_the_epochs_that_are_named():
     [
         ({"optimizer": "adamw"}, "allowed: sgd, adam, lbfgs"),
         ({"optimizer": "lbfgs"}, "batch_size=128 with 'lbfgs'; allowed: 0"),
-        ({"epochs": 0}, "epochs=0; allowed: at least 1"),
-        ({"decay": -1.0}, "decay=-1.0; allowed: at least 0"),
+        ({"epochs": 0}, "epochs=0; allowed: an integer >= 1"),
+        ({"epochs": 2.5}, "epochs=2.5; allowed: an integer >= 1"),
+        ({"batch_size": -1}, "batch_size=-1; allowed: an integer >= 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0; allowed: a finite number > 0"),
+        ({"decay": -1.0}, "decay=-1.0; allowed: a finite number >= 0"),
+        ({"decay": float("nan")}, "decay=nan; allowed: a finite number >= 0"),
+        ({"momentum": 1.0}, "momentum=1.0; allowed: a finite number >= 0 and < 1"),
         ({"drops": (0.5, 0.5)}, "drops=.*allowed: increasing shares between 0 and 1"),
         ({"drops": (0.5, 1.0)}, "drops=.*allowed: increasing shares between 0 and 1"),
         ({"drops": (float("nan"),)}, "drops=.*allowed: increasing shares between 0 and 1"),
@@ -462,6 +467,8 @@ def test_a_batch_larger_than_the_data_and_a_loss_that_explodes_are_refused():
     options = {"measure": lambda _: {}, "record_at": ()}
     with pytest.raises(ValueError, match="batch_size=128 for 24 images"):
         training.train(mlp(), blobs(), Recipe(), **options)
+    with pytest.raises(ValueError, match="batch_size=128 for 24 images"):
+        training.cost(mlp(), blobs(), Recipe())
     wild = Recipe("sgd", 5, batch_size=10, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         training.train(mlp("simplex"), blobs(), wild, **options)

@@ -72,3 +72,12 @@ def test_the_claim_is_a_candidate_below_k_minus_1_alone():
     assert "2310.05351" in named["code"].source
     assert named["code"].fails is None
     assert "code" not in {c.name for c in theory.claims(Problem(4, 3, 1, 1e-3, 1e-3))}
+
+
+def test_decays_whose_product_underflows_have_the_value_of_one_variable():
+    """Octahedron at λ = 1e-200: 4e^{−r} = 6λ, and f = 4e^{−r} + 6λr to rounding."""
+    lam = 1e-200
+    found = theory.code_minimum(Problem(6, 3, 1, lam, lam, bias=False))
+    r = np.log(4 / 6) - np.log(lam)
+    assert found.scale == pytest.approx(r, rel=1e-12)
+    assert found.value == pytest.approx(6 * lam * (1 + r), rel=1e-12)

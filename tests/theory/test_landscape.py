@@ -16,6 +16,7 @@ import ufm
 from ufm import hessian, theory
 from ufm.critical import census
 from ufm.model import quotient
+from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 
 BIASES = {"bias": {"lam_b": 2e-2}, "free-bias": {"lam_b": 0.0}, "no-bias": {"bias": False}}
@@ -234,3 +235,17 @@ GROUPED = ("groups", "within a group", "SELI")
 )  # fmt: skip
 def test_the_theorems_that_fail_are_those_whose_assumptions_do(problem, fails):
     assert {x.name for x in theory.claims(problem) if x.fails} == fails
+
+
+@pytest.mark.parametrize("omega", [None, (0.25, 0.5, 4.0)])
+def test_the_claims_name_the_norm_that_is_mu_at_the_minimum(omega):
+    """‖G‖₂, and ‖GΩ^-½‖₂ with weights in the decay."""
+    problem = Problem(3, 3, (4, 2, 1), 5e-3, 1e-2, decay_weights=omega)
+    G = evaluate(problem, theory.global_minimizer(problem, 0, jnp.float64)).G
+    roots = np.sqrt(1.0 if omega is None else np.asarray(omega))
+    scaled = G / (roots if omega is None else roots[problem.labels])
+    assert np.linalg.norm(scaled, 2) == pytest.approx(problem.mu, rel=1e-6)
+    name = "‖G‖₂" if omega is None else "‖GΩ^-½‖₂"
+    stated = {x.name: x.statement for x in theory.claims(problem)}
+    assert f" {name} ≤ μ" in stated["certificate"]
+    assert f" {name} = μ" in stated["full rank"]

@@ -299,3 +299,19 @@ def test_no_margin_where_the_modes_taken_are_a_choice():
 def test_equal_singular_values_have_no_list_of_critical_points():
     with pytest.raises(ufm.Refused, match="some are equal"):
         theory.critical_points(SQUARED["balanced"])
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()])
+def test_sizes_beyond_the_memory_are_refused_before_any_array_is_made(loss):
+    problem = ufm.Problem(3, 10**8, (10**7, 2, 1), 1e-9, 1e-9, 0.0, loss=loss)
+    with pytest.raises(ufm.Refused, match=r"needs at least .* GiB"):
+        theory.global_minimizer(problem, 0)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()])
+def test_wide_problems_need_no_matrix_of_their_width(loss):
+    """d² numbers would be 80 GB."""
+    problem = ufm.Problem(3, 100_000, (3, 2, 1), 1e-3, 1e-3, 0.0, loss=loss)
+    point = theory.global_minimizer(problem, 0, jnp.float64)
+    expected = theory.global_value(problem)
+    assert float(ufm.objective(problem, point)) == pytest.approx(expected, rel=1e-5)

@@ -1,1 +1,1 @@
-"""Linear algebra that knows no model: Lanczos, MINRES, powers of two that keep squares in range."""
+"""Linear algebra for any model: Lanczos, MINRES, small eigenproblems, scaling by powers of two."""

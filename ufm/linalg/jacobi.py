@@ -1,11 +1,14 @@
-"""Eigenvalues of small symmetric matrices of decimals, to the digits of their context."""
+"""Eigenvalues of small symmetric matrices of decimals, to the precision of their context."""
 
 import decimal
 from decimal import Decimal
 
 
 def eigenvalues(A: list[list[Decimal]]) -> list[Decimal]:
-    """Eigenvalues of a small symmetric matrix by Jacobi's rotations, to the last digits."""
+    """Eigenvalues of a small symmetric matrix by Jacobi's rotations, in no order.
+
+    Accurate to some 10 digits less than the decimal context has, relative to the largest entry.
+    """
     digits = decimal.getcontext().prec
     size, A = len(A), [list(row) for row in A]
     negligible = max(abs(x) for row in A for x in row) * Decimal(10) ** (10 - digits)

@@ -3,18 +3,18 @@
     A v_j ≈ θ_j v_j,   ‖A v_j − θ_j v_j‖ ≤ tol ‖A‖,   the k smallest or the k largest
 
 Block Lanczos with thick restarts (Wu and Simon 2000) and full reorthogonalisation, done twice, in
-the form of Davidson (1975): the images of the basis are stored beside it, so that the residual of
-every Ritz pair is at hand and the next block may be any directions. Those are the residuals of
-the lowest pairs that have not converged (block Lanczos in exact arithmetic), the same through an
-approximate inverse of A − θ if there is one, or random directions wherever the Krylov space is
+the form of Davidson (1975): the images of the basis are stored with it, so that the residual of
+every Ritz pair is available and the next block may consist of any directions. These are the
+residuals of the lowest pairs that have not converged (block Lanczos in exact arithmetic), possibly
+multiplied by an approximate inverse of A − θ, or random directions where the Krylov space is
 exhausted.
 
-A residual r proves that some eigenvalue lies within r of θ; it cannot tell that none is missing.
-Therefore a solve does not end when k pairs have converged: a random block is put in, and the
-search goes on for a further third of the steps. A missing copy of a multiple eigenvalue turns up
-there with probability near 1, which is a check and no proof: `ufm.hessian.signs` counts exactly.
+A residual r proves that some eigenvalue is within r of θ, and not that no eigenvalue is missing.
+Therefore a solve does not end when k pairs have converged: a random block is added, and the search
+continues for a further third of the steps. A missing copy of a multiple eigenvalue is found there
+with probability near 1, which is a check and not a proof; `ufm.hessian.signs` counts exactly.
 
-Nothing here knows a model. Everything is one compiled loop; blocks of vectors are rows.
+The operator is any symmetric one. Everything is one compiled loop; blocks of vectors are rows.
 """
 
 import functools
@@ -31,20 +31,21 @@ from ufm.linalg.products import matmul
 from ufm.linalg.tridiagonal import tridiagonal
 
 STATUSES = ("iteration_limit", "converged", "not_finite")
+WIDTH = 4  # vectors in a block
 STEPS = 8  # blocks between two restarts
 NORM_STEPS = 10
 
 
 class Eigenpairs(NamedTuple):
-    """What a solve found; the pairs are ordered from the wanted end inwards.
+    """The result of a solve; the pairs are ordered from the wanted end inwards.
 
     values: (k,), Rayleigh quotients.  vectors: (k, size), orthonormal rows.
     residuals: (k,), ‖A v − θ v‖ with A applied once more at the end.
     converged: (k,), residual ≤ tol · norm, and the solve as a whole has converged.
     norm: a lower estimate of ‖A‖ from Ritz values.
-    products: of A with one vector, all told.  restarts: of the basis.
-    status: "converged"; "iteration_limit" (some pair, or the check for missing ones, did not
-        end within the products allowed); "not_finite" (the operator returned NaN or infinity).
+    products: of A with one vector, in total.  restarts: of the basis.
+    status: "converged"; "iteration_limit" (some pair, or the check for missing ones, needed more
+        products than allowed); "not_finite" (the operator returned NaN or infinity).
     """
 
     values: Float[Array, " k"]
@@ -58,7 +59,11 @@ class Eigenpairs(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of a solve: k wanted, `width` vectors a block, `keep` rows at a restart, `rows`."""
+    """Sizes of a solve.
+
+    size: number of variables.  k: pairs wanted.  width: rows of a block.
+    keep: rows of the basis after a restart.  rows: of the full basis.
+    """
 
     size: int
     k: int
@@ -68,7 +73,7 @@ class Sizes(NamedTuple):
 
 
 class _State(NamedTuple):
-    """V and its images (rows, size), T = V A Vᵀ, and where the search stands."""
+    """V and its images (rows, size), T = V A Vᵀ, and the state of the search."""
 
     V: Array
     images: Array
@@ -79,22 +84,21 @@ class _State(NamedTuple):
     products: Array
     restarts: Array
     steps: Array
-    calm: Array  # steps since the random block of the check was put in, 0 before
-    Y: Array  # coordinates of the k pairs when they were last looked at
+    settled: Array  # steps since the random block of the check was added, 0 before
+    Y: Array  # coordinates of the k pairs in V at the last step
     done: Array
 
 
-def plan(size: int, k: int, which: str, width: int | None = None) -> Sizes:
-    """The sizes of a solve; refuses what cannot be solved.
+def plan(size: int, k: int, which: str) -> Sizes:
+    """The sizes of a solve.
 
     Raises:
-        Refused: k outside 1 … size, width < 1, or an unknown end.
+        Refused: k outside 1 … size, or an unknown end of the spectrum.
     """
     check.choice("which", which, ("smallest", "largest"))
     k = check.integer("k", k, 1, size, f"this operator has {size} eigenpairs")
-    width = 4 if width is None else check.integer("width", width, 1)
-    keep = k + 2 * width
-    return Sizes(size, k, width, keep, keep + STEPS * width)
+    keep = k + 2 * WIDTH
+    return Sizes(size, k, WIDTH, keep, keep + STEPS * WIDTH)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -104,7 +108,7 @@ def norm_estimate(operator: Any, size: int, key: Array) -> Float[Array, ""]:
     Args:
         operator: a `jax.tree_util.Partial` from blocks (m, size) to blocks.
         size: number of variables.
-        key: draws the start; its draws are in JAX's default precision.
+        key: draws the start, in JAX's default precision.
     """
     v = jax.random.normal(key, (size,), float)
     v = v / jnp.linalg.norm(v)
@@ -115,14 +119,15 @@ def norm_estimate(operator: Any, size: int, key: Array) -> Float[Array, ""]:
 def _orthonormal(block: Array, V: Array, key: Array) -> Array:
     """Rows that span the block, orthonormal and orthogonal to V; random where it is dependent.
 
-    Twice: subtract V Vᵀ, then diagonalise the Gram matrix of the normed rows (Stathopoulos and Wu
-    2002). What is left of a row inside span V, or of dependent rows, is noise and is redrawn.
+    Twice: subtract the projection on the rows of V, then diagonalise the Gram matrix of the
+    normalised rows (Stathopoulos and Wu 2002). The remainder of a row in the span of V, or of
+    dependent rows, is rounding and is redrawn.
     """
     eps = jnp.finfo(V.dtype).eps
     block, alive = _normed(block, 0.0)
     block = _redrawn(block, alive, key)
     for i in range(2):
-        # The barrier keeps XLA from turning this into block Vᵀ, ten times as slow on CPUs.
+        # Without the barrier XLA turns this into block Vᵀ, ten times as slow on CPUs.
         parts = jax.lax.optimization_barrier(matmul(V, block.T))
         block = block - matmul(parts.T, V)
         block, alive = _normed(block, 1e3 * eps)
@@ -137,7 +142,7 @@ def _orthonormal(block: Array, V: Array, key: Array) -> Array:
 
 
 def _normed(block: Array, least: Any) -> tuple[Array, Array]:
-    """Unit rows, 0 for those of length ≤ least or not finite; and which are alive."""
+    """Unit rows, 0 for those of length ≤ least or not finite, and a mask of the others."""
     length = jnp.linalg.norm(block, axis=1)
     alive = (length > least) & jnp.isfinite(length)
     scale = jnp.where(alive, 1 / jnp.where(alive, length, 1), 0)
@@ -145,7 +150,7 @@ def _normed(block: Array, least: Any) -> tuple[Array, Array]:
 
 
 def _redrawn(block: Array, alive: Array, key: Array) -> Array:
-    """Random rows of length about 1 in place of those that are not alive."""
+    """The block with random rows of length about 1 in place of those that are not alive."""
 
     def redraw(block):
         noise = jax.random.normal(key, block.shape, block.dtype) / jnp.sqrt(block.shape[1])
@@ -155,7 +160,7 @@ def _redrawn(block: Array, alive: Array, key: Array) -> Array:
 
 
 def _ritz(state: _State) -> tuple[Array, Array]:
-    """Eigenpairs of T, those of the rows that are not filled yet moved behind the others."""
+    """Eigenpairs of T, with those of the rows that are not filled yet after all others."""
     empty = jnp.arange(len(state.T)) >= state.filled
     bound = jnp.max(jnp.sum(jnp.abs(state.T), axis=1))
     return jnp.linalg.eigh(state.T + jnp.diag(jnp.where(empty, 2 * bound + (bound == 0), 0)))
@@ -181,7 +186,7 @@ def _append(operator: Any, state: _State, block: Array) -> _State:
 
 
 def _step(operator: Any, preconditioner: Any, sizes: Sizes, tol, state: _State) -> _State:
-    """Look at the lowest Ritz pairs, decide whether the search ends, add the next block."""
+    """Test the lowest Ritz pairs for convergence, decide whether to end, add the next block."""
     values, axes = _ritz(state)
     known = jnp.arange(sizes.rows) < state.filled
     norm = jnp.maximum(state.norm, jnp.max(jnp.where(known, jnp.abs(values), 0)))
@@ -191,20 +196,20 @@ def _step(operator: Any, preconditioner: Any, sizes: Sizes, tol, state: _State) 
     fine = jnp.linalg.norm(residual, axis=1) <= tol * norm
     fine = fine & (jnp.arange(lowest) < state.filled)
     wanted = jnp.all(fine[: sizes.k])
-    calm = jnp.where(wanted, state.calm + 1, 0)
-    done = (wanted & (calm > 3 + (state.steps - calm) // 3)) | ~jnp.isfinite(norm)
+    settled = jnp.where(wanted, state.settled + 1, 0)
+    done = (wanted & (settled > 3 + (state.steps - settled) // 3)) | ~jnp.isfinite(norm)
     order = jnp.argsort(fine, stable=True)[: sizes.width]
     key, draw = jax.random.split(state.key)
-    block = _redrawn(residual[order], jnp.full(sizes.width, calm != 1), draw)
+    block = _redrawn(residual[order], jnp.full(sizes.width, settled != 1), draw)
     block = preconditioner(block, values[0])
     state = state._replace(
-        key=key, norm=norm, calm=calm, Y=Y[: sizes.k], done=done, steps=state.steps + 1
+        key=key, norm=norm, settled=settled, Y=Y[: sizes.k], done=done, steps=state.steps + 1
     )
     return _append(operator, state, block)
 
 
 def _restart(sizes: Sizes, state: _State) -> _State:
-    """Keep the lowest Ritz vectors and their images."""
+    """The state with the lowest Ritz vectors and their images as its basis."""
     values, axes = _ritz(state)
     Y = axes[:, : sizes.keep].T
     V = jnp.zeros_like(state.V).at[: sizes.keep].set(matmul(Y, state.V))
@@ -218,16 +223,13 @@ def _restart(sizes: Sizes, state: _State) -> _State:
 
 @functools.partial(jax.jit, static_argnames="sizes")
 def _solve(operator, preconditioner, sign, sizes: Sizes, start, key, norm, tol, limit):
-    """The compiled loop: cycles of steps between restarts, then the pairs and their residuals.
-
-    It looks for the smallest end of sign · A.
-    """
+    """The compiled loop for the smallest end of sign · A, then the pairs and their residuals."""
     dtype = start.dtype
 
     def signed(block):
         return sign * operator(block)
 
-    def steer(block, theta):
+    def directions(block, theta):
         return preconditioner(block, sign * theta)
 
     number = functools.partial(jnp.asarray, dtype=jnp.int32)
@@ -236,30 +238,30 @@ def _solve(operator, preconditioner, sign, sizes: Sizes, start, key, norm, tol, 
         images=jnp.zeros((sizes.rows, sizes.size), dtype),
         T=jnp.zeros((sizes.rows, sizes.rows), dtype),
         filled=number(0), key=key, norm=jnp.asarray(norm, dtype), products=number(NORM_STEPS),
-        restarts=number(0), steps=number(0), calm=number(0),
+        restarts=number(0), steps=number(0), settled=number(0),
         Y=jnp.zeros((sizes.k, sizes.rows), dtype), done=jnp.asarray(False),
     )  # fmt: skip
     state = _append(signed, state, start)
-    step = functools.partial(_step, signed, steer, sizes, tol)
+    step = functools.partial(_step, signed, directions, sizes, tol)
 
-    def going(state):
+    def unfinished(state):
         return ~state.done & ((state.products < limit) | (state.steps == 0))
 
-    def room(state):
-        return going(state) & (state.filled + sizes.width <= sizes.rows)
+    def fits(state):
+        return unfinished(state) & (state.filled + sizes.width <= sizes.rows)
 
     def cycle(state):
         full = state.filled + sizes.width > sizes.rows
         state = jax.lax.cond(full, functools.partial(_restart, sizes), lambda x: x, state)
-        return jax.lax.while_loop(room, step, state)
+        return jax.lax.while_loop(fits, step, state)
 
-    state = jax.lax.while_loop(going, cycle, state)
-    # Not the newest Ritz vectors: among equal eigenvalues those mix with unconverged copies.
+    state = jax.lax.while_loop(unfinished, cycle, state)
+    # Not the newest Ritz vectors: among equal eigenvalues these mix with unconverged copies.
     return *_measured(operator, sign, matmul(state.Y, state.V)), state
 
 
 def _measured(operator: Any, sign: Array, X: Array) -> tuple[Array, Array, Array]:
-    """Rayleigh quotients, vectors and residuals of unit rows, by products; sorted."""
+    """Rayleigh quotients, vectors and residuals of the rows, from products with them; sorted."""
     X = X / jnp.linalg.norm(X, axis=1, keepdims=True)
     images = operator(X)
     values = jnp.sum(X * images, axis=1)
@@ -270,7 +272,7 @@ def _measured(operator: Any, sign: Array, X: Array) -> tuple[Array, Array, Array
 
 @functools.partial(jax.jit, static_argnames="k")
 def _dense(operator, sign, k: int, identity):
-    """All eigenpairs of a matrix that is no larger than the basis would be."""
+    """k eigenpairs of a matrix that is no larger than the basis would be, and its norm."""
     A = operator(identity)
     values, axes = jnp.linalg.eigh((A + A.T) / 2)
     order = jnp.argsort(sign * values)[:k]
@@ -294,32 +296,30 @@ def extreme_pairs(
     norm: Any = 0.0,
     tol: float = 1e-10,
     max_products: int = 100_000,
-    width: int | None = None,
 ) -> Eigenpairs:
     """The k smallest or largest eigenpairs of a symmetric operator, with their residuals.
 
-    Matrices no larger than the basis would be (k + 10 blocks, two more for room) are formed and
-    solved densely. Runs in JAX's default precision unless `start` has another.
+    A matrix of fewer than k + 48 rows is formed and solved densely. Runs in JAX's default precision
+    unless `start` has another. Method: Wu and Simon 2000; Davidson 1975.
 
     Args:
         operator: a `jax.tree_util.Partial` of a function of the module level and its arrays, so
             that one compilation serves all arrays of a shape; maps blocks (m, size) to blocks.
         size: number of variables.
-        k: pairs wanted.
-        key: a JAX PRNG key; draws the start and whatever is refilled.
-        which: the end of the spectrum.
-        preconditioner: a `Partial` of (block, θ), near |A − θ|⁻¹; changes the cost, never the
-            result. None leaves block Lanczos.
-        start: (k + width, size), the first block; None draws it.
-        norm: an estimate of ‖A‖ from below, if there is one.
-        tol: residuals are relative to the norm.
-        max_products: the cap, tested after every block.
-        width: vectors a block, 4 by default.
+        k: number of pairs wanted.
+        key: a JAX PRNG key; draws the start and the random blocks.
+        which: the end of the spectrum, "smallest" or "largest".
+        preconditioner: a `Partial` of (block, θ), an approximation of |A − θ|⁻¹; it changes the
+            cost, never the result. None is block Lanczos.
+        start: (k + 4, size), the first block; None draws it.
+        norm: a lower estimate of ‖A‖, if one is known.
+        tol: on the residuals, relative to the norm.
+        max_products: limit of products with one vector, tested after every block.
 
     Raises:
-        Refused: k, width, tol, max_products or which out of range, or a start of wrong shape.
+        Refused: k, tol, max_products or which out of range, or a start of wrong shape.
     """
-    sizes, sign = plan(size, k, which, width), 1 if which == "smallest" else -1
+    sizes, sign = plan(size, k, which), 1 if which == "smallest" else -1
     tol = check.real("tol", tol, above=0, below=1, also="relative to the norm")
     max_products = check.integer("max_products", max_products, 1, 2**31 - 1)
     rows = (k + sizes.width, size)
@@ -332,14 +332,14 @@ def extreme_pairs(
     draw, key = jax.random.split(key)
     start = jax.random.normal(draw, rows, float) if start is None else start
     norm = np.maximum(norm, norm_estimate(operator, size, draw))
-    steer = preconditioner or jax.tree_util.Partial(_unchanged)
-    *pairs, state = _solve(operator, steer, sign, sizes, start, key, norm, tol, max_products)
+    approximate = preconditioner or jax.tree_util.Partial(_unchanged)
+    *pairs, state = _solve(operator, approximate, sign, sizes, start, key, norm, tol, max_products)
     products = int(state.products) + k
     return _packed(pairs, state.norm, tol, products, state.restarts, bool(state.done))
 
 
 def _packed(pairs, norm, tol: float, products, restarts, done: bool) -> Eigenpairs:
-    """The record, with its status; nothing counts as converged unless the whole search did."""
+    """The result with its status; no pair counts as converged unless the whole search did."""
     values, vectors, residuals = pairs
     fine = np.asarray(residuals) <= tol * float(norm)
     if not np.isfinite(float(norm)) or not np.all(np.isfinite(np.asarray(values))):

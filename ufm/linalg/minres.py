@@ -3,7 +3,7 @@
 Lanczos vectors v_1 ∝ b, v_2, … reduce A to a tridiagonal matrix, whose least-squares problem is
 updated by Givens rotations (Paige and Saunders 1975, SIAM J. Numer. Anal. 12:617). Started from
 zero the iterates stay in the Krylov space of b, so for a consistent singular system (b orthogonal
-to the null space) the limit is the solution of minimum length. Knows no model; traceable.
+to the null space) the limit is the solution of minimum length. Traceable.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# In a few hundred steps Lanczos tells no eigenvalue below about this share of ‖A‖ from 0.
+# In a few hundred steps Lanczos cannot tell eigenvalues below about this share of ‖A‖ from 0.
 FLAT = 1e-7
 
 
 class _Loop(NamedTuple):
     """v, v_old, beta: Lanczos. d, d_old: search directions. c, s, c_old, s_old: rotations.
 
-    phi: ‖r‖ up to its sign. largest: an estimate of ‖A‖ from below. flat: A annuls r.
+    phi: ‖r‖ up to its sign. largest: a lower estimate of ‖A‖. flat: A r = 0 up to `FLAT`.
     """
 
     x: Array
@@ -44,14 +44,14 @@ def minres(
 ) -> Float[Array, " size"]:
     """x with ‖A x − b‖ ≤ tolerance ‖b‖, or the iterate of least residual.
 
-    That is where A annuls what is left of b, as far as can be told (‖A r‖ ≤ `FLAT` ‖A‖ ‖r‖): going
-    on would divide rounding by nearly nothing. Or else it is where `limit` steps end.
+    The iteration ends where A r = 0 for the residual r, up to ‖A r‖ ≤ `FLAT` ‖A‖ ‖r‖, since further
+    steps would divide rounding by a number close to 0; or after `limit` steps.
 
     Args:
         operator: v ↦ A v, A symmetric.
         b: right-hand side.
         tolerance: on the residual, relative to ‖b‖; may be traced.
-        limit: most products.
+        limit: on the number of products.
 
     Returns:
         x, (size,); 0 for b = 0. One product a step, five vectors of memory.
@@ -59,7 +59,7 @@ def minres(
     eps = jnp.finfo(b.dtype).eps
     size = jnp.linalg.norm(b)
 
-    def going(state: _Loop):
+    def unfinished(state: _Loop):
         # beta = 0: the Krylov space is exhausted, and x is exact within it.
         return (
             (state.step < limit)
@@ -84,7 +84,7 @@ def minres(
         c, s = gamma_bar / safe, beta / safe
         d = (state.v - delta * state.d - epsilon * state.d_old) / safe
         d = jnp.where(gamma > 0, d, 0)
-        # ‖A r‖/‖r‖ of the residual so far, which this step would only swell if A annuls it.
+        # ‖A r‖/‖r‖ of the present residual: if it is about 0 this step would amplify rounding.
         largest = jnp.maximum(state.largest, gamma)
         flat = jnp.hypot(gamma_bar, state.c * beta) <= FLAT * largest
         x = jnp.where(flat, state.x, state.x + c * state.phi * d)
@@ -101,4 +101,4 @@ def minres(
         zero, v, zero, none, zero, zero, one, none, one, none, size, jnp.int32(0), none,
         jnp.array(False),
     )  # fmt: skip
-    return jax.lax.while_loop(going, body, first).x
+    return jax.lax.while_loop(unfinished, body, first).x

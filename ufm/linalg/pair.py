@@ -1,9 +1,9 @@
-"""Eigenvalues of the two-by-two to which everything off the row space reduces.
+"""Eigenvalues of symmetric 2×2 matrices, to which the Hessian reduces off the row space of W.
 
     [[a, g], [g, b]]:   λ_± = (a+b)/2 ± √(((a−b)/2)² + g²),   a, b ≥ 0
 
-The lower one as it stands loses what is small beside a + b. From the determinant,
-λ_− = (√(ab) − |g|)(√(ab) + |g|)/λ_+, it is known to rounding in ab and g². Knows no model.
+In this form λ_− loses digits where it is small relative to a + b. From the determinant,
+λ_− = (√(ab) − |g|)(√(ab) + |g|)/λ_+, it is accurate to rounding in ab and g².
 """
 
 from decimal import Decimal
@@ -18,11 +18,11 @@ def eigenvalues(xp: ModuleType, a: Any, b: Any, g: Any) -> tuple[Any, Any]:
 
     Args:
         xp: numpy or jax.numpy.
-        a, b: ≥ 0; g: any sign; numbers or arrays that broadcast, of the same units.
+        a, b: ≥ 0; g: any sign; numbers or arrays that broadcast, in the same unit.
     """
     upper = a / 2 + b / 2 + xp.hypot((a - b) / 2, g)
+    # Roots first, and factor by factor: the product of two small numbers would underflow.
     root, g = xp.sqrt(a) * xp.sqrt(b), xp.abs(g)
-    # Factor by factor: the product of two small numbers would underflow.
     return (root - g) * ((root + g) / xp.where(upper > 0, upper, 1)), upper
 
 
@@ -33,6 +33,6 @@ def lower_axis(a: float, b: float, g: float) -> tuple[float, float]:
 
 
 def of_determinant(trace: Decimal, determinant: Decimal) -> tuple[Decimal, Decimal]:
-    """(λ_−, λ_+) of a two-by-two of trace > 0 whose determinant is known without cancellation."""
+    """(λ_−, λ_+) of a symmetric 2×2 matrix from its trace > 0 and an accurate determinant."""
     upper = (trace + (trace * trace - 4 * determinant).sqrt()) / 2
     return determinant / upper, upper

@@ -1,15 +1,15 @@
-"""The spectral radius of the positive part of a Gram matrix, from above.
+"""An upper bound on the spectral radius of the positive part of a Gram matrix.
 
     ρ(M),   M = (BᵀB)₊ = [max(⟨b_i, b_j⟩, 0)]
 
-M is symmetric and its entries are not negative, so ρ is its largest eigenvalue, and for every v > 0
+M is symmetric with entries ≥ 0, so ρ is its largest eigenvalue, and for every v > 0
 
     ρ(M) ≤ max_i (Mv)_i / v_i                                        (Collatz, Wielandt)
 
-with equality at the eigenvector of a matrix that does not fall apart. Up to `DENSE` columns the
-eigenvalue is computed; beyond, M is never formed: v comes from power iteration on blocks of its
-rows, and the bound holds for whatever v that ends at. Where M falls apart every part has its own
-eigenvector and its own ratio, so v need only be positive.
+with equality at the Perron eigenvector if M is irreducible. Up to `DENSE` columns the eigenvalue is
+computed; beyond, M is never formed: v comes from a power iteration on blocks of its rows, and the
+bound holds for the v of every step. If M is reducible each irreducible block has its own
+eigenvector and ratio, so a positive v is enough.
 """
 
 import jax
@@ -19,16 +19,16 @@ from jaxtyping import Array, Float, Scalar
 from ufm.linalg.products import matmul
 
 DENSE = 1024  # columns up to which M is formed: 8 MiB
-_BLOCK = 2**22  # entries of M that exist at a time
+_BLOCK = 2**22  # entries of M that are formed at a time
 _STEPS = 300
-_GAIN = 1e-13  # relative fall of the bound in a step, below which it has settled
+_GAIN = 1e-13  # relative decrease of the bound in a step, below which the iteration ends
 
 
 def radius(B: Float[Array, "r m"]) -> Scalar:
     """ρ((BᵀB)₊) up to rounding, or an upper bound on it for more than `DENSE` columns. Traceable.
 
     Args:
-        B: whose squares are normal numbers, or 0.
+        B: entries whose squares are normal numbers, or 0.
     """
     if B.shape[1] <= DENSE:
         return jnp.linalg.eigvalsh(jnp.maximum(matmul(B.T, B), 0))[-1]
@@ -39,12 +39,12 @@ def bound(B: Float[Array, "r m"], steps: int = _STEPS) -> Scalar:
     """The least Collatz–Wielandt bound on ρ((BᵀB)₊) along a power iteration. Traceable."""
     floor = jnp.sqrt(jnp.finfo(B.dtype).tiny)
 
-    def going(carry):
+    def unfinished(carry):
         _, step, least, before = carry
         settled = (step > 2) & (before - least <= _GAIN * least)
         return (step < steps) & ~settled
 
-    def ahead(carry):
+    def body(carry):
         v, step, least, _ = carry
         image = _image(B, v)
         found = jnp.minimum(least, jnp.max(image / v))
@@ -55,7 +55,7 @@ def bound(B: Float[Array, "r m"], steps: int = _STEPS) -> Scalar:
     start = jnp.ones(B.shape[1], B.dtype)
     infinite = jnp.full((), jnp.inf, B.dtype)
     first = (start, jnp.int32(0), infinite, infinite)
-    return jax.lax.while_loop(going, ahead, first)[2]
+    return jax.lax.while_loop(unfinished, body, first)[2]
 
 
 def _image(B: Array, v: Array) -> Array:

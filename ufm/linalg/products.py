@@ -1,4 +1,4 @@
-"""Matrix products at full precision, and sums of squares that keep their digits."""
+"""Matrix products at full precision."""
 
 import jax
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""Powers of two that bring numbers to the order of 1, so that squares neither overflow nor vanish.
+"""Scaling by powers of two, so that squares neither overflow nor underflow.
 
-Squares of float64 numbers beyond 1e±154 are no float64 numbers, of float32 beyond 1e±19. What is
-made of squares is therefore made of x/s, with s the power of two just below the largest |x|.
-Dividing by a power of two is exact: wherever nothing over- or underflowed, every digit stays the
-same. XLA takes subnormal numbers for 0, and so does everything here.
+Squares of float64 numbers beyond 1e±154, or of float32 numbers beyond 1e±19, leave the range of
+their type. Norms are therefore computed from x/s, where s is the power of two just below the
+largest |x|. Division by a power of two is exact: where nothing over- or underflows, the result has
+the same digits. XLA replaces subnormal numbers by 0, and so do these functions.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def binade(xp: ModuleType, *arrays: Any) -> Any:
 
     Returns:
         s, a scalar of that dtype: 1 if all entries are 0 or one of them is not finite, and at most
-        1/(smallest normal number), so that max|x| < 4s always.
+        1/(smallest normal number), so that max|x| < 4s for all finite x.
     """
     top = arrays[0].dtype.type(0)
     for x in arrays:
@@ -49,9 +49,9 @@ def _top(xp: ModuleType, x: Any) -> Any:
 
 @jax.custom_batching.custom_vmap
 def anyone(flag: jax.Array) -> jax.Array:
-    """flag; under a map, whether it holds in any lane: one number for all of them.
+    """The flag; under `vmap`, whether it holds for any element of the batch, as one number.
 
-    A branch on a number of each lane would take both sides, and choose lane by lane.
+    A branch on a batched flag would evaluate both sides and select element by element.
     """
     return flag
 
@@ -66,7 +66,7 @@ def norm(squares: jax.Array, again: Callable[[], Any]) -> jax.Array:
 
     Args:
         squares: Σ‖x‖².
-        again: makes the arrays, where it did; otherwise they need not be kept.
+        again: computes the arrays, called only where it did, so that they need not be stored.
     """
     info = jnp.finfo(squares.dtype)
 
@@ -75,13 +75,13 @@ def norm(squares: jax.Array, again: Callable[[], Any]) -> jax.Array:
         s = binade(jnp, *arrays)
         return s * jnp.sqrt(sum(jnp.sum(jnp.square(x / s)) for x in arrays))
 
-    # Squares below the smallest normal number count as 0: far above it nothing of them is missed.
+    # Squares below the smallest normal number count as 0; in a much larger sum they do not matter.
     lost = ~((squares > float(info.tiny) / float(info.eps)) & (squares < jnp.inf))
     return jax.lax.cond(anyone(lost), scaled, lambda: jnp.sqrt(squares))
 
 
 def squared_norm(x: jax.Array) -> jax.Array:
-    """‖x‖², summed axis by axis: one long float32 sum over a large H would lose digits."""
+    """‖x‖², summed axis by axis, since one long float32 sum over a large H would lose digits."""
     x = jnp.square(x)
     while x.ndim:
         x = jnp.sum(x, axis=0)
@@ -89,6 +89,6 @@ def squared_norm(x: jax.Array) -> jax.Array:
 
 
 def squares(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(‖x/s‖², s) with s the `binade` of x: ‖x‖² as a sum that neither overflows nor vanishes."""
+    """(‖x/s‖², s) with s the `binade` of x: ‖x‖² = s²‖x/s‖² without over- or underflow."""
     s = binade(jnp, x)
     return squared_norm(x * (1 / s)), s

@@ -1,13 +1,11 @@
 """Lanczos' reduction of a symmetric operator to a tridiagonal matrix of a few rows.
 
-    A V ≈ V T,   VᵀV = I,   V = [v_1 … v_m] from v_1 on,   T = VᵀAV tridiagonal
+    A V ≈ V T,   VᵀV = I,   V = [v_1 … v_m], starting from v_1,   T = VᵀAV tridiagonal
 
-Its eigenvalues lie within those of A and find the outermost ones first; with the first entries of
-its eigenvectors they are the nodes and weights of Gauss's quadrature for v_1 (Golub and Meurant
-2010). Every vector is orthogonalised twice against all before. Knows no model; traceable.
-
-(`ufm.linalg.minres` has its own recurrence: its solution is updated along the way from the last two
-vectors, and it stores no others, however many steps it takes.)
+The eigenvalues of T are within the range of those of A and approximate the outermost ones first;
+with the first entries of its eigenvectors they are the nodes and weights of Gauss's quadrature for
+v_1 (Golub and Meurant 2010). Every vector is orthogonalised twice against all earlier ones.
+Traceable. (`ufm.linalg.minres` has its own recurrence, which stores only the last two vectors.)
 """
 
 from collections.abc import Callable
@@ -22,15 +20,15 @@ from ufm.linalg.products import matmul
 def tridiagonal(
     operator: Callable[[Array], Array], start: Float[Array, " size"], steps: int
 ) -> Float[Array, "steps steps"]:
-    """T of the module's head.
+    """T = VᵀAV of `steps` Lanczos steps from v_1.
 
-    A Krylov space that is exhausted earlier (A has fewer distinct eigenvalues) leaves its T in the
-    first rows and columns, and 0 in the others.
+    If the Krylov space is exhausted earlier (A has fewer distinct eigenvalues), its T is in the
+    first rows and columns, and the others are 0.
 
     Args:
         operator: v ↦ A v, A symmetric.
         start: v_1, a unit vector.
-        steps: rows of T, and products with A. Memory: as many vectors.
+        steps: number of rows of T, of products with A, and of vectors in memory.
     """
 
     def step(carry, i):

@@ -1,4 +1,4 @@
-"""Losses of logits: value, residual, curvature, conjugate. They know targets and logits alone."""
+"""Losses of logits: value, residual, curvature, conjugate, as functions of logits and targets."""
 
 from ufm.losses.adjusted import LogitAdjusted
 from ufm.losses.binary import BinaryCrossEntropy

@@ -17,12 +17,13 @@ from ufm.losses.parameters import labels_only, numbers, registered
 @registered
 @dataclass(frozen=True)
 class LogitAdjusted:
-    """ℓ(z; y) = cross-entropy of diag(a) z + ι_y, for labels y.
+    """ℓ(z; y) = cross-entropy of diag(a) z + ι_y, for labels y, in nats.
 
-    a is a temperature, or one scale a class (CDT, Ye et al. 2020); ι one shift a logit (logit
-    adjustment, Menon et al. 2021), or one for each pair of logit and true class (LDAM, Cao et al.
-    2019, has −aΔ_y at its own logit); both together are the vector-scaling loss (Kini et al. 2021;
-    in this model Behnia et al. 2023, arXiv 2303.07608). Methods: see `ufm.losses.Loss`.
+    a is an inverse temperature, or one scale for each class (CDT, Ye et al. 2020); ι has one shift
+    for each logit (logit adjustment, Menon et al. 2021), or one for each pair of logit and true
+    class (LDAM, Cao et al. 2019, has −aΔ_y at the logit of y); both together are the vector-scaling
+    loss (Kini et al. 2021; in this model Behnia et al. 2023, arXiv 2303.07608). Methods: see
+    `ufm.losses.Loss`.
 
     Args:
         scale: a > 0, a number or K of them.
@@ -40,12 +41,12 @@ class LogitAdjusted:
         numbers(self, "shift", 2)
 
     def null(self, K: int) -> Any:
-        """1/a, and 1 where all logits have one scale."""
+        """The vector 1/a, or 1 where all logits have one scale."""
         scale = self.scale if hasattr(self.scale, "ndim") else np.asarray(self.scale)
         return 1 / scale if scale.ndim else np.ones(K)
 
     def check(self, K: int, targets: Any) -> None:
-        """Labels only; scale and shift must fit the number of classes.
+        """Scale and shift must have the number of classes; no target matrices.
 
         Raises:
             Refused: another number of entries; a target matrix.
@@ -97,20 +98,20 @@ class LogitAdjusted:
         return a * crossentropy.feasible(R / a, t, mean / a[:, 0], mixed, pi)
 
     def reach(self, R: Any, t: Any) -> float:  # noqa: ARG002
-        """1, as for cross-entropy."""
+        """1, as for cross-entropy with labels."""
         return 1.0
 
     def definite(self, targets: Any) -> bool:  # noqa: ARG002
-        """False: the shifts have their own signs."""
+        """False: the terms of the shifts have any sign."""
         return False
 
     def magnitude(self, R: Float[Array, "K N"], t: Labels) -> Float[Array, " N"]:
-        """That of cross-entropy at r/a, and Σ_j |r_j ι_j/a_j|."""
+        """That of cross-entropy at r/a, plus Σ_j |r_j ι_j/a_j|."""
         R = R / self._scale(R)
         return jnp.sum(jnp.abs(R * self._shift(R, t)), axis=0) - crossentropy.conjugate(R, t)
 
     def moved(self, Z: Float[Array, "K N"], t: Labels, delta: Any) -> Float[Array, " N"]:
-        """That of cross-entropy: adjusted logits move by at most max a δ."""
+        """That of cross-entropy for max a δ, by which the adjusted logits change at most."""
         return crossentropy.moved(self._adjusted(Z, t), t, delta * jnp.max(self._scale(Z)))
 
     def smoothness(self, targets: Any = None) -> Any:  # noqa: ARG002

@@ -6,7 +6,7 @@ Everything is written through the margin against the wrong classes,
 
     m = z_y − log Σ_{j≠y} exp z_j,   ℓ = log(1 + e^{−m}),   1 − p_y = σ(−m),
 
-so that nothing cancels when p_y → 1: a loss of 1e-30 keeps its leading digits. Columns are
+so that nothing cancels when p_y → 1: a loss of 1e-30 has full relative accuracy. Columns are
 samples throughout.
 """
 
@@ -21,46 +21,52 @@ from jaxtyping import Array, Float, Int
 from ufm.losses.loss import Curvature
 from ufm.losses.parameters import NUMBER, nonnegative, parameter, registered
 
-# A residual is the inner loop of every gradient. Up to this many classes both of its sums come
-# fastest from one pass; beyond, XLA's pass for two sums at once strides through memory on CPUs.
+# A residual is the inner loop of every gradient. Up to this many classes its two sums are fastest
+# in one pass; beyond, XLA's pass for two sums at once reads memory with a stride on CPUs.
 FEW_CLASSES = 32
 
 Labels = Int[Array | np.ndarray, " N"]
 
 
-def _is_label(Z: Float[Array, "K N"], labels: Labels) -> Array:
-    return jnp.arange(Z.shape[0])[:, None] == labels[None, :]
+def is_label(Z: Float[Array, "K N"], labels: Labels) -> Array:
+    """Whether an entry of a column is that of its label, (K, N)."""
+    return jnp.arange(Z.shape[0])[:, None] == labels
+
+
+def one_hot(Z: Float[Array, "K N"], labels: Labels) -> Float[Array, "K N"]:
+    """Y = [e_{y_i}] in the dtype of Z."""
+    return is_label(Z, labels).astype(Z.dtype)
 
 
 def margins(Z: Float[Array, "K N"], labels: Labels) -> Float[Array, " N"]:
-    """m_i = −log Σ_{j≠y} exp(z_j − z_y) for every column; positive where p_y > 1/2.
+    """m_i = −log Σ_{j≠y} exp(z_j − z_y) for every column, (N,); positive where p_y > 1/2.
 
-    Differences come first, so that a shift common to all logits costs no digits.
+    Differences are taken first, so that a common shift of all logits costs no accuracy.
     """
-    label = _is_label(Z, labels)
+    label = is_label(Z, labels)
     differences = Z - jnp.sum(jnp.where(label, Z, 0), axis=0)
     return -jax.nn.logsumexp(jnp.where(label, -jnp.inf, differences), axis=0)
 
 
 def cross_entropy(Z: Float[Array, "K N"], labels: Labels) -> Float[Array, " N"]:
-    """ℓ_i = −log softmax(z_i)_{y_i} = log(1 + e^{−m_i}), in nats, one value a column."""
+    """ℓ_i = −log softmax(z_i)_{y_i} = log(1 + e^{−m_i}) for every column, (N,), in nats."""
     return jax.nn.softplus(-margins(Z, labels))
 
 
 def probabilities(Z: Float[Array, "K N"]) -> Float[Array, "K N"]:
-    """p_i = softmax(z_i), one column a sample."""
+    """p_i = softmax(z_i) for every column, (K, N)."""
     return jax.nn.softmax(Z, axis=0)
 
 
 @jax.custom_jvp
 def residual(Z: Float[Array, "K N"], labels: Labels) -> Float[Array, "K N"]:
-    """R = P − Y, the gradient of Σ_i ℓ_i in Z, without forming p_y − 1.
+    """R = P − Y, (K, N), the gradient of Σ_i ℓ_i in Z, without forming p_y − 1.
 
     With e_j = exp(z_j − max z) and s = Σ_{j≠y} e_j:  R_j = e_j/(s + e_y) for the wrong classes
-    and R_y = −s/(s + e_y), so every entry keeps its relative accuracy and columns sum to zero.
-    Its derivative along δZ is S_i δz_i, in closed form too.
+    and R_y = −s/(s + e_y), so every entry has full relative accuracy and columns sum to zero. The
+    derivative along δZ is S_i δz_i, in closed form as well.
     """
-    label = _is_label(Z, labels)
+    label = is_label(Z, labels)
     top = jnp.max(Z, axis=0)
     if Z.shape[0] <= FEW_CLASSES:
         e = jnp.exp(Z - top)
@@ -74,7 +80,7 @@ def residual(Z: Float[Array, "K N"], labels: Labels) -> Float[Array, "K N"]:
     else:
         e = jnp.where(label, 0, jnp.exp(Z - top))
         s = jnp.sum(e, axis=0)
-        # "clip" only spares a test: labels are rows of Z.
+        # "clip" saves the test for indices out of range: labels are rows of Z.
         e_y = jnp.exp(jnp.take_along_axis(Z, labels[None, :], axis=0, mode="clip")[0] - top)
     scale = 1 / (s + e_y)
     return jnp.where(label, -s * scale, e * scale)
@@ -93,12 +99,12 @@ def curvature(P: Float[Array, "K N"], dZ: Float[Array, "K N"]) -> Float[Array, "
 
 
 def conjugate(R: Float[Array, "K N"], labels: Labels) -> Float[Array, " N"]:
-    """ℓ*(r) = sup_z ⟨r, z⟩ − ℓ(z, y) = Σ_j p_j log p_j at p = e_y + r, minus the entropy of p.
+    """ℓ*(r) = sup_z ⟨r, z⟩ − ℓ(z, y) = Σ_j p_j log p_j, p = e_y + r: minus the entropy of p, (N,).
 
-    r must make p a distribution (otherwise ℓ* = +∞; not checked here). p_y = 1 + r_y is taken
-    through log1p, so a nearly certain p keeps its accuracy.
+    p must be a distribution (otherwise ℓ* = +∞; not checked here). p_y = 1 + r_y enters through
+    log1p, which is accurate where p_y is close to 1.
     """
-    label = _is_label(R, labels)
+    label = is_label(R, labels)
     wrong = jnp.where(label, 0, R)
     r_y = jnp.sum(jnp.where(label, R, 0), axis=0)
     return jnp.sum(jax.scipy.special.xlogy(wrong, wrong), axis=0) + jax.scipy.special.xlog1py(
@@ -112,9 +118,10 @@ class CrossEntropy:
     """ℓ(z; t) = s log Σ_j e^{z_j} − ⟨T, z⟩, s = ΣT: −log softmax(z)_y for a label y, T = e_y.
 
     Zhu et al. 2021 (arXiv 2105.02375). With label smoothing T = (1−ε) e_y + ε/K (Zhou et al. 2022,
-    arXiv 2210.02192); for target matrices T ≥ 0 is any: soft labels, mixtures, next-token counts
-    (arXiv 2408.15417), or the labels of a sample that has several (pick all labels, arXiv
-    2310.15903). S = s(diag p − ppᵀ) has norm at most s/2. Methods: see `ufm.losses.Loss`.
+    arXiv 2210.02192). A target matrix may be any T ≥ 0 without zero columns: soft labels, mixtures,
+    next-token counts (arXiv 2408.15417), or several labels of one sample (pick-all-labels loss,
+    arXiv 2310.15903). In nats. S = s(diag p − ppᵀ) has norm at most s/2. Methods: see
+    `ufm.losses.Loss`.
 
     Args:
         smoothing: ε in [0, 1).
@@ -134,11 +141,11 @@ class CrossEntropy:
         return isinstance(self.smoothing, float) and bool(self.smoothing == 0)
 
     def null(self, K: int) -> Any:
-        """1: a shift of all logits changes nothing."""
+        """The vector 1: a common shift of all logits does not change ℓ."""
         return np.ones(K)
 
     def check(self, K: int, targets: Any) -> None:  # noqa: ARG002
-        """Targets must be ≥ 0, of a positive sum.
+        """Targets must be ≥ 0, with a positive sum in each column.
 
         Raises:
             Refused: naming the first column that is not.
@@ -146,9 +153,9 @@ class CrossEntropy:
         if targets is not None:
             nonnegative(targets, "cross-entropy")
 
-    def _matrix(self, t: Any, K: int, dtype: Any) -> Array:
+    def _matrix(self, t: Any, Z: Array) -> Array:
         """The targets T as a matrix, smoothed, (K, N)."""
-        T = _one_hot(t, K, dtype) if t.ndim == 1 else jnp.asarray(t, dtype)
+        T = one_hot(Z, t) if t.ndim == 1 else jnp.asarray(t, Z.dtype)
         return T if self.plain else self._smoothed(T)
 
     def _smoothed(self, T: Array) -> Array:
@@ -156,21 +163,21 @@ class CrossEntropy:
         return (1 - eps) * T + eps / T.shape[0] * jnp.sum(T, axis=0)
 
     def value(self, Z: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
-        """s(lse z − max z) + ⟨T, max z − z⟩: no term is negative."""
+        """s(log Σ_j e^{z_j} − max z) + ⟨T, max z − z⟩, a sum of terms ≥ 0."""
         if self.plain and t.ndim == 1:
             return cross_entropy(Z, t)
-        T = self._matrix(t, *_form(Z))
+        T = self._matrix(t, Z)
         top = jnp.max(Z, axis=0)
         first = jnp.arange(Z.shape[0])[:, None] == jnp.argmax(Z, axis=0)
         rest = jnp.log1p(jnp.sum(jnp.where(first, 0, jnp.exp(Z - top)), axis=0))
         return jnp.sum(T, axis=0) * rest + jnp.sum(T * (top - Z), axis=0)
 
     def residual(self, Z: Float[Array, "K N"], t: Any) -> Float[Array, "K N"]:
-        """s p − T; for labels by `residual`."""
+        """s p − T; for labels by `crossentropy.residual`."""
         if t.ndim == 1:
             R = residual(Z, t)
-            return R if self.plain else R - (self._matrix(t, *_form(Z)) - _one_hot(t, *_form(Z)))
-        T = self._matrix(t, *_form(Z))
+            return R if self.plain else R - (self._matrix(t, Z) - one_hot(Z, t))
+        T = self._matrix(t, Z)
         return jnp.sum(T, axis=0) * probabilities(Z) - T
 
     def curvature(self, Z: Float[Array, "K N"], t: Any) -> Curvature:
@@ -182,9 +189,9 @@ class CrossEntropy:
         """Σ_j q_j log q_j − s log s at q = T + r ≥ 0."""
         if t.ndim == 1:
             if not self.plain:  # of q − e_y
-                R = R + (self._matrix(t, *_form(R)) - _one_hot(t, *_form(R)))
+                R = R + (self._matrix(t, R) - one_hot(R, t))
             return conjugate(R, t)
-        T = self._matrix(t, *_form(R))
+        T = self._matrix(t, R)
         q, s = jnp.maximum(T + R, 0), jnp.sum(T, axis=0)
         xlogy = jax.scipy.special.xlogy
         return jnp.sum(xlogy(q, q), axis=0) - xlogy(s, s)
@@ -193,37 +200,37 @@ class CrossEntropy:
         """The least s ≥ 0 that leaves no entry of (T + r − mean + s t̄)/(1 + s) negative."""
         if self.plain and t.ndim == 1:
             return shortfall(R, t, mean, pi)
-        left = self._matrix(t, *_form(R)) + R - mean[:, None]
+        left = self._matrix(t, R) + R - mean[:, None]
         return jnp.maximum(-jnp.min(left / self._mean(pi)[:, None]), 0)
 
     def _mean(self, pi: Array) -> Array:
         return pi if self.plain else self._smoothed(pi[:, None])[:, 0]
 
     def feasible(self, R: Float[Array, "K N"], t: Any, mean: Any, mixed: Any, pi: Any) -> Any:
-        """Every T + r is mixed with the mean target t̄."""
+        """Each T + r is mixed with the mean target t̄."""
         if self.plain and t.ndim == 1:
             return feasible(R, t, mean, mixed, pi)
-        T = self._matrix(t, *_form(R))
+        T = self._matrix(t, R)
         moved = (R - mean[:, None] + mixed * (self._mean(pi)[:, None] - T)) / (1 + mixed)
         return jnp.maximum(moved, -T)
 
     def reach(self, R: Float[Array, "K N"], t: Any) -> float:  # noqa: ARG002
-        """1: (1−α)T + α(T + r) ≥ 0."""
+        """1, since T + αr = (1−α)T + α(T + r) ≥ 0."""
         return 1.0
 
     def definite(self, targets: Any) -> bool:
-        """For labels: −ℓ* is an entropy."""
+        """True for labels, where −ℓ* is an entropy."""
         return targets is None
 
     def magnitude(self, R: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
         """Σ_j |q_j log q_j| + |s log s|."""
-        T = self._matrix(t, *_form(R))
+        T = self._matrix(t, R)
         q, s = jnp.maximum(T + R, 0), jnp.sum(T, axis=0)
         xlogy = jax.scipy.special.xlogy
         return jnp.sum(jnp.abs(xlogy(q, q)), axis=0) + jnp.abs(xlogy(s, s))
 
     def moved(self, Z: Float[Array, "K N"], t: Any, delta: Any) -> Float[Array, " N"]:
-        """At most 2sδ, since ‖sp − T‖₁ ≤ 2s; less for labels, by `moved`."""
+        """2sδ, since ‖sp − T‖₁ ≤ 2s; for labels the sharper bound of `crossentropy.moved`."""
         if self.plain and t.ndim == 1:
             return moved(Z, t, delta)
         return 2 * delta * (1.0 if t.ndim == 1 else jnp.sum(jnp.asarray(t, Z.dtype), axis=0))
@@ -233,23 +240,15 @@ class CrossEntropy:
         return 0.5 if targets is None else 0.5 * jnp.max(jnp.sum(jnp.asarray(targets), axis=0))
 
     def residual_bound(self, value: Any, targets: Any = None) -> Any:
-        """‖p − y‖² ≤ 2(1 − p_y)² ≤ 2 min(1, ℓ); in general 2 sup‖S‖ ℓ, as ℓ ≥ 0."""
+        """2 min(1, ℓ) ≥ 2(1 − p_y)² ≥ ‖p − e_y‖²; in general 2 sup‖S‖ ℓ, since ℓ ≥ 0."""
         if self.plain and targets is None:
             return 2 * jnp.minimum(1, value)
         return 2 * self.smoothness(targets) * value
 
 
-def _form(Z: Array) -> tuple[int, Any]:
-    return Z.shape[0], Z.dtype
-
-
-def _one_hot(labels: Labels, K: int, dtype: Any) -> Array:
-    return (jnp.arange(K)[:, None] == labels).astype(dtype)
-
-
 def shortfall(R: Float[Array, "K N"], labels: Labels, mean: Any, pi: Any) -> Any:
     """The least s ≥ 0 that leaves no probability of y + (r − mean + s(π − y))/(1 + s) negative."""
-    Y = _is_label(R, labels)
+    Y = is_label(R, labels)
     centred = R - mean[:, None]
     lowest = jnp.minimum(
         jnp.min(jnp.where(Y, jnp.inf, centred) / pi[:, None]),
@@ -259,17 +258,18 @@ def shortfall(R: Float[Array, "K N"], labels: Labels, mean: Any, pi: Any) -> Any
 
 
 def feasible(R: Float[Array, "K N"], labels: Labels, mean: Any, mixed: Any, pi: Any) -> Any:
-    """(R − mean + s(π − Y))/(1 + s): every e_y + r is mixed with the class frequencies π."""
-    Y = _is_label(R, labels)
+    """(R − mean + s(π − Y))/(1 + s): each e_y + r is mixed with the class frequencies π."""
+    Y = is_label(R, labels)
     centred = (R - mean[:, None] + mixed * (pi[:, None] - Y)) / (1 + mixed)
-    # Exactly feasible but for rounding, which must not leave a probability of -1e-17.
+    # Rounding may leave a probability of -1e-17, outside the domain of ℓ*.
     return jnp.maximum(centred, jnp.where(Y, -1, 0))
 
 
 def moved(Z: Float[Array, "K N"], labels: Labels, delta: Any) -> Float[Array, " N"]:
-    """How far ℓ moves if every logit does by at most δ: a margin moves by at most 2δ.
+    """A bound on the change of ℓ when every logit changes by at most δ, (N,).
 
-    At most 2δ, and ℓ(m − 2δ) − ℓ(m) ≤ (1 − p_y)(e^{2δ} − 1) or ℓ(m − 2δ) itself.
+    The margin changes by at most 2δ, hence ℓ by at most min(2δ, ℓ(m − 2δ) − ℓ(m)), where the latter
+    is at most (1 − p_y)(e^{2δ} − 1) and at most ℓ(m − 2δ).
     """
     twice, m = 2 * delta, margins(Z, labels)
     small = jax.nn.sigmoid(-m) * jnp.expm1(jnp.minimum(twice, 1))

@@ -1,4 +1,4 @@
-"""A loss of one's own, from its value alone."""
+"""User-defined losses, given by their value alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,19 +22,23 @@ from ufm.losses.loss import Curvature
 )
 @dataclass(frozen=True)
 class FromValue:
-    """ℓ(z; t) from a function of one sample; its derivatives are automatic.
+    """ℓ(z; t) given by a function of one sample, with derivatives by automatic differentiation.
 
-    Descents, critical points, spectra, indices and censuses are those of this loss. What it lacks
-    is what needs the conjugate: certificates, and so the verdict "global minimiser"; closed forms;
-    and, without `bound`, the step "safe". `check_loss` tells whether what is said of it holds.
+    Descents, critical points, spectra, indices and censuses work with this loss. Not available are
+    certificates, which need the conjugate, and with them the verdict "global minimiser"; closed
+    forms; and, without `bound`, the step "safe". `check_loss` tests whether the properties stated
+    here hold.
 
     Args:
         function: (z (K,), t) → ℓ ≥ 0, traceable and twice differentiable; t is a label or a column
-            of the target matrix, (K,). A function of a module, not a lambda made anew at each call,
-            lets compiled programs be used again.
+            of the target matrix, (K,). With a function of a module, not a lambda made at each
+            call, compiled programs are reused.
         convex: whether ℓ is convex in z.
         shift_invariant: whether ℓ(z + s1; t) = ℓ(z; t).
-        bound: sup ‖∇²_z ℓ‖₂, where it is known.
+        bound: an upper bound on ‖∇²_z ℓ‖₂ over all z, where one is known.
+
+    Raises:
+        Refused: no function, properties that are not True or False, a bound that is not positive.
     """
 
     function: Callable[[Any, Any], Any]
@@ -56,11 +60,11 @@ class FromValue:
             object.__setattr__(self, "bound", check.real("bound", self.bound, above=0))
 
     def null(self, K: int) -> Any:
-        """1 if the loss is said to be invariant under shifts."""
+        """The vector 1 if `shift_invariant`, or None."""
         return np.ones(K) if self.shift_invariant else None
 
     def check(self, K: int, targets: Any) -> None:
-        """Any targets: the function knows."""
+        """Any targets are accepted."""
 
     def value(self, Z: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
         """The function, column by column."""
@@ -71,22 +75,23 @@ class FromValue:
         return jax.vmap(jax.grad(self.function), (1, -1), 1)(Z, jnp.asarray(t))
 
     def curvature(self, Z: Float[Array, "K N"], t: Any) -> Curvature:
-        """Its Hessian: K² numbers a sample."""
+        """Its Hessian, K² numbers for each sample."""
         dense = jax.vmap(jax.hessian(self.function), (1, -1), 2)(Z, jnp.asarray(t))
         return Curvature(dense=(dense + jnp.swapaxes(dense, 0, 1)) / 2)
 
     def smoothness(self, targets: Any = None) -> float:  # noqa: ARG002
-        """The given bound; infinite without one."""
+        """The given bound, or infinity."""
         return float("inf") if self.bound is None else self.bound
 
     def residual_bound(self, value: Any, targets: Any = None) -> Any:
-        """2 sup‖S‖ ℓ, as ℓ ≥ 0."""
+        """2 sup‖S‖ ℓ, since ℓ ≥ 0."""
         return 2 * self.smoothness(targets) * value
 
     def _no_dual(self, *_: Any) -> NoReturn:
         raise Refused(
-            "got a loss that is known by its value alone, whose conjugate no certificate can use; "
-            "allowed: the losses of ufm.losses, or a class of your own with all of ufm.losses.Loss"
+            "got a loss that is known by its value alone, without the conjugate that a certificate "
+            "needs; allowed: the losses of ufm.losses, or a class of your own with all of "
+            "ufm.losses.Loss"
         )
 
     conjugate = feasible = shortfall = reach = moved = definite = magnitude = _no_dual

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.losses import crossentropy
-from ufm.losses.crossentropy import Labels, margins
+from ufm.losses.crossentropy import Labels, is_label, margins
 from ufm.losses.loss import Curvature
 from ufm.losses.parameters import NUMBER, labels_only, parameter, registered
 
-_LOWEST, _HIGHEST, _HALVINGS = -60.0, 800.0, 60  # margins between which φ′ = −τ is solved
+_LOWEST, _HIGHEST = -60.0, 800.0  # margins between which φ′ = −τ is solved
+_HALVINGS = 60
 
 
 @registered
@@ -21,9 +22,9 @@ _LOWEST, _HIGHEST, _HALVINGS = -60.0, 800.0, 60  # margins between which φ′ =
 class Focal:
     """ℓ(z; y) = φ(m), φ(m) = (1 − p)^γ log(1/p), p = σ(m), m = z_y − log Σ_{j≠y} e^{z_j}.
 
-    Lin et al. 2017; in this model Zhou et al. 2022 (arXiv 2210.02192). φ is not convex for γ > 0
-    (φ″ < 0 at very negative margins); the conjugate is that of its convex hull, whose slopes are
-    −1 … 0. Methods: see `ufm.losses.Loss`. With q the softmax of the wrong classes and τ = −φ′,
+    Lin et al. 2017; in this model Zhou et al. 2022 (arXiv 2210.02192). In nats. φ is not convex for
+    γ > 0 (φ″ < 0 at very negative margins); the conjugate is that of its convex hull, whose slopes
+    are −1 … 0. Methods: see `ufm.losses.Loss`. With q the softmax of the wrong classes and τ = −φ′,
 
         ∇ℓ = τ(q − e_y),   S = τ(diag q − qqᵀ) + φ″(e_y − q)(e_y − q)ᵀ.
 
@@ -40,11 +41,11 @@ class Focal:
         parameter(self, "gamma", least=0)
 
     def null(self, K: int) -> Any:
-        """1: a shift of all logits changes nothing."""
+        """The vector 1: a common shift of all logits does not change ℓ."""
         return np.ones(K)
 
     def check(self, K: int, targets: Any) -> None:  # noqa: ARG002
-        """Labels only.
+        """Labels only, no target matrices.
 
         Raises:
             Refused: a target matrix.
@@ -70,9 +71,8 @@ class Focal:
         return crossentropy.residual(Z, t) * self._slopes(margins(Z, t))[1]
 
     def curvature(self, Z: Float[Array, "K N"], t: Labels) -> Curvature:
-        """In the form of the class's head."""
-        m = margins(Z, t)
-        label = jnp.arange(Z.shape[0])[:, None] == t
+        """τ(diag q − qqᵀ) + φ″(e_y − q)(e_y − q)ᵀ."""
+        m, label = margins(Z, t), is_label(Z, t)
         q = jax.nn.softmax(jnp.where(label, -jnp.inf, Z), axis=0)
         _, share, second = self._slopes(m)
         tau = jax.nn.sigmoid(-m) * share
@@ -80,8 +80,7 @@ class Focal:
 
     def conjugate(self, R: Float[Array, "K N"], t: Labels) -> Float[Array, " N"]:
         """φ*(−τ) + τ Σ_j q_j log q_j with τ = −r_y, τq the other entries of r."""
-        label = jnp.arange(R.shape[0])[:, None] == t
-        wrong = jnp.where(label, 0, jnp.maximum(R, 0))
+        wrong = jnp.where(is_label(R, t), 0, jnp.maximum(R, 0))
         tau = jnp.sum(wrong, axis=0)
         entropy = jnp.sum(jax.scipy.special.xlogy(wrong, wrong), axis=0)
         entropy -= jax.scipy.special.xlogy(tau, tau)
@@ -90,8 +89,8 @@ class Focal:
     def _supremum(self, tau: Float[Array, " N"]) -> Float[Array, " N"]:
         """φ*(−τ) = sup_m −τm − φ(m) for 0 ≤ τ ≤ 1, at the m with φ′(m) = −τ.
 
-        There is one such m, with −φ′ > τ at all smaller ones: it is found by halving. An error in m
-        enters into the supremum by its square.
+        There is one such m, and −φ′ > τ at all smaller ones, so it is found by bisection. An error
+        in m changes the supremum by its square.
         """
 
         def halve(_, ends):
@@ -106,7 +105,7 @@ class Focal:
         return jnp.where(tau > 0, -tau * m - self._slopes(m)[0], 0)
 
     def shortfall(self, R: Any, t: Labels, mean: Any, pi: Any) -> Any:
-        """That of cross-entropy: τ ≤ 1 asks for 1 + r_y ≥ 0 too."""
+        """That of cross-entropy: τ ≤ 1 means 1 + r_y ≥ 0 here too."""
         return crossentropy.shortfall(R, t, mean, pi)
 
     def feasible(self, R: Any, t: Labels, mean: Any, mixed: Any, pi: Any) -> Any:
@@ -114,25 +113,22 @@ class Focal:
         return crossentropy.feasible(R, t, mean, mixed, pi)
 
     def reach(self, R: Float[Array, "K N"], t: Labels) -> Any:
-        """1/max τ where the slope of φ exceeds those of its hull."""
-        label = jnp.arange(R.shape[0])[:, None] == t
-        return 1 / jnp.maximum(1, jnp.max(jnp.where(label, -R, 0)))
+        """min(1, 1/max τ): the slope of φ may exceed those of its hull, which are at most 1."""
+        return 1 / jnp.maximum(1, jnp.max(jnp.where(is_label(R, t), -R, 0)))
 
     def definite(self, targets: Any) -> bool:  # noqa: ARG002
-        """False: an entropy, and φ* of its own sign."""
+        """False: the entropy and φ* may have different signs."""
         return False
 
     def magnitude(self, R: Float[Array, "K N"], t: Labels) -> Float[Array, " N"]:
         """|φ*(−τ)| and the entropies of the wrong classes."""
-        label = jnp.arange(R.shape[0])[:, None] == t
-        wrong = jnp.where(label, 0, jnp.maximum(R, 0))
+        wrong = jnp.where(is_label(R, t), 0, jnp.maximum(R, 0))
         tau, xlogy = jnp.sum(wrong, axis=0), jax.scipy.special.xlogy
         entropies = jnp.sum(jnp.abs(xlogy(wrong, wrong)), axis=0) + jnp.abs(xlogy(tau, tau))
         return jnp.abs(self._supremum(tau)) + entropies
 
-    def moved(self, Z: Float[Array, "K N"], t: Labels, delta: Any) -> Float[Array, " N"]:
-        """2δ(1 + γ/e): a margin moves by at most 2δ, and −φ′ ≤ 1 + γ sup p log(1/p)."""
-        del Z, t
+    def moved(self, Z: Any, t: Any, delta: Any) -> Float[Array, " N"]:  # noqa: ARG002
+        """2δ(1 + γ/e): a margin changes by at most 2δ, and −φ′ ≤ 1 + γ sup p log(1/p)."""
         return 2 * delta * self._steepest()
 
     def _steepest(self) -> Any:
@@ -144,5 +140,5 @@ class Focal:
         return 2 * second + self._steepest() / 2
 
     def residual_bound(self, value: Any, targets: Any = None) -> Any:  # noqa: ARG002
-        """2 sup τ²: ‖q − e_y‖² ≤ 2."""
+        """2 sup τ², since ‖q − e_y‖² ≤ 2."""
         return 2 * self._steepest() ** 2 * jnp.ones_like(jnp.asarray(value, float))

@@ -1,4 +1,4 @@
-"""The laws that every loss must meet, tried at random and at extreme logits."""
+"""The laws that every loss must satisfy, tested at random and at extreme logits."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,23 +11,24 @@ from ufm import check
 from ufm.check import Refused
 from ufm.losses.loss import Loss
 
-SCALES = (0.1, 1.0, 5.0, 30.0)  # standard deviations of the logits that are tried
+SCALES = (0.1, 1.0, 5.0, 30.0)  # standard deviations of the random logits
 LARGEST = 1e4  # logits at which nothing may overflow
 EPS = float(np.finfo(np.float64).eps)
 
 
 class LossErrors(NamedTuple):
-    """The largest error of each law, in units of the float64 rounding that it allows.
+    """The largest error of each law, in units of the float64 rounding that is allowed for it.
 
-    value: against the exact values, relative; NaN where none were given.
-    residual, curvature: against automatic differentiation of the value, of its residual.
-    matrices: of S as matrices against products with unit vectors.
+    value: relative to the exact values; NaN where none were given.
+    residual: relative to automatic differentiation of the value.
+    curvature: `Curvature.apply` relative to automatic differentiation of the gradient.
+    matrices: `Curvature.matrices` relative to products with unit vectors.
     fenchel_young: of ℓ(z) + ℓ*(∇ℓ) = ⟨∇ℓ, z⟩; of ≥ for a loss that is not convex; 0 where the
         conjugate is not known.
     null: of nᵀ∇ℓ = 0, n the direction along which the loss is said to be constant.
     convexity: the most negative eigenvalue of S, for a convex loss.
     smoothness, residual_bound, moved: by how much these bounds are exceeded; 0 where they hold,
-        and moved where the conjugate is not known.
+        and for `moved` where the conjugate is not known.
     """
 
     value: float
@@ -58,21 +59,21 @@ def check_loss(
         K: number of logits, at least 2.
         targets: (generator, N) → targets of N samples, with samples along the last axis; None
             draws labels 0 … K−1.
-        exact: (z (K,), target) → ℓ(z; t) as a float known to all digits; None leaves that out.
-        seed: of the logits.
+        exact: (z (K,), target) → ℓ(z; t) as a float, accurate to all digits; None skips that test.
+        seed: of the random logits.
 
     Returns:
         The errors, each at most 1.
 
     Raises:
-        Refused: the first law that fails, with its number.
+        Refused: the first law that fails, with its error; a method of `Loss` that is missing.
     """
     if not isinstance(loss, Loss):
         names = (x for x in (*Loss.__annotations__, *vars(Loss)) if not x.startswith("_"))
         missing = [x for x in names if not hasattr(loss, x)]
         raise Refused(
             f"got a {type(loss).__name__} without {', '.join(missing)}; allowed: a loss with all "
-            "that ufm.losses.Loss names"
+            "attributes of ufm.losses.Loss"
         )
     K, seed = check.integer("K", K, 2), check.integer("seed", seed, 0)
     generator = np.random.default_rng(seed)
@@ -87,7 +88,7 @@ def check_loss(
         if not error <= 1 and (law, exact) != ("value", None):
             raise Refused(
                 f"got {type(loss).__name__}, whose law {law!r} fails by {error:.3g} times what "
-                "rounding allows; ufm.losses.laws.LossErrors says what each law is"
+                "rounding allows; ufm.losses.laws.LossErrors defines each law"
             )
     _check_extremes(loss, K, t)
     return errors
@@ -129,9 +130,9 @@ def _errors(loss: Loss, Z: Any, t: Any, generator: np.random.Generator) -> LossE
 
 
 def _of_the_dual(loss: Loss, Z: Any, t: Any, delta: Any, signs: Any) -> tuple[Any, Any]:
-    """By how much Fenchel–Young fails, relative to its terms, and `moved` is exceeded, (N,)."""
+    """The errors of Fenchel–Young, relative to its terms, and of the bound `moved`, (N,) each."""
     value, R = loss.value(Z, t), loss.residual(Z, t)
-    # Of a loss that is not convex the conjugate is that of its hull, which may lie below it.
+    # For a loss that is not convex the conjugate is that of its hull, which may be below the loss.
     dual = R if loss.convex else loss.reach(R, t) * R
     young = value + loss.conjugate(dual, t) - jnp.sum(dual * Z, axis=0)
     young = jnp.abs(young) if loss.convex else jnp.maximum(-young, 0)
@@ -149,7 +150,7 @@ def _against(loss: Loss, exact: Callable, Z: np.ndarray, t: Any) -> float:
 
 
 def _check_extremes(loss: Loss, K: int, t: Any) -> None:
-    """Refuse a loss that is not finite where logits are ±1e4."""
+    """Refuse a loss that is not finite at logits of ±1e4."""
     N = t.shape[-1]
     top = np.arange(K)[:, None] == np.arange(N) % K
     with jax.enable_x64(True):

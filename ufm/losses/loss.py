@@ -1,10 +1,10 @@
-"""What a loss of logits is: the interface that every model, certificate and Hessian asks.
+"""The interface of a loss: what models, certificates and Hessians need of it.
 
 A loss ℓ(z; t) is a function of the K logits z of one sample and its target t: a class label, or a
-column of a target matrix. Everything here works on columns: Z is (K, N), a column a sample, and
-`t` holds the targets of the N samples, labels (N,) or targets (K, N). A loss is a frozen dataclass
-registered as a pytree: what is traced in it, such as a smoothing, is swept under `jax.vmap` like
-the decays.
+column of a target matrix. All methods work on columns: Z is (K, N), with one column for each
+sample, and `t` holds the targets of the N samples, labels (N,) or targets (K, N). A loss is a
+frozen dataclass registered as a pytree, so that its parameters, such as a smoothing, can be mapped
+over by `jax.vmap` like the decays.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ class Curvature(NamedTuple):
 
         S = a diag(t)(diag p − ppᵀ)diag(t) + β uuᵀ + diag s + D,
 
-    Each part is None where a loss lacks it.
+    Each part is None where a loss lacks it. P, u, diagonal or dense must be given.
 
     P: distributions p, (K, N).  scale: a, (N,); None is 1.  stretch: t, (K, N); None is 1.
     u, beta: (K, N) and (N,).  diagonal: s, (K, N).  dense: D, symmetric, (K, K, N).
@@ -37,11 +37,11 @@ class Curvature(NamedTuple):
     top: Any = None
 
     def prepared(self) -> "Curvature":
-        """With what every call of `apply` shares. Traceable."""
+        """The same curvature with `top`, which every call of `apply` needs. Traceable."""
         return self if self.P is None else self._replace(top=jnp.argmax(self.P, axis=0))
 
     def apply(self, dZ: Float[Array, "... K N"]) -> Float[Array, "... K N"]:
-        """S_j δz_j for every column, behind any leading axes. Traceable, of `prepared` data."""
+        """S_j δz_j for every column, for any leading axes of δZ; of `prepared` data. Traceable."""
         parts = []
         if self.P is not None:
             parts.append(self._multinomial(dZ))
@@ -56,8 +56,8 @@ class Curvature(NamedTuple):
     def _multinomial(self, dZ: Array) -> Array:
         """a diag(t)(diag p − ppᵀ)diag(t) δz.
 
-        (diag p − ppᵀ)1 = 0: measured from the largest entry of p the product keeps its digits as p
-        tends to a unit vector.
+        Since (diag p − ppᵀ)1 = 0, the entry of δz at the largest p is subtracted from all others
+        first: then nothing cancels as p tends to a unit vector.
         """
         dZ = dZ if self.stretch is None else dZ * self.stretch
         top = jnp.arange(self.P.shape[0])[:, None] == self.top
@@ -67,10 +67,9 @@ class Curvature(NamedTuple):
         return image if self.stretch is None else image * self.stretch
 
     def matrices(self) -> Float[np.ndarray, "N K K"]:
-        """S_j as matrices, in NumPy; the first part without cancellation: its rows sum to 0."""
-        K, N = next(x for x in (self.P, self.u, self.diagonal, self.dense) if x is not None).shape[
-            -2:
-        ]
+        """S_j as matrices, in NumPy; the rows of the first part sum to 0, without cancellation."""
+        parts = (self.P, self.u, self.diagonal, self.dense)
+        K, N = next(x for x in parts if x is not None).shape[-2:]
         S, classes = np.zeros((N, K, K)), np.arange(K)
         if self.P is not None:
             S = -self.P.T[:, :, None] * self.P.T[:, None, :]
@@ -105,7 +104,7 @@ class Curvature(NamedTuple):
         return sum(parts[1:], parts[0])
 
     def columns(self, which: Any) -> "Curvature":
-        """Some of the columns."""
+        """The curvature of some of the columns."""
         return jax.tree.map(lambda x: x[..., which], self)
 
 
@@ -114,7 +113,7 @@ class Loss(Protocol):
     """A loss ℓ(z; t) of the logits; columns are samples throughout.
 
     convex: whether ℓ is convex in z, so that every S_j is positive semidefinite.
-    dual: whether `conjugate` is known, and so a certificate.
+    dual: whether `conjugate` is known, and with it a certificate.
     """
 
     convex: Any
@@ -125,7 +124,7 @@ class Loss(Protocol):
         ...
 
     def residual(self, Z: Any, t: Any) -> Any:
-        """∇_z ℓ_i, (K, N), every entry with its relative accuracy; differentiable."""
+        """∇_z ℓ_i, (K, N); differentiable. For labels every entry has full relative accuracy."""
         ...
 
     def curvature(self, Z: Any, t: Any) -> Curvature:
@@ -140,7 +139,7 @@ class Loss(Protocol):
         ...
 
     def feasible(self, R: Any, t: Any, mean: Any, mixed: Any, pi: Any) -> Any:
-        """Dual variables of zero weighted row sums near R: (R − mean + s(t̄ − t))/(1 + s).
+        """Dual variables near R whose weighted row sums are 0: (R − mean + s(t̄ − t))/(1 + s).
 
         mean (K,): the weighted mean of R.  mixed: s.  pi (K,): the weighted mean t̄ of the targets,
         for labels the class frequencies.
@@ -156,7 +155,7 @@ class Loss(Protocol):
         ...
 
     def definite(self, targets: Any) -> bool:
-        """Whether no two terms of ℓ* have different signs: then |ℓ*| is known to its rounding."""
+        """Whether all terms of ℓ* have one sign, so that ℓ* is known to its relative rounding."""
         ...
 
     def magnitude(self, R: Any, t: Any) -> Any:
@@ -164,7 +163,7 @@ class Loss(Protocol):
         ...
 
     def moved(self, Z: Any, t: Any, delta: Any) -> Any:
-        """How far ℓ_i moves at most when every logit of column i moves by at most δ_i, (N,)."""
+        """A bound on the change of ℓ_i when the logits of column i change by at most δ_i, (N,)."""
         ...
 
     def smoothness(self, targets: Any = None) -> Any:
@@ -183,5 +182,5 @@ class Loss(Protocol):
         ...
 
     def check(self, K: int, targets: Any) -> None:
-        """Refuse a number of classes, or a target matrix (None for labels), that do not fit."""
+        """Refuse a number of classes or a target matrix (None for labels) that does not fit."""
         ...

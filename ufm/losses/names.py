@@ -1,4 +1,4 @@
-"""Losses by name, as the command line, TOML files and stored runs write them.
+"""Losses as text, for the command line, TOML files and stored runs.
 
     CrossEntropy    CrossEntropy(smoothing=0.1)    LogitAdjusted(scale=4.0, shift=(0.0, 0.5, 0.5))
 
@@ -32,7 +32,7 @@ def text_of(loss: Any) -> str:
     """The text that `named` reads back as this loss.
 
     Raises:
-        Refused: a loss of one's own, which no file can name; parameters that are arrays or traced.
+        Refused: a user-defined loss, which no file can name; parameters that are arrays or traced.
     """
     kind = type(loss)
     if KINDS.get(kind.__name__) is not kind:
@@ -57,17 +57,17 @@ def _plain(value: Any) -> Any:
 
 
 def named(loss: Any) -> Any:
-    """A loss from its text; a loss as it is.
+    """The loss that a text names; a loss is returned unchanged.
 
     Raises:
-        Refused: an unknown name or parameter, a value out of range, or what is no loss at all.
+        Refused: an unknown name or parameter, a value out of range, or an object that is no loss.
     """
     if not isinstance(loss, str):
         if isinstance(loss, type) or not isinstance(loss, Loss):
-            way = f"; write {loss.__name__}()" if isinstance(loss, type) else ""
+            hint = f"; write {loss.__name__}()" if isinstance(loss, type) else ""
             raise Refused(
                 f"got loss={check.shown(loss)}; allowed: a loss of ufm.losses, or its text such as "
-                f"'CrossEntropy'{way}"
+                f"'CrossEntropy'{hint}"
             )
         return loss
     name, given = _parsed(loss)

@@ -1,4 +1,4 @@
-"""What the losses share: parameters that are checked and traced, and checks of target matrices."""
+"""Helpers of the losses: registration as pytrees, checks of parameters and of target matrices."""
 
 from dataclasses import fields
 from typing import Any
@@ -13,8 +13,8 @@ from ufm.check import Refused
 def registered(kind: Any) -> Any:
     """Register a frozen dataclass as a pytree whose leaves are the parameters not at defaults.
 
-    So a loss without parameters adds nothing to a compiled function, and those with parameters
-    share one, whatever the values.
+    A loss with default parameters adds no argument to a compiled function; losses with the same
+    parameters off their defaults share one compiled function, whatever the values.
     """
 
     def flatten_with_keys(loss):
@@ -46,7 +46,7 @@ def _leaf(value: Any) -> Any:
     return np.array(value) if isinstance(value, tuple) else value
 
 
-# Metadata of a field that is one number: an array of it is one loss a number, to be mapped over.
+# Metadata of a field that is one number: an array stands for one loss per entry, to be mapped over.
 NUMBER = {"number": True}
 
 
@@ -67,10 +67,10 @@ def parameter(loss: Any, name: str, **bounds: Any) -> None:
 
 
 def numbers(loss: Any, name: str, axes: int, **bounds: Any) -> None:
-    """Convert and check a parameter that is one number, or has up to `axes` axes of them.
+    """Convert and check a parameter that is one number, or an array of up to `axes` axes.
 
     Raises:
-        Refused: no numbers, or outside the bounds.
+        Refused: entries that are not numbers, or outside the bounds; more axes.
     """
     value = getattr(loss, name)
     try:
@@ -97,7 +97,7 @@ def labels_only(targets: Any, what: str) -> None:
     """Refuse a target matrix.
 
     Raises:
-        Refused: always, unless targets is None.
+        Refused: targets is not None.
     """
     if targets is not None:
         raise Refused(f"got targets with {what}, which is a loss of labels; allowed: no targets")

@@ -1,4 +1,4 @@
-"""The squared error, plain on any targets, or rescaled on labels."""
+"""The squared error: plain for any targets, or rescaled for labels."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ufm.check import Refused
+from ufm.losses.crossentropy import one_hot
 from ufm.losses.loss import Curvature
 from ufm.losses.parameters import NUMBER, parameter, registered
 
@@ -17,12 +18,13 @@ class SquaredError:
     """ℓ(z; t) = ½‖z − t‖², or for a label y ½[k(z_y − M)² + Σ_{j≠y} z_j²].
 
     Plain, k = M = 1, t = e_y: Mixon et al. 2020, Tirer and Bruna 2022 (arXiv 2202.08087), Zhou et
-    al. 2022 (arXiv 2203.01238), whose rescaled form is that of k and M. On target matrices it is
-    regression (arXiv 2409.04180). Methods: see `ufm.losses.Loss`; S is diagonal.
+    al. 2022 (arXiv 2203.01238); the last have the rescaled form with k and M. With a target matrix
+    it is regression (arXiv 2409.04180). In the unit of the squared targets. Methods: see
+    `ufm.losses.Loss`; S is diagonal.
 
     Args:
         own: k > 0, the weight of the own class.
-        shift: M, its target.
+        shift: M, the target of the own class.
     """
 
     own: Any = field(default=1.0, metadata=NUMBER)
@@ -36,13 +38,13 @@ class SquaredError:
         parameter(self, "shift")
 
     def null(self, K: int) -> None:
-        """None."""
+        """None: ℓ is constant along no direction."""
 
     def check(self, K: int, targets: Any) -> None:  # noqa: ARG002
-        """Target matrices go with k = M = 1.
+        """Target matrices need k = M = 1.
 
         Raises:
-            Refused: own or shift beside targets.
+            Refused: other own or shift with a target matrix.
         """
         if targets is not None and (self.own, self.shift) != (1.0, 1.0):
             raise Refused(
@@ -54,7 +56,7 @@ class SquaredError:
         """(α, m): the weights and centres of ½Σ α_j (z_j − m_j)²."""
         if t.ndim > 1:
             return 1.0, jnp.asarray(t, Z.dtype)
-        Y = (jnp.arange(Z.shape[0])[:, None] == t).astype(Z.dtype)
+        Y = one_hot(Z, t)
         own, shift = jnp.asarray(self.own, Z.dtype), jnp.asarray(self.shift, Z.dtype)
         return 1 + (own - 1) * Y, shift * Y
 
@@ -83,7 +85,7 @@ class SquaredError:
         return jnp.zeros((), R.dtype)
 
     def feasible(self, R: Any, t: Any, mean: Any, mixed: Any, pi: Any) -> Any:  # noqa: ARG002
-        """R − mean."""
+        """R − mean, since every r is in the domain."""
         return R - mean[:, None]
 
     def reach(self, R: Any, t: Any) -> float:  # noqa: ARG002
@@ -91,7 +93,7 @@ class SquaredError:
         return 1.0
 
     def definite(self, targets: Any) -> bool:  # noqa: ARG002
-        """False: r²/2α and r m have their own signs."""
+        """False: r m may be negative."""
         return False
 
     def magnitude(self, R: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
@@ -100,13 +102,13 @@ class SquaredError:
         return jnp.sum(jnp.abs(R) * (jnp.abs(R) / (2 * alpha) + jnp.abs(centre)), axis=0)
 
     def moved(self, Z: Float[Array, "K N"], t: Any, delta: Any) -> Float[Array, " N"]:
-        """Σ_j α_j(|z_j − m_j| δ + δ²/2)."""
+        """Σ_j α_j(|z_j − m_j| δ + δ²/2), (N,)."""
         alpha, centre = self._weights(Z, t)
         return jnp.sum(alpha * (jnp.abs(Z - centre) * delta + jnp.square(delta) / 2), axis=0)
 
     def smoothness(self, targets: Any = None) -> Any:  # noqa: ARG002
         """max(1, k)."""
-        return jnp.maximum(1.0, self.own) if jnp.ndim(self.own) else max(1.0, self.own)
+        return max(1.0, self.own) if isinstance(self.own, float) else jnp.maximum(1.0, self.own)
 
     def residual_bound(self, value: Any, targets: Any = None) -> Any:
         """2 max(1, k) ℓ."""

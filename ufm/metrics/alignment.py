@@ -1,13 +1,12 @@
 """NC2 and NC3 relative to a predicted geometry, where the minimum is not a simplex.
 
-Unequal counts, weights in the loss or the decay, and the squared error without a bias have another
-minimum than the simplex ETF: NC2 and NC3 of `Collapse` do not fall to 0 there. Here the same
-distances are measured against the Gram matrices that a theory predicts (`ufm.theory.geometry_of`
-gives those of a model) and against the simplex, side by side.
+With unequal counts, weights in the loss or the decay, or the squared error without a bias, the
+minimum is not a simplex ETF, and NC2 and NC3 of `Collapse` do not tend to 0. Here the same
+distances are measured both to the Gram matrices that a theory predicts (`ufm.theory.geometry_of`
+gives those of a model) and to those of the simplex.
 
-Features that are not negative have a mean that is not 0, which centred means do not show. With
-H ≥ 0 the class means of the minimum are orthogonal as they are, so their Gram matrix about 0 is
-diagonal; it is compared too. NumPy, float64.
+With H ≥ 0 the class means of the minimum are orthogonal without centring. Their Gram matrix about
+0, which is then diagonal, is compared as well, since centred means do not show it. NumPy, float64.
 """
 
 from typing import NamedTuple
@@ -16,15 +15,14 @@ import numpy as np
 
 from ufm import check
 from ufm.check import Refused
-from ufm.linalg import scaling
 from ufm.metrics.features import finite
-from ufm.metrics.generalised import as_rows
+from ufm.metrics.generalised import as_pair
 
 
 class Geometry(NamedTuple):
     """The geometry of K classes up to orientation and scale; M the centred class means (d, K).
 
-    rows: WWᵀ.  means: MᵀM.  product: WM; each (K, K).  name: whose geometry it is, in words.
+    rows: WWᵀ.  means: MᵀM.  product: WM; each (K, K).  name: a description of the geometry.
     uncentred: ⟨μ_j, μ_k⟩ of the class means about 0, (K, K); diagonal at a minimum with H ≥ 0.
     """
 
@@ -41,11 +39,11 @@ class Alignment(NamedTuple):
     nc2: of WWᵀ.  nc2_means: of MᵀM.  nc3: of WM, M = [μ_k − mean of the μ_k].
     nc2_simplex, nc2_means_simplex, nc3_simplex: the same for B = I − 11ᵀ/K, the fields nc2,
         nc2_means and nc3 of `Collapse`.
-    against: whose geometry the first three and the last are measured against.
+    against: the name of the predicted geometry, which nc2, nc2_means, nc3 and nc2_uncentred use.
     nc2_uncentred: of [⟨μ_j, μ_k⟩], the class means about 0.
 
-    Caution: none of them depends on the sizes of W and H, so a point may have the predicted
-    geometry and not be a minimum; use `ufm.certify`.
+    Caution: no field depends on the sizes of W and H, so a point may have the predicted geometry
+    without being a minimum; use `ufm.certify`.
     """
 
     nc2: float
@@ -59,24 +57,24 @@ class Alignment(NamedTuple):
 
 
 def geometry(W, means, name: str) -> Geometry:
-    """The geometry of a classifier and class means, with which `alignment` compares others.
+    """The geometry of a classifier and class means, to which `alignment` compares others.
 
     Args:
         W: classifier (K, d), a row a class.
         means: class means (K, d), a row a class, in the order of W.
-        name: whose geometry it is, in words.
+        name: a description, such as "the codes of run 3".
 
     Raises:
         Refused: arrays that are not real and finite or do not fit, K < 2; a name that is no text.
     """
     if not isinstance(name, str) or not name:
-        raise Refused(f"got name={name!r}; allowed: whose geometry it is, in words")
+        raise Refused(f"got name={name!r}; allowed: a description of the geometry, as text")
     rows, centred, product, about_zero = _grams(W, means)
     return Geometry(rows, centred, product, name, about_zero)
 
 
 def alignment(W, means, predicted: Geometry) -> Alignment:
-    """NC2 and NC3 of a classifier and class means, from a predicted geometry and from the simplex.
+    """NC2 and NC3 of a classifier and class means, relative to a prediction and to the simplex.
 
     Args:
         W: classifier (K, d), a row a class.
@@ -87,14 +85,13 @@ def alignment(W, means, predicted: Geometry) -> Alignment:
         Refused: arrays that are not real and finite or do not fit, K < 2; another number of
             classes in `predicted`, or one of its matrices zero.
     """
-    *found, about_zero = _grams(W, means)
+    *centred, about_zero = _grams(W, means)
     K = len(about_zero)
     if not isinstance(predicted, Geometry):
         raise Refused(
             f"got predicted={check.shown(predicted)}; allowed: a Geometry, as "
             "ufm.theory.geometry_of(problem) gives it"
         )
-    told = predicted[:3]
     for field, matrix in predicted._asdict().items():
         if field == "name":
             continue
@@ -102,22 +99,17 @@ def alignment(W, means, predicted: Geometry) -> Alignment:
             raise Refused(
                 f"got predicted.{field} of shape {np.shape(matrix)}; allowed: ({K}, {K}), not zero"
             )
-    simplex = np.eye(K) - 1 / K
-    near = [_apart(A, finite("predicted", B)) for A, B in zip(found, told, strict=True)]
-    far = [_apart(A, simplex) for A in found]
-    raw = _apart(about_zero, finite("predicted", predicted.uncentred))
-    return Alignment(near[0], near[1], near[2], far[0], far[1], far[2], predicted.name, raw)
+    *targets, name, uncentred = predicted
+    near = [_apart(A, finite("predicted", B)) for A, B in zip(centred, targets, strict=True)]
+    far = [_apart(A, np.eye(K) - 1 / K) for A in centred]
+    raw = _apart(about_zero, finite("predicted", uncentred))
+    return Alignment(near[0], near[1], near[2], far[0], far[1], far[2], name, raw)
 
 
 def _grams(W, means) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(WWᵀ, MᵀM, WM, [⟨μ_j, μ_k⟩]) up to a power of two each."""
-    W, means = as_rows("W", W), as_rows("means", means)
-    if W.shape != means.shape:
-        raise Refused(
-            f"got W {W.shape} and means {means.shape}; allowed: both (K, d), a row a class"
-        )
+    """(WWᵀ, MᵀM, WM, [⟨μ_j, μ_k⟩]), each up to a power of two."""
+    W, means = as_pair(W, means)
     check.fits(f"K={len(W)}: Gram matrices (K, K)", 48 * len(W) ** 2, "Give fewer classes", True)
-    W, means = W / scaling.binade(np, W), means / scaling.binade(np, means)
     M = means - means.mean(axis=0)
     return W @ W.T, M @ M.T, W @ M.T, means @ means.T
 

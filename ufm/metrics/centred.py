@@ -1,7 +1,7 @@
 """Sums about given class means: variances, NC1 along the means, and nearest means.
 
-The second pass over samples whose means are known, or the only one about given means: of training
-features, say, for test features. In NumPy and float64, in units of a power of two.
+The second pass over samples whose means are known, or the only pass about given means, such as
+those of training features for test features. NumPy, float64, in units of a power of two.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ufm.check import Refused
 from ufm.linalg import scaling
 from ufm.metrics import frames
 
-# Features that exceed the means by more than this power of two: their squares leave float64.
+# If features exceed the means by more than this power of two, their squares may overflow.
 MOST = 400
 
 
@@ -26,7 +26,7 @@ class Logits(NamedTuple):
 
 
 def logits(W: np.ndarray, b: np.ndarray, scale: float) -> Logits:
-    """The logits of W (K, d) and b (K,) in a unit common to both: they have a largest always."""
+    """The logits of W (K, d) and b (K,) in a common unit, in which they do not overflow."""
     e_W, e_H, e_b = (_exponent(x) for x in (scaling.binade(np, W), scale, scaling.binade(np, b)))
     e = max(e_W + e_H, e_b) if b.any() else e_W + e_H
     return Logits(np.ldexp(W, e_H - e), np.ldexp(b, -e), e)
@@ -37,11 +37,10 @@ def _exponent(power: float) -> int:
 
 
 class Centres(NamedTuple):
-    """Class means in units of `scale`, seen from their centre.
+    """Class means in units of `scale`, and relative to their centre.
 
-    there (K,): which classes have a mean. means, M (K, d): the means and those less the centre, 0
-    for classes without one. centre (d,). V (d, r), s, kept (r,): the axes of M as `frames.axes`
-    gives them.
+    there (K,): which classes have a mean. means, M (K, d): the means, and the means less the
+    centre, 0 for classes without a mean. centre (d,). V (d, r), s, kept (r,): `frames.axes` of M.
     """
 
     scale: float
@@ -59,9 +58,9 @@ def centres(
 ) -> Centres:
     """The means (K, d), in units of `scale`, around their mean with the given weights (K,).
 
-    Means whose mean square about the centre is below `floor`, that of rounding, are one.
+    Means whose mean square about the centre is below `floor`, that of rounding, count as equal.
     """
-    # The weighted mean of differences: sums of equal means would round.
+    # The weighted mean of differences, since sums of equal means would round.
     base = means[np.argmax(there)]
     centre = base + (weights @ np.where(there[:, None], means - base, 0)) / weights.sum()
     M = np.where(there[:, None], means - centre, 0)
@@ -71,7 +70,7 @@ def centres(
 
 
 def rounding(squares: float, N: int) -> float:
-    """Mean squared rounding of a feature, where Σ‖h‖² is `squares`: below it variance is none."""
+    """Mean squared rounding of a feature where Σ‖h‖² is `squares`; less variance counts as 0."""
     return (8 * np.finfo(np.float64).eps) ** 2 * squares / max(N, 1)
 
 
@@ -80,8 +79,9 @@ class Sums:
     """Sums over the samples about the means of `at`; `add` changes them in place.
 
     counts, squares (K,): samples of each class and Σ‖h − μ_k‖². along (r,): Σ_i (v_jᵀ(h_i −
-    μ_{y_i}))². total: Σ‖h‖². agree, near, right (K,): how many samples of each class have
-    argmax(Wh + b) as their nearest mean, the class as their nearest mean, and as argmax(Wh + b).
+    μ_{y_i}))². total: Σ‖h‖². Counts of samples of each class, (K,): agree, whose nearest mean is
+    that of argmax(Wh + b); near, whose nearest mean is that of the class; right, whose
+    argmax(Wh + b) is the class.
     """
 
     at: Centres
@@ -99,8 +99,8 @@ class Sums:
         self.counts, self.agree, self.near, self.right = np.zeros((4, K), np.int64)
         self.squares, self.along = np.zeros(K), np.zeros(len(self.at.s))
         at, (V, c, _) = self.at, self.logits
-        # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), taken around μ_G against cancellation;
-        # so are the logits, for one product of both.
+        # ‖h − μ_k‖² = const − 2(⟨h − μ_G, M_k⟩ − ‖M_k‖²/2), relative to μ_G against cancellation,
+        # and likewise the logits, so that one product gives both.
         nearness = np.where(at.there, np.einsum("kd,kd->k", at.M, at.M) / -2, -np.inf)
         self._both = np.concatenate([V, at.M])
         self._beside = np.concatenate([c + V @ at.centre, nearness])
@@ -109,7 +109,7 @@ class Sums:
         """Add samples X (m, d), finite, of the classes rows (m,).
 
         Raises:
-            Refused: features so much larger than the means that their squares leave float64.
+            Refused: features so much larger than the means that their squares may overflow.
         """
         for part in frames.slices(len(X), max(self.at.M.shape)):
             self._add(self._scaled(X[part]), rows[part])
@@ -133,13 +133,15 @@ class Sums:
         self.squares += np.bincount(rows, np.einsum("id,id->i", own, own), K)
         self.along += ((own @ at.V) ** 2).sum(axis=0)
         predicted, nearest = self._decide(X)
-        for name, hits in (
-            ("agree", predicted == nearest), ("near", nearest == rows), ("right", predicted == rows)
-        ):  # fmt: skip
-            getattr(self, name)[:] += np.bincount(rows[hits], minlength=K)
+        for counts, hits in (
+            (self.agree, predicted == nearest),
+            (self.near, nearest == rows),
+            (self.right, predicted == rows),
+        ):
+            counts += np.bincount(rows[hits], minlength=K)
 
     def _decide(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(argmax(Wh + b), the class of the nearest mean) of each row; of equal ones the first."""
+        """(argmax(Wh + b), the class of the nearest mean) of each row; the first one on ties."""
         both = (X - self.at.centre) @ self._both.T
         both += self._beside
         K = len(self.at.M)

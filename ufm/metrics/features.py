@@ -1,7 +1,6 @@
-"""Features of any network: real numbers of any library, shapes that fit, samples by class.
+"""Checks and conversion of features of any network: numbers, shapes, samples by class.
 
-Every function that takes (W, H, b, labels) comes through here. What labels mean is decided by
-`ufm.metrics.labels`.
+Every function that takes (W, H, b, labels) uses it. `ufm.metrics.labels` interprets the labels.
 """
 
 from typing import Any, NamedTuple
@@ -15,9 +14,10 @@ from ufm.metrics.labels import Samples, as_array, samples
 
 
 class Grouped(NamedTuple):
-    """A classifier and features whose columns are grouped by class, as `ufm.Problem` has them.
+    """A classifier and features whose columns are grouped by class, as for `ufm.Problem`.
 
-    W (K, d), H (d, M), b (K,), zeros where there is no bias, counts (K,): samples of each class.
+    W (K, d), H (d, M), b (K,), zeros without a bias. counts (K,): samples of each class. bias:
+    whether there is one.
     """
 
     W: Any
@@ -66,7 +66,7 @@ def columns(W, H, features=None):
     """The features as columns, (d, N), from H (d, N) or from `features` (N, d).
 
     Raises:
-        Refused: both or neither given, no real numbers, or `features` that do not fit W (K, d).
+        Refused: both or neither given, not real numbers, or `features` that do not fit W (K, d).
     """
     if (H is None) == (features is None):
         got = "no features" if H is None else "both H and features"
@@ -126,14 +126,14 @@ def classifier(W, b) -> None:
 
 
 def balanced(lam_W: float, W, H) -> float:
-    """λ_H = λ_W‖W‖²/‖H‖²: the one of which (W, H) can be a critical point.
+    """λ_H = λ_W‖W‖²/‖H‖², the only value for which (W, H) can be a critical point.
 
     Raises:
-        Refused: no such λ_H > 0, though λ_W > 0.
+        Refused: λ_W > 0, but the value is 0 or not finite.
     """
     sizes = []
     for x in (W, H):
-        # Scaled, so that no square leaves the range of the dtype.
+        # Scaled, so that no square over- or underflows.
         top = float(abs(x).max()) or 1.0
         sizes.append(top * float(((x / top) ** 2).sum() ** 0.5))
     ratio = sizes[0] / sizes[1] if sizes[1] else 0.0
@@ -147,9 +147,9 @@ def balanced(lam_W: float, W, H) -> float:
 
 
 def numbers(name: str, x):
-    """Real numbers of any library, JAX arrays as such, all others as NumPy arrays.
+    """Real numbers of any library: JAX arrays unchanged, all others as NumPy arrays.
 
-    Floats of less than 32 bits come back as float32, those of more than 64 as float64.
+    Floats of less than 32 bits become float32, those of more than 64 bits float64.
 
     Raises:
         Refused: complex numbers, truth values, text, dates, objects, masked or sparse arrays.
@@ -167,6 +167,17 @@ def numbers(name: str, x):
     return x
 
 
+def in_numpy(name: str, x) -> np.ndarray:
+    """Real numbers of any library as a NumPy array, otherwise as `numbers`.
+
+    Raises:
+        Refused: traced arrays; as `numbers`.
+    """
+    if traced(x):
+        raise Refused(f"got traced {name}: this runs on the host; call it outside jit and vmap")
+    return np.asarray(numbers(name, x))
+
+
 def finite(name: str, x):
     """The array, if none of its entries is NaN or infinite.
 
@@ -182,24 +193,24 @@ def finite(name: str, x):
     return x
 
 
-def normal(name: str, top: float) -> None:
-    """Refuse an array whose largest |entry| is a subnormal number: digits are lost.
+def normal(name: str, top: float, dtype: Any = np.float64) -> None:
+    """Refuse an array whose largest |entry| is a subnormal number, which has lost digits.
 
     Raises:
-        Refused: 0 < top < the smallest normal number of float64.
+        Refused: 0 < top < the smallest normal number of dtype.
     """
-    least = float(np.finfo(np.float64).tiny)
+    least = float(jnp.finfo(dtype).tiny)
     if 0 < top < least:
         raise Refused(
             f"got {name} whose largest entry is {top:.3g}, below the smallest normal number "
-            f"{least:.3g} of float64; allowed: 0, or larger ones. Look for an underflow where "
-            f"{name} was made"
+            f"{least:.3g} of {np.dtype(dtype)}; allowed: 0, or larger ones. Look for an underflow "
+            f"where {name} was made"
         )
 
 
 def _object_hint(name: str, given: Any) -> str:
     if isinstance(given, list | tuple):
-        return ", each of them a number, no truth values among them"
+        return ", each of them a number and none a truth value"
     if name == "b":
         return ". Where there is no bias leave b out, or give None itself"
     return f". Write np.array({name}.tolist(), float)"

@@ -1,8 +1,8 @@
 """K vectors compared with frames: norms, angles, distances to a simplex and an orthogonal frame.
 
-Vectors are rows, in NumPy, within range of their squares. K × K matrices are made a block of rows
-at a time, so that memory stays near that of the vectors, for K = 8,000 classes and more. Where a
-normalisation divides by zero the matrix itself stands for its direction: zero has no geometry.
+Vectors are rows of NumPy arrays, whose squares must not over- or underflow. K × K matrices are
+computed in blocks of rows, so that memory is about that of the vectors, for K = 8,000 classes and
+more. Where a normalisation would divide by zero, the zero matrix is not normalised.
 """
 
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Bytes of one block of a matrix: some of them fit the caches together.
+# Bytes of one block of a matrix, so that several blocks fit into the caches.
 LIMIT = 2**22
 
 
 def slices(count: int, width: int, least: int = 1) -> Iterator[slice]:
-    """Neighbouring rows, of a matrix (count, width) in float64, that fit `LIMIT` together.
+    """Blocks of neighbouring rows of a matrix (count, width) in float64, of at most `LIMIT` bytes.
 
-    No fewer than `least`, where each block costs as much as that many rows.
+    A block has at least `least` rows, for computations whose cost per block is that of many rows.
     """
     step = max(least, LIMIT // (8 * max(width, 1)))
     for start in range(0, count, step):
@@ -25,7 +25,7 @@ def slices(count: int, width: int, least: int = 1) -> Iterator[slice]:
 
 
 def ratio(numerator, denominator, floor: float = 0.0):
-    """numerator/denominator; over zero it is 0 up to the floor of rounding, and ∞ above."""
+    """numerator/denominator; for denominator 0, 0 up to the floor of rounding and ∞ above it."""
     safe = np.where(denominator > 0, denominator, 1)
     with np.errstate(over="ignore"):
         above = np.where(numerator > floor, np.inf, 0.0)
@@ -49,10 +49,10 @@ def _sizes(rows: np.ndarray) -> np.ndarray:
 
 
 class Gram(NamedTuple):
-    """Figures of the products ⟨x_j, x_k⟩ of K vectors, over the pairs of different ones.
+    """Statistics of the products ⟨x_j, x_k⟩ of K vectors.
 
-    simplex: ‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F, over all entries of G = (⟨x_j, x_k⟩).
-    angle: mean of |cos + 1/(K−1)|. angle_std: standard deviation of the cosines.
+    simplex: ‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F with G = (⟨x_j, x_k⟩).
+    angle: mean of |cos + 1/(K−1)| over pairs j ≠ k. angle_std: standard deviation of their cosines.
     """
 
     simplex: float
@@ -61,7 +61,7 @@ class Gram(NamedTuple):
 
 
 def gram(rows: np.ndarray) -> Gram:
-    """Figures of the products of the rows (K, d), in one sweep over them."""
+    """`Gram` of the rows (K, d), in one pass over blocks of their products."""
     K, sizes = len(rows), _sizes(rows)
     inverse = 1 / np.where(sizes > 0, sizes, 1)
     units = (rows * inverse[:, None]).sum(axis=0)
@@ -81,7 +81,7 @@ def gram(rows: np.ndarray) -> Gram:
 
 
 def _upper(rows: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Blocks of rows of the Gram matrix, of each the columns from its diagonal on."""
+    """Blocks of rows of the Gram matrix, each with the columns from its diagonal on."""
     K = len(rows)
     for part in slices(K, K):
         rest = slice(part.start, K)
@@ -89,7 +89,7 @@ def _upper(rows: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
 
 
 def _twice_beyond(block: np.ndarray, diagonal) -> float:
-    """Sum over a block of `_upper`, its diagonal replaced, what is beyond its square twice."""
+    """Sum over a block of `_upper` with another diagonal; columns right of its square twice."""
     m = len(block)
     np.fill_diagonal(block, diagonal)
     return float(block[:, :m].sum() + 2 * block[:, m:].sum())
@@ -121,15 +121,15 @@ def to_general_orthogonal(A: np.ndarray) -> float:
     """min_D ‖AAᵀ/‖AAᵀ‖_F − D‖_F over diagonal D with ‖D‖_F = 1, for rows A (K, d)."""
     lengths = np.einsum("kd,kd->k", A, A)
     size = np.linalg.norm(lengths)
-    # The nearest has the direction of the diagonal itself; zero is as far from all.
+    # The nearest D has the direction of the diagonal; all are equally far from zero.
     nearest = lengths / size if size > 0 else np.full(len(A), 1 / np.sqrt(len(A)))
     return _distance(A, A, nearest, 0.0)
 
 
 def _distance(A: np.ndarray, B: np.ndarray, own: np.ndarray, other: float) -> float:
-    """‖ABᵀ/‖ABᵀ‖_F − T‖_F, T with the diagonal `own` (K,) and elsewhere the number `other`.
+    """‖ABᵀ/‖ABᵀ‖_F − T‖_F, where T has the diagonal `own` (K,) and all other entries `other`.
 
-    In two sweeps: 2 − 2⟨·, T⟩ would lose half of the digits where the distance is small.
+    In two passes, since 2 − 2⟨·, T⟩ would lose half of the digits where the distance is small.
     """
     K = len(A)
     squares = sum(float(((A[part] @ B.T) ** 2).sum()) for part in slices(K, K))
@@ -147,8 +147,8 @@ def _distance(A: np.ndarray, B: np.ndarray, own: np.ndarray, other: float) -> fl
 def cdnv(M: np.ndarray, variances: np.ndarray, floor: float) -> float:
     """Mean over pairs j ≠ k of (v_j + v_k)/(2‖μ_j − μ_k‖²), for means M (K, d), variances (K,).
 
-    Two means count as one where their distance is below the rounding of the subtraction; up to the
-    floor a variance is rounding.
+    Two means count as equal where their distance is below the rounding of the subtraction, and
+    variances up to the floor count as rounding.
     """
     K, total = len(M), 0.0
     squares = np.einsum("kd,kd->k", M, M)
@@ -164,8 +164,8 @@ def cdnv(M: np.ndarray, variances: np.ndarray, floor: float) -> float:
 def axes(M: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(V (d, r), s (r,), kept (r,)) of M = U diag(s) Vᵀ (K, d), whose K rows sum to zero.
 
-    So the rank is at most K−1: of K singular values the last is rounding, and to invert it makes
-    NC1 negative or huge.
+    The rank is at most K−1: the last of K singular values would be rounding, and its inverse would
+    make NC1 negative or huge. kept: which singular values exceed rounding.
     """
     K, d = M.shape
     R = np.linalg.qr(M, mode="r") if d < K else M

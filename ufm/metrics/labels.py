@@ -1,8 +1,8 @@
-"""Labels: which sample belongs to which row of W, decided in one place.
+"""Interpretation of labels: which sample belongs to which row of W.
 
 Labels 0 … K−1 are rows of W. Any others need `classes`, the K labels in the order of the rows. No
-sample is left out unless `ignore` names its label. Nothing is guessed: ambiguous labels are
-refused, and the message says how to resolve them.
+sample is left out unless `ignore` names its label. Ambiguous labels are refused, and the message
+says how to resolve them.
 """
 
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ MOST_SHOWN = 8  # labels in a message
 
 
 class Samples(NamedTuple):
-    """The samples that count, and the row of W that each belongs to.
+    """The samples that are not ignored, and the row of W that each belongs to.
 
     rows: (M,) entries 0 … K−1.
-    kept: (M,) their places among the N samples, in order; None where every sample counts.
+    kept: (M,) their indices among the N samples, in order; None if no sample is ignored.
     """
 
     rows: np.ndarray
     kept: np.ndarray | None
 
     def of(self, H):
-        """The columns of H (d, N) that count, (d, M)."""
+        """The columns of H (d, N) that are not ignored, (d, M)."""
         return H if self.kept is None else H[:, self.kept]
 
 
@@ -38,19 +38,19 @@ def samples(
     """Find the row of W that each sample belongs to.
 
     Args:
-        labels: (N,) of any library, concrete: integers, floats that are integers, truth values
-            for K = 2, or text.
+        labels: (N,), concrete arrays of any library: integers, floats with integer values, truth
+            values for K = 2, or text.
         K: number of classes, the rows of W.
         N: number of samples.
         classes: the K labels in the order of the rows; None means 0 … K−1.
         ignore: label, or labels, of samples to leave out.
         every: whether each class must have a sample.
-        way: what a message says of labels that do not fit where the caller takes neither
+        way: the advice in messages on labels that do not fit, for callers that take neither
             `classes` nor `ignore`.
 
     Raises:
-        Refused: labels of another shape or kind; a label that is no row, naming it; a class
-            without samples, naming it; `classes` that are not K distinct labels.
+        Refused: labels of another shape or kind; a label without a row, naming it; a class without
+            samples, naming it; `classes` that are not K distinct labels.
     """
     given = _plain(labels, K, N)
     text = given.dtype.kind == "U"
@@ -76,10 +76,10 @@ def samples(
 
 
 def as_array(name: str, x) -> np.ndarray:
-    """A NumPy array of what any library holds, PyTorch's tensors on any device among them.
+    """A NumPy array from an array of any library, such as a PyTorch tensor on any device.
 
     Raises:
-        Refused: masked or sparse arrays, and what NumPy cannot read.
+        Refused: masked or sparse arrays, and objects that NumPy cannot read.
     """
     if np.ma.is_masked(x):
         raise Refused(
@@ -87,7 +87,7 @@ def as_array(name: str, x) -> np.ndarray:
             "fill the entries"
         )
     if not isinstance(x, np.ndarray) and callable(getattr(x, "detach", None)):
-        # A tensor of PyTorch: off its graph and its device.
+        # A PyTorch tensor: detached from its graph, copied from its device.
         x = x.detach().cpu()
     try:
         found = check.array(x)
@@ -102,7 +102,7 @@ def as_array(name: str, x) -> np.ndarray:
 
 
 def _converted(x) -> np.ndarray:
-    """What NumPy cannot read as it is: bfloat16 of PyTorch, arrays on other devices (CuPy)."""
+    """Arrays that NumPy cannot read directly: bfloat16 of PyTorch, other devices (CuPy)."""
     if callable(getattr(x, "is_floating_point", None)) and x.is_floating_point():
         return np.asarray(x.double())
     return np.from_dlpack(x, device="cpu")
@@ -158,7 +158,7 @@ def _shape_hint(shape: tuple[int, ...], N: int) -> str:
 
 
 def _whole(array: np.ndarray) -> np.ndarray:
-    """Integers that came as floats."""
+    """Integers from floats with integer values."""
     exact = 2.0 ** (jnp.finfo(array.dtype).nmant + 1)
     values = array.astype(np.float64)
     finite = np.isfinite(values)
@@ -179,7 +179,7 @@ def _whole(array: np.ndarray) -> np.ndarray:
 
 
 def _labels(name: str, given: Any, text: bool, K: int) -> list[Any]:
-    """The labels that `classes` or `ignore` list, as Python's integers or strings."""
+    """The labels that `classes` or `ignore` list, as Python integers or strings."""
     entries = several(given)
     if entries is None:
         if name == "classes":
@@ -229,7 +229,7 @@ def _rows_of(classes: Any, K: int, text: bool, given: np.ndarray, way: str) -> d
 
 
 def _unknown(strange: list, names: list, given: np.ndarray, K: int, classes: Any, way: str) -> str:
-    """What to say of labels that are no rows: which they are, and both ways out."""
+    """The message on labels without a row: which they are, and how to map or to ignore them."""
     where = np.isin(given, np.array(strange, given.dtype))
     which = listed(map(repr, strange))
     got = (
@@ -247,7 +247,7 @@ def _unknown(strange: list, names: list, given: np.ndarray, K: int, classes: Any
 
 
 def _suggestion(names: list, K: int) -> str:
-    """The order of rows that K labels suggest, unless most of them are rows already."""
+    """The `classes` that K labels suggest, unless most of them are rows already."""
     if len(names) != K:
         return ""
     in_a_row = names == list(range(names[0], names[0] + K))
@@ -260,22 +260,22 @@ def _suggestion(names: list, K: int) -> str:
 def _without_samples(
     absent: list, rows_of: Mapping[Any, int], K: int, classes: Any, way: str
 ) -> str:
-    """What to say of classes that no sample belongs to."""
+    """The message on classes without samples."""
     named = listed(map(repr, absent))
     subject = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
-    told = f"{subject} no samples; allowed: labels of every one of the K={K} classes"
+    got = f"{subject} no samples; allowed: labels of every one of the K={K} classes"
     if way:
-        return f"{told}. {way}"
+        return f"{got}. {way}"
     rows = f"[{listed(rows_of[x] for x in absent)}]"
     left = f"keep = np.delete(np.arange({K}), {rows}); W[keep], b[keep]"
     names = "keep" if classes is None else "np.asarray(classes)[keep]"
     return (
-        f"{told}. Add samples, or look at the other classes alone: {left}, classes={names}; "
-        'metrics.collapse(…, missing="skip") (--missing skip) has NC1 and NC4 of those present'
+        f"{got}. Add samples, or measure the other classes alone: {left}, classes={names}; "
+        'metrics.collapse(…, missing="skip") (--missing skip) gives NC1 and NC4 of those present'
     )
 
 
 def listed(values) -> str:
-    """Labels in a message, the first of many."""
+    """Labels in a message; of many, the first ones."""
     texts = [str(x) for x in values]
     return ", ".join(texts[:MOST_SHOWN]) + (", …" if len(texts) > MOST_SHOWN else "")

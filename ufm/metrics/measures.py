@@ -1,8 +1,8 @@
 """Measures of neural collapse, NC1–NC4, of the features of any network.
 
 The formulas are in `ufm.metrics.result`; nothing here depends on the model. NumPy arrays are
-measured in NumPy at float64 (`ufm.metrics.streaming`); JAX arrays in JAX at their own precision
-(half precisions at float32), also under jit. H and W are divided by powers of two first, so that no
+measured in NumPy in float64 (`ufm.metrics.streaming`); JAX arrays in JAX in their own precision
+(half precisions in float32), also under jit. H and W are divided by powers of two first, so that no
 square of their entries over- or underflows.
 """
 
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm import check
-from ufm.check import Refused
 from ufm.linalg import scaling
+from ufm.linalg.products import matmul
 from ufm.metrics import streaming
-from ufm.metrics.features import finite, fit, numbers
+from ufm.metrics.features import finite, fit, normal, numbers
 from ufm.metrics.result import Collapse
 from ufm.runtime import blocks
 
@@ -31,13 +31,13 @@ def collapse(
         W: classifier (K, d), one row a class.
         H: features (d, N), columns are samples; in memory or mapped from disk, since NumPy arrays
             are read in pieces.
-        b: bias (K,); None where there is none.
-        labels: (N,) concrete: integers 0 … K−1, which are rows of W, or others with `classes`.
+        b: bias (K,), or None.
+        labels: (N,), concrete: integers 0 … K−1, which are rows of W, or others with `classes`.
         classes: the K labels in the order of the rows of W, where they are not 0 … K−1.
         ignore: label, or labels, of samples to leave out.
         mean: the centre of the class means: "class", their own mean, for which a perfect simplex
             gives 0 for any counts, as in the code of Papyan et al.; or "sample", the mean of all
-            samples. The same for equal counts.
+            samples. Both are equal for equal counts.
         means: class means (K, d), a row a class, about which to measure, for example the means of
             training features for test features (`ufm.metrics.Accumulator.class_means`). None takes
             the means of H.
@@ -46,14 +46,14 @@ def collapse(
             given.
 
     Returns:
-        A `Collapse` of scalars: Python floats for NumPy input, JAX scalars for JAX input, of which
-        less than 32 bits count as float32. With `means`, or classes skipped, floats always. JAX
+        A `Collapse` of scalars: Python floats for NumPy input; JAX scalars for JAX input, float32
+        for half precisions. With `means` or skipped classes they are always Python floats. JAX
         arrays beyond 64 MiB on a CPU are read in pieces too, in float64; on other devices they are
         measured as a whole, on the device.
 
     Raises:
         Refused: arrays that are not real and finite or do not fit together, W or H of subnormal
-            numbers alone, K < 2, a label that is no row, a class without samples; see
+            numbers alone, K < 2, a label without a row, a class without samples; see
             `ufm.metrics.labels.samples`.
     """
     W, H, b = numbers("W", W), numbers("H", H), None if b is None else numbers("b", b)
@@ -73,7 +73,7 @@ def collapse(
 
 
 def _large(W, H, b) -> bool:
-    """Whether to go through the samples in pieces: arrays of a CPU that would take much memory."""
+    """Whether to read the samples in pieces: arrays on a CPU that would need much memory."""
     if check.traced(W, H, b):
         return False
     places = H.devices() if isinstance(H, jax.Array) else set()
@@ -83,7 +83,7 @@ def _large(W, H, b) -> bool:
 
 
 def _floating(name: str, x):
-    """x as a JAX array in its own precision, sound unless it is traced."""
+    """x as a JAX array in its own precision; checked unless it is traced."""
     if not x.dtype.isnative:
         x = x.astype(np.float64)
     elif not jnp.issubdtype(x.dtype, jnp.floating):
@@ -97,40 +97,32 @@ def _floating(name: str, x):
 
 
 def _check_normal(name: str, x) -> None:
-    """Refuse W and H of subnormal numbers alone: digits are lost, and XLA takes them for 0."""
-    least = float(jnp.finfo(x.dtype).tiny)
-    if not x.size or not float(jnp.max(jnp.abs(x))) < least:
-        return
-    top = float(np.max(np.abs(np.asarray(x, np.float64))))
-    if top > 0:
-        raise Refused(
-            f"got {name} whose largest entry is {top:.3g}, below the smallest normal number "
-            f"{least:.3g} of {x.dtype}; allowed: 0, or larger ones. Look for an underflow where "
-            f"{name} was made"
-        )
+    """Refuse W and H of subnormal numbers alone, which have lost digits and are 0 for XLA."""
+    if x.size and float(jnp.max(jnp.abs(x))) < float(jnp.finfo(x.dtype).tiny):
+        normal(name, float(np.max(np.abs(np.asarray(x, np.float64)))), x.dtype)
 
 
 def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
     """The formulas of `Collapse` without checks. Traceable.
 
     Args:
-        W, H, b: the arrays that are measured.
-        index: (N,), the row of W that each sample belongs to, every class at least once.
-        logits: H ↦ WH + b, where the caller makes these too; None makes them within range.
+        W, H, b: arrays (K, d), (d, N) and (K,).
+        index: (N,), the row of W that each sample belongs to; every class occurs.
+        logits: H ↦ WH + b, if the caller computes these too; None computes them without overflow.
         mean: "class" or "sample".
     """
     K, N = W.shape[0], H.shape[1]
-    # In units of the largest entries; their logits in a unit common to WH and b.
+    # In units of the largest entries; the logits in a common unit of WH and b.
     unit = 1 / scaling.binade(jnp, H)
     W, V, c, exponent = _units(W, unit, b)
-    logits = logits or (lambda H: _product(V * unit, H) + c[:, None])
+    logits = logits or (lambda H: matmul(V * unit, H) + c[:, None])
     squares = jnp.sum(jnp.sum((H * unit) ** 2, axis=0))
     sums, spread = _over_classes(K, index, H)
     counts = sums(jnp.ones((1, N), H.dtype), 1)[0]
     means = sums(H, unit) / counts
     weights = counts[:, None] / N if mean == "sample" else jnp.full((K, 1), 1 / K, H.dtype)
-    mean = _product(means, weights)
-    # Mean squared rounding of a feature: below it, class means coincide and variance is none.
+    mean = matmul(means, weights)
+    # Mean squared rounding of a feature: below it class means coincide and variances are 0.
     floor = (8 * jnp.finfo(H.dtype).eps) ** 2 * squares / N
     M = means - mean
     M = jnp.where(jnp.sum(M**2) > K * floor, M, 0)
@@ -144,19 +136,17 @@ def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
         nc1=_nc1(M, s, along / N, tr_W, floor),
         nc1_trace_ratio=_ratio(tr_W, tr_B, floor),
         nc1_cdnv=_cdnv(M, variances, floor),
-        nc2=_distance_to_etf(_product(W, W.T)),
+        nc2=_distance_to_etf(matmul(W, W.T)),
         nc2_centred=_distance_to_etf(_gram(W - jnp.mean(W, axis=0))),
         nc2_means=_distance_to_etf(_gram(M.T)),
         nc2_equinorm_W=_equinorm(W),
         nc2_equinorm_means=_equinorm(M.T),
         nc2_equiangularity_W=_equiangularity(W),
         nc2_equiangularity_means=_equiangularity(M.T),
-        nc3=_distance_to_etf(_product(W, M)),
+        nc3=_distance_to_etf(matmul(W, M)),
         nc3_duality=jnp.sqrt(jnp.sum((_direction(W).T - _direction(M)) ** 2)),
         nc4=jnp.sum((predicted != nearest).astype(H.dtype)) / N,
-        nc4_mean_logit=_times_power(
-            jnp.sqrt(jnp.sum((_product(V, mean)[:, 0] + c) ** 2)), exponent
-        ),
+        nc4_mean_logit=_times_power(jnp.sqrt(jnp.sum((matmul(V, mean)[:, 0] + c) ** 2)), exponent),
     )
 
 
@@ -164,11 +154,10 @@ _measure_compiled = jax.jit(measure, static_argnames="mean")
 
 
 def _over_classes(K: int, index, H):
-    """Two maps, (r, N) → (r, K) and back: the sums over each class, and a copy a sample.
+    """Two maps, (r, N) → (r, K) and back: the sums over each class, and one copy for each sample.
 
-    The sums are those of A times a number, which keeps them within range.
-
-    Known labels in K equal blocks, as those of a balanced problem, need a mere change of shape.
+    The sums are those of A times a given number, so that they do not over- or underflow. Known
+    labels in K equal blocks, as those of a balanced problem, need only a reshape.
     """
     if _in_order(K, index):
         return (
@@ -178,7 +167,7 @@ def _over_classes(K: int, index, H):
 
     def sums(A, unit):
         def block(A, index):
-            return _product(A, unit * _one(K, index, A.dtype).T)
+            return matmul(A, unit * _one(K, index, A.dtype).T)
 
         return blocks.total(block, A, index, K)
 
@@ -189,15 +178,15 @@ def _over_classes(K: int, index, H):
 
 
 def _in_order(K: int, index) -> bool:
-    """Whether the rows are known to be K equal blocks in order."""
+    """Whether the rows are concrete and K equal blocks in order."""
     N = len(index)
     return isinstance(index, np.ndarray) and np.array_equal(index, np.repeat(np.arange(K), N // K))
 
 
 def _one(K: int, index, dtype):
-    """The (K, N) matrix with a 1 at the row of each sample.
+    """The (K, N) matrix with a 1 in the row of each sample.
 
-    A product with it picks entries exactly, and faster than a gather in JAX.
+    A product with it selects entries exactly, and faster than a gather in JAX.
     """
     return (jnp.arange(K)[:, None] == index[None, :]).astype(dtype)
 
@@ -207,28 +196,24 @@ def _copies(A, index):
     K = A.shape[1]
     if _in_order(K, index):
         return jnp.repeat(A, len(index) // K, axis=1)
-    return _product(A, _one(K, index, A.dtype))
+    return matmul(A, _one(K, index, A.dtype))
 
 
 def first_largest(A):
-    """The row of the largest entry of every column, the first of equal ones: argmax over rows.
+    """argmax over rows: the row of the largest entry of every column, the first one on ties.
 
-    In two plain reductions: XLA's argmax on CPUs walks down one column after the other.
+    As two plain reductions, since XLA's argmax on CPUs reads one column after the other.
     """
     K = A.shape[0]
     return jnp.min(jnp.where(jnp.max(A, axis=0) == A, jnp.arange(K)[:, None], K), axis=0)
 
 
-def _product(A, B):
-    return jnp.matmul(A, B, precision=jax.lax.Precision.HIGHEST)
-
-
 def _gram(A):
-    return _product(A, A.T)
+    return matmul(A, A.T)
 
 
 def _ratio(numerator, denominator, floor=0.0):
-    """numerator/denominator; over zero it is 0 up to the floor of rounding, and ∞ above."""
+    """numerator/denominator; for denominator 0, 0 up to the floor of rounding and ∞ above it."""
     safe = jnp.where(denominator > 0, denominator, 1)
     return jnp.where(denominator > 0, numerator / safe, jnp.where(numerator > floor, jnp.inf, 0.0))
 
@@ -242,20 +227,20 @@ def _direction(A):
 def _nearest(M, U, s, Vt, deviations, index):
     """(Σ_i a_i², the class of the nearest mean of every sample), a_i = Uᵀ(h_i − μ_{y_i}).
 
-    With M = U diag(s) Vᵀ, ‖h_i − μ_k‖² = const − 2(⟨V_k ∘ s, a_i⟩ + ⟨M_k, M_{y_i}⟩ − ‖M_k‖²/2):
-    around μ_G against cancellation, and with one product over all features.
+    With M = U diag(s) Vᵀ, ‖h_i − μ_k‖² = const − 2(⟨V_k ∘ s, a_i⟩ + ⟨M_k, M_{y_i}⟩ − ‖M_k‖²/2),
+    relative to μ_G against cancellation, with one product over all features.
     """
-    a, gram = _product(U.T, deviations), _gram(M.T)
+    a, gram = matmul(U.T, deviations), _gram(M.T)
     own = _copies(gram - jnp.sum(M**2, axis=0)[:, None] / 2, index)
-    return jnp.sum(a**2, axis=1), first_largest(_product(Vt.T * s, a) + own)
+    return jnp.sum(a**2, axis=1), first_largest(matmul(Vt.T * s, a) + own)
 
 
 def _nc1(M, s, along, tr_W, floor):
     """tr(Σ_W Σ_B^†)/K = Σ_j u_jᵀΣ_W u_j/s_j² over the singular pairs (u_j, s_j) of M.
 
-    M has rank ≤ K−1 since Σ_k n_k M_k = 0: its last singular value is rounding, and inverting it
-    is what makes NC1 negative or huge in float32. `along` is u_jᵀΣ_W u_j, a sum of squares: Σ_W is
-    never formed.
+    M has rank ≤ K−1, since a weighted sum of its columns is 0: its last singular value is rounding,
+    and its inverse would make NC1 negative or huge in float32. `along` is u_jᵀΣ_W u_j, a sum of
+    squares; Σ_W is never formed.
     """
     r = min(M.shape[0], M.shape[1] - 1)
     s, along = s[:r], along[:r]
@@ -269,7 +254,7 @@ def _cdnv(M, variances, floor):
     squares = jnp.diagonal(gram)
     scale = squares[:, None] + squares[None, :]
     distances = scale - 2 * gram
-    # Below the rounding of the subtraction two means count as one.
+    # Distances below the rounding of the subtraction count as 0.
     distances = jnp.where(distances > 4 * jnp.finfo(M.dtype).eps * scale, distances, 0)
     K = M.shape[1]
     pairs = _ratio((variances[:, None] + variances[None, :]) / 2, distances, floor)
@@ -310,9 +295,9 @@ def _units(W, unit, b):
 
 
 def _times_power(x, exponent):
-    """2^e x for any integer e, in two steps: 2^e alone may be out of range.
+    """2^e x for any integer e, in two steps, since 2^e alone may over- or underflow.
 
-    By scalars that XLA computes once, where it would repeat an ldexp of x for every use of it.
+    By scalar factors, which XLA computes once, while it would repeat an ldexp of x for every use.
     """
     half, one = exponent // 2, jnp.ones((), x.dtype)
     return x * jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)

@@ -1,15 +1,16 @@
-"""Counts, means and scatter of classes, of samples that come in batches, in one pass.
+"""Counts, means and scatter of classes for samples that come in batches, in one pass.
 
-A batch with counts m_k, means c_k and scatter S_B joins what is known of n_k samples as
+A batch with counts m_k, means c_k and scatter S_B is added to n_k samples with means μ_k by
 
     μ_k ← μ_k + m_k/(n_k + m_k) δ_k,    S ← S + S_B + Σ_k n_k m_k/(n_k + m_k) δ_k δ_kᵀ,
 
 δ_k = c_k − μ_k: sums of squares only, so nothing cancels (Chan, Golub and LeVeque 1983, "Algorithms
-for computing the sample variance"; Welford 1962 for single samples). δ_k would still be a
-difference of rounded means: so means are kept from a point of their class, its first sample in
-float32, and collapsed features a long way from the origin lose no digits. Memory: K·d for the
-means, half as much for these points and, where the scatter is kept, d². All is in float64, in units
-of a power of two that follows the largest entry so far: no square over- or underflows.
+for computing the sample variance"; Welford 1962 for single samples). δ_k itself would be a
+difference of rounded means; therefore means are stored relative to the first sample of their class
+in float32, so that collapsed features far from the origin lose no digits. Memory: K·d numbers for
+the means, half as much for these samples and d² for the scatter, if wanted. All is in float64, in
+units of a power of two that follows the largest entry so far, so that no square over- or
+underflows.
 """
 
 from collections.abc import Iterator
@@ -24,12 +25,11 @@ from ufm.metrics.frames import slices
 
 @dataclass
 class Moments:
-    """What is known of the samples so far; `absorb` changes it in place.
+    """Moments of the samples so far, all of h/scale; `absorb` changes them in place.
 
-    counts (K,): samples of each class. points (K, d) in float32 and offsets (K, d): μ_k =
-    points + offsets of h/scale, 0 for a class without samples. squares (K,): Σ‖h − μ_k‖² of
-    h/scale. scatter (d, d), or None: Σ_i (h − μ)(h − μ)ᵀ of h/scale, its upper triangle. scale: a
-    power of two; 0 as long as every entry was 0.
+    counts (K,): samples of each class. points (K, d) in float32 and offsets (K, d): μ_k = points +
+    offsets, 0 for a class without samples. squares (K,): Σ‖h − μ_k‖². scatter (d, d), or None: the
+    upper triangle of Σ_i (h − μ)(h − μ)ᵀ. scale: a power of two; 0 while every entry was 0.
     """
 
     counts: np.ndarray
@@ -41,7 +41,7 @@ class Moments:
 
     @property
     def unit(self) -> float:
-        """What features are divided by: `scale`, and 1 where that is 0."""
+        """The divisor of features: `scale`, or 1 where that is 0."""
         return self.scale or 1.0
 
     @property
@@ -62,15 +62,15 @@ class Moments:
 
 
 def empty(K: int, d: int, scatter: bool) -> Moments:
-    """Of no samples."""
+    """The moments of no samples."""
     S = np.zeros((d, d), order="F") if scatter else None
     points, offsets = np.zeros((K, d), np.float32), np.zeros((K, d))
     return Moments(np.zeros(K, np.int64), points, offsets, np.zeros(K), S)
 
 
 def absorb(moments: Moments, X: np.ndarray, rows: np.ndarray) -> None:
-    """Join a batch: X (m, d) finite, any real dtype; rows (m,) the classes."""
-    # The scatter is as large as d rows, and every block reads and writes it.
+    """Add a batch: X (m, d) finite, of any real dtype; rows (m,) the classes."""
+    # The scatter has the size of d samples, and every block reads and writes it.
     least = 1 if moments.scatter is None else X.shape[1]
     for part in slices(len(X), X.shape[1], least):
         _absorb(moments, *sorted_block(X[part], rows[part]))
@@ -88,12 +88,12 @@ def grouped(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def rescale(moments: Moments, X: np.ndarray) -> np.ndarray:
-    """X/scale, after the scale has grown to that of X where this is larger. Exact."""
+    """X/scale, exactly, after the scale has been raised to that of X if this is larger."""
     top = binade(X)
     if top > moments.scale:
         shrink = moments.scale / top
         means = moments.means * shrink
-        # Rounded, should they become subnormal: the offsets make up for it.
+        # Points that become subnormal are rounded; the offsets compensate for it.
         moments.points[:] = moments.points * shrink
         moments.offsets[:] = means - moments.points
         moments.squares *= shrink**2
@@ -132,7 +132,7 @@ def _absorb(moments: Moments, X: np.ndarray, rows: np.ndarray) -> None:
 
 
 def add_squares(S: np.ndarray, A: np.ndarray) -> None:
-    """S += AᵀA, the upper triangle, in place: S (d, d) in Fortran's order, A (m, d) in C's."""
+    """S += AᵀA in place, the upper triangle: S (d, d) in Fortran order, A (m, d) in C order."""
     blas.dsyrk(1.0, A.T, beta=1.0, c=S, overwrite_c=1)
 
 
@@ -142,7 +142,7 @@ def along(S: np.ndarray, V: np.ndarray) -> np.ndarray:
 
 
 def columns(H: np.ndarray, kept: np.ndarray | None, width: int) -> Iterator[np.ndarray]:
-    """Blocks (m, d) of the columns of H (d, N) that count, in order; float64 or H's dtype."""
+    """Blocks (m, d) of the columns of H (d, N), of those kept if given, in order and H's dtype."""
     N = H.shape[1] if kept is None else len(kept)
     for part in slices(N, width):
         yield (H[:, part] if kept is None else H[:, kept[part]]).T

@@ -1,35 +1,35 @@
 """Collapse in regression, NRC1–NRC3 (Andriopoulos et al. 2024, arXiv 2409.04180).
 
-Features h_i (d), targets y_i (n), a linear layer W (n, d): features fall onto the n leading
-principal components of the features, onto the rows of W, and WWᵀ takes its shape from the targets'
-covariance. NumPy, float64, features in pieces.
+For features h_i (d,), targets y_i (n,) and a linear layer W (n, d): at collapse the centred
+features are in the span of their n leading principal components and in that of the rows of W, and
+WWᵀ is a function of the covariance of the targets. NumPy, float64, features in pieces.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from ufm import check
 from ufm.check import Refused
 from ufm.linalg import scaling
 from ufm.metrics import frames
 from ufm.metrics import moments as in_one_pass
 from ufm.metrics.centred import rounding
-from ufm.metrics.features import finite, numbers
+from ufm.metrics.features import finite, in_numpy
 
 
 class RegressionCollapse(NamedTuple):
-    """NRC1–NRC3, each in [0, 1], NRC3 in [0, 4]; 0 at collapse. h̃ = (h − h̄)/‖h − h̄‖.
+    """NRC1 and NRC2, in [0, 1], and NRC3, in [0, 4]; 0 at collapse. h̃ = (h − h̄)/‖h − h̄‖.
 
     nrc1: mean of ‖h̃ − P h̃‖², P the projection onto the n leading principal components of h.
     nrc2: mean of ‖h̃ − Q h̃‖², Q the projection onto the row space of W.
     nrc3: ‖WWᵀ/‖WWᵀ‖_F − T/‖T‖_F‖²_F with T = Σ^{1/2} − γ^{1/2} I, Σ the covariance of the targets,
-        at the γ in [0, λ_min(Σ)] that makes it least.
-    gamma: that γ.
+        at the γ in [0, λ_min(Σ)] that minimises it.
+    gamma: that γ, in the squared unit of the targets.
 
-    Caution: features are centred here, since W h + b may carry the mean in b or in W h̄; code that
-    does not centre gives other values. Features equal to their mean count as 0. With one target
-    nrc3 is 0 for every W ≠ 0: it says nothing. nrc1 is 0 wherever n ≥ rank of the centred features.
+    Caution: features are centred here, since the mean may be part of b or of W h̄; code that does
+    not centre gives other values. Features equal to their mean contribute 0. With one target nrc3
+    is 0 for every W ≠ 0 and carries no information. nrc1 is 0 wherever n ≥ rank of the centred
+    features.
     """
 
     nrc1: float
@@ -39,7 +39,9 @@ class RegressionCollapse(NamedTuple):
 
 
 def regression(W, features, targets) -> RegressionCollapse:
-    """Measure NRC1–NRC3.
+    """Measure NRC1–NRC3 of features and a linear layer.
+
+    Source: Andriopoulos et al. 2024, arXiv 2409.04180.
 
     Args:
         W: last layer (n, d), a row a target.
@@ -50,11 +52,9 @@ def regression(W, features, targets) -> RegressionCollapse:
         Refused: arrays that are not real and finite or do not fit, fewer than 2 samples, targets
             that do not vary.
     """
-    if check.traced(W, features, targets):
-        raise Refused("got traced arrays: regression runs on the host; call it outside jit")
-    W = finite("W", np.asarray(numbers("W", W), np.float64))
-    H = np.asarray(numbers("features", features))
-    Y = finite("targets", np.asarray(numbers("targets", targets), np.float64))
+    W = finite("W", in_numpy("W", W).astype(np.float64))
+    H = in_numpy("features", features)
+    Y = finite("targets", in_numpy("targets", targets).astype(np.float64))
     Y = Y[:, None] if Y.ndim == 1 else Y
     shapes = f"got W {W.shape}, features {H.shape} and targets {Y.shape}"
     if (
@@ -78,7 +78,7 @@ def regression(W, features, targets) -> RegressionCollapse:
 
 
 def _outside(W: np.ndarray, H: np.ndarray) -> tuple[float, float]:
-    """(NRC1, NRC2): mean squared parts of the directions outside two subspaces."""
+    """(NRC1, NRC2): mean squared norms of the parts of h̃ orthogonal to the two subspaces."""
     n, d = W.shape
     moments = in_one_pass.empty(1, d, scatter=True)
     in_one_pass.absorb(moments, H, np.zeros(len(H), np.intp))
@@ -99,8 +99,8 @@ def _outside(W: np.ndarray, H: np.ndarray) -> tuple[float, float]:
 def _shape(G: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
     """(NRC3, γ) for G = WWᵀ.
 
-    With r = √γ the cosine of G and S − rI, S = Σ^{1/2}, is (p − qr)/√(s − 2tr + nr²) up to ‖G‖; its
-    derivative vanishes at one r only. The largest cosine is there or at an end.
+    With r = √γ the cosine between G and S − rI, S = Σ^{1/2}, is (p − qr)/√(s − 2tr + nr²) up to
+    ‖G‖; its derivative vanishes at one r only, so it is largest there or at an end.
     """
     n = len(G)
     values, vectors = np.linalg.eigh(covariance)
@@ -114,7 +114,7 @@ def _shape(G: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
     def away(r):
         T = S - r * np.eye(n)
         sizes = np.linalg.norm(G), np.linalg.norm(T)
-        # Σ a multiple of I: T has the direction of I up to its end, where it has none.
+        # If Σ is a multiple of I, T is one too, and 0 at the end of the interval.
         if sizes[1] <= 1e-12 * np.linalg.norm(S):
             return np.inf
         return float(((G / (sizes[0] or 1.0) - T / sizes[1]) ** 2).sum())

@@ -1,10 +1,9 @@
 """NC1–NC4 of samples that come in batches: any array library, two passes or one, small memory.
 
-One pass keeps the class means and the scatter Σ_i (h_i − μ)(h_i − μ)ᵀ, K·d + d² numbers; with a
-second pass over the same batches the scatter is not needed, only K·d numbers, and the class mean
-nearest to each sample is found (NC4). If the means are given, for example those of training
-features, one pass is enough for all measures. Everything is in float64 on the host, whatever the
-batches are.
+One pass stores the class means and the scatter Σ_i (h_i − μ)(h_i − μ)ᵀ, K·d + d² numbers. With a
+second pass over the same batches the scatter is not needed, only K·d numbers, and the nearest class
+mean of each sample is found (NC4). If the means are given, for example those of training features,
+one pass is enough for all measures. Everything is in float64 on the host.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ from ufm.linalg import scaling
 from ufm.metrics import frames
 from ufm.metrics import moments as in_one_pass
 from ufm.metrics.centred import Centres, Sums, centres, logits, rounding
-from ufm.metrics.features import classifier, finite, fit, normal, numbers
+from ufm.metrics.features import classifier, finite, fit, in_numpy, normal, numbers
 from ufm.metrics.labels import Samples, listed, samples
 from ufm.metrics.result import Collapse, Detail
 from ufm.metrics.summary import Known, collapsed, detailed
@@ -32,16 +31,17 @@ class Accumulator:
         seen = Accumulator(W, b)
         for features, labels in batches:      # NumPy, JAX, PyTorch on any device, …
             seen.add(features, labels)
-        for features, labels in batches:      # for NC4 and the nearest centres: once more
+        for features, labels in batches:      # a second pass, for NC4 and the nearest centres
             seen.again(features, labels)
         seen.collapse().nc1
 
     Args:
-        W, b: classifier (K, d), a row a class, and bias (K,), None where there is none.
-        classes, ignore: of the labels, as `collapse` takes them.
-        mean: the centre of the class means: "class", the mean of the class means, or "sample".
-        means: class means (K, d), a row a class, to measure the samples about, as `class_means` of
-            an accumulator of training features gives them; None measures about their own.
+        W, b: classifier (K, d), a row a class, and bias (K,) or None.
+        classes, ignore: as `ufm.metrics.collapse` takes them, for the labels.
+        mean: the centre of the class means: "class", the mean of the class means, or "sample", the
+            mean of all samples.
+        means: class means (K, d), a row a class, about which to measure the samples, for example
+            `class_means` of an accumulator of training features; None takes those of the samples.
         missing: what to do with classes without samples: "refuse" them, or "skip" them and measure
             those present. Ignored if `means` are given.
         passes: 1 stores d² more numbers and gives all but NC4 and the nearest centres without
@@ -51,7 +51,7 @@ class Accumulator:
     rounding only.
 
     Raises:
-        Refused: arrays that are not real and finite or do not fit together; options of no meaning.
+        Refused: arrays that are not real and finite or do not fit together; unknown options.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Accumulator:
         self._right = np.zeros(K, np.int64) if one_pass else None
         self._sums: Sums | None = None
         self._names = check.several(classes) or list(range(K))
-        # Before the first batch: as the labels of none.
+        # Checks classes and ignore before the first batch, on an empty one.
         kind = "U1" if isinstance(self._names[0], str) else np.int64
         samples(np.zeros(0, kind), K, 0, **self._options, every=False)
 
@@ -87,7 +87,7 @@ class Accumulator:
 
     @property
     def class_means(self) -> np.ndarray:
-        """The means of the classes, (K, d): those given, or those of the samples so far.
+        """The class means, (K, d): those given, or those of the samples so far.
 
         Raises:
             Refused: a class without samples.
@@ -98,18 +98,18 @@ class Accumulator:
         return self._moments.means * self._moments.unit
 
     def add(self, features, labels) -> "Accumulator":
-        """Take a batch: features (m, d), samples as rows, and labels (m,).
+        """Add a batch: features (m, d), samples as rows, and labels (m,). Returns the accumulator.
 
         Raises:
-            Refused: arrays that are not real and finite or do not fit; labels as in `collapse`;
-                a batch after `again`.
+            Refused: arrays that are not real and finite or do not fit; labels as in
+                `ufm.metrics.collapse`; a batch after `again`.
         """
         X, rows = self._batch(features, labels)
         self._add(X, rows)
         return self
 
     def again(self, features, labels) -> "Accumulator":
-        """Take a batch of the second pass, which goes over the same samples in any order.
+        """Add a batch of the second pass over the same samples, in any order and any batches.
 
         Raises:
             Refused: as `add`; with given means, which need one pass only; a class without samples.
@@ -125,7 +125,7 @@ class Accumulator:
 
         Raises:
             Refused: no samples; a class without samples, naming it, unless these are skipped; a
-                second pass that is missing, or that went over other samples.
+                second pass that is missing or had other samples.
         """
         with np.errstate(over="ignore"):  # of nc4_mean_logit, infinite then
             return collapsed(self._known())
@@ -140,10 +140,10 @@ class Accumulator:
             return detailed(self._known(), self.missing)
 
     def second_moment(self) -> np.ndarray:
-        """(1/N) Σ_i h_i h_iᵀ, (d, d), after one pass with `passes=1`; infinite beyond all numbers.
+        """(1/N) Σ_i h_i h_iᵀ, (d, d), after one pass with `passes=1`; infinite on overflow.
 
         Raises:
-            Refused: no scatter was kept; no samples.
+            Refused: `passes=2` or given means, for which no scatter is stored; no samples.
         """
         S = self._moments.scatter
         if S is None or not self._moments.N:
@@ -154,9 +154,7 @@ class Accumulator:
             return whole / self._moments.N * self._moments.unit * self._moments.unit
 
     def _batch(self, features, labels) -> tuple[np.ndarray, np.ndarray]:
-        if check.traced(features):
-            raise Refused("got traced features: this runs on the host; call it outside jit")
-        X, (K, d) = np.asarray(numbers("features", features)), self._W.shape
+        X, (K, d) = in_numpy("features", features), self._W.shape
         if X.ndim != 2 or X.shape[1] != d:
             raise Refused(
                 f"got features of shape {X.shape} for W {self._W.shape}; allowed: (m, {d}), "
@@ -190,7 +188,7 @@ class Accumulator:
         return self._sums
 
     def _fixed(self) -> Sums:
-        """The means as they stand after the first pass, and no sums about them yet."""
+        """Empty sums about the means of the first pass."""
         return Sums(self._centres(), logits(self._W, self._b, self._moments.unit))
 
     def _centres(self) -> Centres:
@@ -257,18 +255,16 @@ def detail(
 def whole(
     W, H, b, chosen: Samples, mean="class", means=None, missing="refuse", classes=None
 ) -> Accumulator:
-    """Both passes over features that are at hand: numbers as they are, H (d, N) in any real dtype.
+    """Both passes over features in one array, H (d, N) in any real dtype.
 
     Args:
-        W, b: classifier and bias, None where there is none.
+        W, b: classifier, and bias or None.
         H: features, columns are samples; may be mapped from disk.
-        chosen: the samples that count, and their rows of W.
+        chosen: the samples that are not ignored, and their rows of W.
         mean, means, missing, classes: as of `Accumulator`.
     """
-    if check.traced(H):
-        raise Refused("got traced arrays: this runs on the host; call it outside jit")
-    H = np.asarray(H)
-    _sound_columns(H, chosen)
+    H = in_numpy("H", H)
+    _check_columns(H, chosen)
     seen = Accumulator(W, b, classes=classes, mean=mean, means=means, missing=missing, passes=2)
     steps = (seen._add,) if means is not None else (seen._add, seen._again)
     for step in steps:
@@ -279,7 +275,7 @@ def whole(
     return seen
 
 
-def _sound_columns(H: np.ndarray, chosen: Samples) -> None:
+def _check_columns(H: np.ndarray, chosen: Samples) -> None:
     bad, top = 0, 0.0
     for X in in_one_pass.columns(H, chosen.kept, H.shape[0]):
         sizes = np.abs(X)
@@ -294,9 +290,7 @@ def _sound_columns(H: np.ndarray, chosen: Samples) -> None:
 
 
 def _classifier(W, b) -> tuple[np.ndarray, np.ndarray]:
-    if check.traced(W, b):
-        raise Refused("got traced arrays: this runs on the host; call it outside jit")
-    W, b = np.asarray(numbers("W", W)), None if b is None else np.asarray(numbers("b", b))
+    W, b = in_numpy("W", W), None if b is None else in_numpy("b", b)
     classifier(W, b)
     b = np.zeros(len(W)) if b is None else b
     W = finite("W", W.astype(np.float64))
@@ -310,9 +304,7 @@ def _given(means, K: int, d: int, mean: str) -> np.ndarray:
             'got mean="sample" with means; allowed: mean="class", since the counts behind given '
             "means are not known"
         )
-    if check.traced(means):
-        raise Refused("got traced means: this runs on the host; call it outside jit")
-    found = np.asarray(numbers("means", means), np.float64)
+    found = in_numpy("means", means).astype(np.float64)
     if found.shape != (K, d):
         turned = "; these look transposed" if found.shape == (d, K) else ""
         raise Refused(

@@ -1,4 +1,4 @@
-"""From sums over the samples to `Collapse` and `Detail`: formulas, and no pass over samples."""
+"""`Collapse` and `Detail` from sums over the samples."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from ufm.metrics.result import Collapse, Detail
 
 
 class Known(NamedTuple):
-    """What one or two passes know, fields as of `Sums`; agree and near may be None."""
+    """The sums of one or two passes, fields as of `Sums`; agree and near may be None."""
 
     W: np.ndarray
     at: Centres
@@ -26,7 +26,7 @@ class Known(NamedTuple):
 
     @classmethod
     def second(cls, W: np.ndarray, s: Sums) -> "Known":
-        """What a pass about fixed means knows."""
+        """The sums of a pass about fixed means."""
         return cls(
             W, s.at, s.logits, s.total, s.counts, s.squares, s.along, s.agree, s.near, s.right
         )
@@ -90,7 +90,7 @@ def detailed(known: Known, missing: tuple[Any, ...]) -> Detail:
 
 
 def _nc1(known: Known, tr_W: float, floor: float) -> float:
-    """tr(Σ_W Σ_B^†)/K = Σ_j v_jᵀΣ_W v_j/s_j² over the axes v_j of M. A sum of squares."""
+    """tr(Σ_W Σ_B^†)/K = Σ_j v_jᵀΣ_W v_j/s_j² over the axes v_j of M, a sum of terms ≥ 0."""
     s, kept = known.at.s, known.at.kept
     if not kept.any():
         return float("inf") if tr_W > floor else 0.0

@@ -1,8 +1,9 @@
-"""Dual variables from the residuals of a point: with zero row sums where the dual asks for them.
+"""Dual variables from the residuals of a point, with zero row sums where the dual requires them.
 
-A dual variable of sample i is an r_i in the domain of ℓ*_i; the residuals ∇ℓ_i are such. For λ_b =
-0 the dual of the problem asks for Σ_i w_i r_i = 0, which only holds at critical points: `feasible`
-moves the residuals of any point to such sums. Used by `ufm.certificate`; traceable.
+A dual variable of sample i is an r_i in the domain of ℓ*_i, and the residuals ∇ℓ_i are in it. For
+λ_b = 0 the dual of the problem requires Σ_i w_i r_i = 0, which holds only where ∇_b f = 0:
+`feasible` maps the residuals of any point to dual variables with these sums. Used by
+`ufm.certificate`; traceable.
 """
 
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from ufm.runtime import blocks
 def centring(problem: Problem, residual: Callable, columns: Array) -> tuple[Array, Scalar]:
     """(mean column m, mixing weight s) that bring the dual variables to zero row sums.
 
-    The weighted mean of R is subtracted; where that leaves the domain of ℓ*, all r_i are mixed with
-    t̄ − t_i, t̄ the weighted mean of the targets, which have zero row sums too, just enough to end
-    at its border.
+    The weighted mean of R is subtracted; where the result is outside the domain of ℓ*, all r_i are
+    mixed with t̄ − t_i, whose row sums are zero too (t̄ is the weighted mean of the targets). s is
+    the least weight that reaches the domain.
     """
     K, loss = problem.K, problem.loss
 
@@ -38,7 +39,7 @@ def centring(problem: Problem, residual: Callable, columns: Array) -> tuple[Arra
 
 
 def mass(problem: Problem, dtype) -> Array | float:
-    """Σ_i w_i, the weight of all samples: 1 where the classes weigh the same."""
+    """Σ_i w_i, the weight of all samples: 1 without weights of classes."""
     if problem.weights is None:
         return 1.0
     return jnp.sum(shares(problem, dtype))
@@ -54,21 +55,22 @@ def mean_target(problem: Problem, dtype) -> Array:
     """t̄, the weighted mean of the targets, (K,): the frequencies of the classes for labels."""
     pi = shares(problem, dtype) / mass(problem, dtype)
     pi = pi if problem.targets is None else jnp.asarray(problem.targets, dtype) @ pi
-    # A class that others outweigh by more than their rounding would ask for infinite mixing.
+    # A class whose share is below the rounding of the others would need infinite mixing.
     return jnp.maximum(pi, float(jnp.finfo(dtype).eps) ** 2)
 
 
 def penalised(problem: Problem, dtype) -> Array:
-    """Whether the decay of b makes any sum G1 admissible: λ_b > ε min(μ, 1).
+    """Whether λ_b > ε min(μ, 1), so that the decay of b admits any row sums.
 
-    Below, A1 = 0 costs no more than rounding, (λ_b/2)‖b*‖² of f* ~ μ, and G1/λ_b is rounding.
+    For smaller λ_b the condition A1 = 0 lowers the bound by no more than rounding, (λ_b/2)‖b*‖²
+    with f* ~ μ, and ‖A1‖²/(2λ_b) would be made of rounding.
     """
     mu = jnp.asarray(problem.mu, dtype)
     return jnp.asarray(problem.lam_b, dtype) > jnp.finfo(dtype).eps * jnp.minimum(mu, 1)
 
 
 def feasible(problem: Problem, columns: Array, residual: Callable):
-    """Dual variables r'_i of a block of samples; R itself if b decays."""
+    """The map (block of columns, labels) ↦ dual variables; `residual` itself if b decays."""
     if not (problem.bias and problem.loss.dual):
         return residual
     dtype, loss = columns.dtype, problem.loss

@@ -4,9 +4,8 @@
     ∇f = (GHᵀ + λ_W W, WᵀG + λ_H HΩ, G1 + λ_b b)
 
 `ufm.hessian.stationarity`, `ufm.certificate`, `ufm.hessian.reduction` and `ufm.hessian.decision`
-take an `Evaluated` in the place of (problem, params): a point is evaluated once, however many
-questions are asked of it. Computed by `ufm.losses` and `ufm.model.problem` in one compiled call,
-kept in NumPy.
+take an `Evaluated` in place of (problem, params), so that a point is evaluated once. It is computed
+in one compiled call and stored in NumPy.
 """
 
 from typing import NamedTuple
@@ -19,14 +18,13 @@ from ufm.check import Refused
 from ufm.losses.loss import Curvature
 from ufm.model import layers, points
 from ufm.model import objective as terms
-from ufm.model import problem as model
 from ufm.model.problem import Params, Problem
 
-LARGEST = 1e150
+LARGEST = 1e150  # entries of a point, whose squares float64 holds
 
 
 class Residuals(NamedTuple):
-    """What the Hessian is made of at a point, in NumPy float64; fields as in `Evaluated`."""
+    """What the Hessian depends on at a point, in NumPy float64; fields as in `Evaluated`."""
 
     problem: Problem
     params: Params
@@ -40,7 +38,7 @@ class Residuals(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """A point with f, ∇f, residuals and Hessians of the loss there, in NumPy float64.
+    """A point with f, ∇f, and residuals and Hessians of the loss there, in NumPy float64.
 
     problem: with scalar decays.  params: W (K, d), H (d, N), b (K,), which is 0 without a bias.
     value: f, in nats.
@@ -71,11 +69,14 @@ def _gradient_in_logits(problem: Problem, residual: np.ndarray) -> np.ndarray:
 
 
 def evaluate(problem: Problem, params: Params) -> Evaluated:
-    """Evaluate a point in float64, whatever the precision of params and of JAX's configuration.
+    """f, ∇f, residuals and Hessians of the loss at a point, in float64 under any configuration.
 
     Args:
         problem: any problem, with scalar decays.
-        params: any point of it. Memory: four matrices of K × N numbers.
+        params: any point of it, in any precision. Memory: four matrices of K × N numbers.
+
+    Returns:
+        An `Evaluated`.
 
     Raises:
         Refused: wrong shapes, entries that are not finite or beyond 1e150; negative features
@@ -118,21 +119,16 @@ def _evaluated(problem: Problem, params: Params) -> tuple[Array, Curvature, Arra
 
 def _on_the_host(problem: Problem, point: Params) -> Params:
     """(W, H, b) in NumPy float64, b = 0 without a bias; refuses as `evaluate` says."""
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((problem, point))):
-        raise Refused("got traced values: this runs on the host; call it outside jit and vmap")
-    model.check_problem(problem)
-    points.check_params(problem, point)
+    points.check_point(problem, point)
     host = Params(*(np.asarray(x, np.float64) for x in point))
-    if not all(np.all(np.isfinite(x)) for x in host):
-        points.check_finite(point)
     check_entries(host)
     layers.check_feasible(problem, point)
-    host = layers.project(problem, host)  # of norms that are 1 in the precision of the point
+    host = layers.project(problem, host)  # norms were 1 in the precision of the point
     return host._replace(b=host.b if problem.bias else np.zeros_like(host.b))
 
 
 def check_entries(params: Params) -> None:
-    """Refuse entries so large that their squares overflow.
+    """Refuse entries beyond 1e150, whose squares may overflow.
 
     Raises:
         Refused: naming the largest one.
@@ -142,5 +138,5 @@ def check_entries(params: Params) -> None:
         if largest > LARGEST:
             raise Refused(
                 f"got entries of {name} up to {largest:.3g}; allowed: up to {LARGEST:g}, so that "
-                "their squares are numbers. Look for a diverged run"
+                "their squares do not overflow. Look for a diverged run"
             )

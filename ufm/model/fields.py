@@ -1,4 +1,4 @@
-"""What the fields of a problem may hold: counts, targets, weights and decays, as they are kept."""
+"""Checks and conversion of the fields of a problem: counts, targets, weights and decays."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ import numpy as np
 from ufm import check
 from ufm.check import MOST, Refused, integer, real, several, shown, traced
 
-FEATURES = ("free", "nonnegative", "sphere")  # what the features of a problem may be
+FEATURES = ("free", "nonnegative", "sphere")
 BOUNDED = "since a negative decay leaves the objective unbounded below"
 
 
 def class_counts(n: Any, K: int) -> int | tuple[int, ...]:
-    """Samples of each class: one integer, or K, which become one where they are equal.
+    """Samples of each class: one integer, or K of them, which become one where they are equal.
 
     Raises:
-        Refused: no integers, none of a class, or another number of counts.
+        Refused: counts that are not integers, below 1, or not K of them.
     """
     each = several(n)
     if each is None:
@@ -36,7 +36,7 @@ def class_counts(n: Any, K: int) -> int | tuple[int, ...]:
 
 
 def target_matrix(value: Any, K: int | None = None) -> Any:
-    """A matrix of finite real numbers, of K rows, as float64 of NumPy; None and tracers pass.
+    """A matrix of finite real numbers with K rows, in NumPy float64; None and tracers pass.
 
     Raises:
         Refused: another shape, text, or entries that are not finite.
@@ -47,7 +47,7 @@ def target_matrix(value: Any, K: int | None = None) -> Any:
         value = value.detach().cpu().numpy()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of masked entries, which would become NaN
+            warnings.simplefilter("error")  # for masked entries, which would become NaN
             array = check.array(value)
     except (ValueError, UserWarning, RuntimeWarning):
         array = np.asarray(None)
@@ -55,11 +55,11 @@ def target_matrix(value: Any, K: int | None = None) -> Any:
         got = f"{type(value).__name__} of {array.dtype}"
         raise Refused(f"got targets, a {got}; allowed: a (K, G) matrix of real numbers")
     if array.ndim != 2 or K not in (None, array.shape[0]) or array.size == 0:
-        way = f". It has K={K} columns: give its transpose" if array.shape[1:] == (K,) else ""
+        hint = f". It has K={K} columns: give its transpose" if array.shape[1:] == (K,) else ""
         rows = "" if K is None else f" with K={K}"
         raise Refused(
             f"got targets of shape {array.shape}; allowed: (K, G){rows}, a column for each "
-            f"group of samples{way}"
+            f"group of samples{hint}"
         )
     if not np.all(np.isfinite(array)):
         j, i = (int(x[0]) for x in np.nonzero(~np.isfinite(array)))
@@ -69,15 +69,15 @@ def target_matrix(value: Any, K: int | None = None) -> Any:
     return array
 
 
-# Weights of this range meet in products that float64 holds, as c/√ω of the certificate.
+# Products of weights in this range, such as c/√ω in the certificate, do not overflow in float64.
 WEIGHTS = 1e-100, 1e100
 
 
 def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
-    """One weight > 0 for each class as Python floats; None where all are 1. Tracers as they are.
+    """One weight > 0 for each class as Python floats; None where all are 1. Tracers pass.
 
     Raises:
-        Refused: no K real numbers from 1e-100 to 1e100.
+        Refused: anything but K real numbers from 1e-100 to 1e100.
     """
     if value is None or traced(value):
         return value
@@ -92,7 +92,7 @@ def class_weights(name: str, value: Any, K: int) -> tuple[float, ...] | None:
 
 
 def fixed_parts(value: Any) -> tuple[str, ...]:
-    """The parts of a point that do not move, as a tuple: () or ("W",).
+    """The parts of a point that are fixed, as a tuple: () or ("W",).
 
     Raises:
         Refused: anything else.
@@ -107,7 +107,7 @@ def fixed_parts(value: Any) -> tuple[str, ...]:
 
 
 def default_decays(features: Any) -> dict[str, float]:
-    """The decays that need not be given: λ_b, and on the sphere all, which are 0 there."""
+    """The defaults of decays that may be omitted: λ_b, and on the sphere all three, which are 0."""
     names = ("lam_W", "lam_H", "lam_b") if str(features) == "sphere" else ("lam_b",)
     return dict.fromkeys(names, 0.0)
 
@@ -118,7 +118,7 @@ def check_sphere(d: int, lams: Mapping[str, Any], bias: bool, decay_weights: Any
     Args:
         d: width of the features.
         lams: λ_W and λ_H by name; traced ones pass.
-        bias, decay_weights: as the problem has them.
+        bias, decay_weights: fields of the problem.
 
     Raises:
         Refused: d = 1, a decay that is not 0, a bias, weights in the decay.
@@ -143,10 +143,10 @@ def check_sphere(d: int, lams: Mapping[str, Any], bias: bool, decay_weights: Any
 
 
 def decay(name: str, value: Any) -> Any:
-    """A decay as a Python float; arrays, to be mapped over, and tracers as they are.
+    """A decay as a Python float; arrays, to be mapped over, and tracers pass unchanged.
 
     Raises:
-        Refused: no finite real numbers >= 0.
+        Refused: entries that are not finite real numbers >= 0.
     """
     if traced(value):
         return value
@@ -166,10 +166,10 @@ def decay(name: str, value: Any) -> Any:
 
 
 def decays(given: Mapping[str, Any], lam: Any, defaults: Mapping[str, float]) -> dict[str, Any]:
-    """Decays by name, those that are None from λ, or else from their defaults.
+    """Decays by name; those that are None are taken from λ, or else from their defaults.
 
     Raises:
-        Refused: as `decay`; λ beside all of them; none for one without a default.
+        Refused: as `decay`; λ although all decays are given; a missing decay without a default.
     """
     missing = [name for name, x in given.items() if x is None]
     if lam is not None and not missing:
@@ -177,10 +177,11 @@ def decays(given: Mapping[str, Any], lam: Any, defaults: Mapping[str, float]) ->
             f"got lam={shown(lam)} beside {', '.join(given)}; allowed: lam for those that "
             "are not given, or each by itself"
         )
-    lam = None if lam is None else decay("lam", lam)
+    if lam is not None:
+        defaults = dict.fromkeys(given, decay("lam", lam))
     found = {}
     for name, x in given.items():
-        if x is None and lam is None and name not in defaults:
+        if x is None and name not in defaults:
             raise Refused(f"got no {name}; allowed: a number >= 0, or lam=… for all decays")
-        found[name] = decay(name, x) if x is not None else defaults[name] if lam is None else lam
+        found[name] = defaults[name] if x is None else decay(name, x)
     return found

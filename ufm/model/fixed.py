@@ -1,10 +1,9 @@
-"""A classifier that does not move: W is given with the point, and only H and b are variables.
+"""Fixed classifiers: W is given with the point, and only H and b are variables.
 
     f(H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2) Σ_i ω_i‖h_i‖² + (λ_b/2)‖b‖²
 
 is convex for a convex loss, so every critical point is a global minimiser (Yang et al. 2022, arXiv
-2203.09081). This module decides which functions accept such a problem: those written for a
-variable W refuse it.
+2203.09081). Functions that are written for a variable W refuse such a problem by `require_free`.
 """
 
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Scalar
 from ufm import check
 from ufm.check import Refused
 from ufm.linalg.products import matmul
+from ufm.metrics.features import in_numpy
 from ufm.model.problem import Params, Problem, require
 
 
@@ -25,12 +25,12 @@ def held(problem: Problem, tangent: Params) -> Params:
 def conjugate(
     problem: Problem, W: Array, A: Float[Array, "K N"], labels: Array | np.ndarray
 ) -> tuple[Scalar, Scalar]:
-    """Σ_i ‖Wᵀa_i‖²/(2λ_H ω_i), the conjugate of the decay of H at WᵀA, and its rounding from above.
+    """Σ_i ‖Wᵀa_i‖²/(2λ_H ω_i), the conjugate of the decay of H at WᵀA, and a bound on its rounding.
 
-    The rounding includes that of Wᵀa: (2 + √K) ε |W|ᵀ|a| an entry. Traceable.
+    The bound includes the rounding of Wᵀa, (2 + √K) ε |W|ᵀ|a| in each entry. Traceable.
 
     Args:
-        problem: with λ_H > 0, otherwise the sum is infinite where WᵀA is not 0.
+        problem: with λ_H > 0; for λ_H = 0 the sum is infinite unless WᵀA = 0.
         W: (K, d).
         A: dual variables w_i r_i of samples with these labels.
     """
@@ -45,23 +45,23 @@ def conjugate(
 
 
 def require_free(problem: Problem) -> None:
-    """Refuse what is no problem, and one whose classifier is fixed.
+    """Refuse what is no problem, and a problem with a fixed classifier.
 
     Raises:
-        Refused: naming what answers for a fixed classifier.
+        Refused: naming the functions that accept a fixed classifier.
     """
     require(problem)
     if problem.fixed:
         raise Refused(
-            f"got a problem with fixed={problem.fixed!r}; allowed here: fixed=(), since the answer "
-            "is that of the model in which W moves. For a fixed classifier take ufm.descend, "
+            f"got a problem with fixed={problem.fixed!r}; allowed here: fixed=(), since the result "
+            "is that of the model in which W is variable. For a fixed classifier take ufm.descend, "
             "ufm.solve, ufm.certify, ufm.hessian.verdict, ufm.theory.fixed_minimum or "
             "ufm.theory.claims"
         )
 
 
 def check_free(problem: Problem) -> None:
-    """`require_free` of one problem with a number for each decay.
+    """`require_free` for a single problem, whose decays are numbers.
 
     Raises:
         Refused: as `require_free`; traced decays, decays that are arrays.
@@ -74,17 +74,14 @@ def classifier(problem: Problem, W) -> np.ndarray:
     """A classifier that fits the problem, (K, d), in NumPy float64.
 
     Raises:
-        Refused: no real matrix, another shape, entries that are not finite.
+        Refused: not a real matrix, another shape, entries that are not finite.
     """
     require(problem)
-    try:
-        found = check.array(W)
-    except ValueError:
-        found = np.asarray(None)
-    if found.dtype.kind not in "iuf" or found.shape != (problem.K, problem.d):
-        got = f"W of shape {found.shape}" if found.dtype.kind in "iuf" else f"W={check.shown(W)}"
+    found = in_numpy("W", W)
+    if found.shape != (problem.K, problem.d):
         raise Refused(
-            f"got {got}; allowed: a real matrix (K, d) = {(problem.K, problem.d)}, a row a class"
+            f"got W of shape {found.shape}; allowed: a real matrix (K, d) = "
+            f"{(problem.K, problem.d)}, a row a class"
         )
     if not np.all(np.isfinite(found)):
         raise Refused("got W with entries that are not finite; allowed: finite numbers")

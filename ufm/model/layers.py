@@ -3,11 +3,11 @@
     f(W, H, b) as in `ufm.model.objective`,   (W, H) ∈ C:   C = everything (free), H ≥ 0
     (nonnegative), or ‖w_k‖ = ‖h_i‖ = 1 (sphere, `ufm.model.sphere`)
 
-f and ∇f are the same functions for every member; what differs is which points are admissible and
-when one is stationary: no part of −∇f points along a feasible direction. With the tangent cone T of
-C that part is the projection of −∇f on T; for H ≥ 0 it is −∇_H f where h > 0 and its positive part
-where h = 0, so its norm is 0 exactly at the Karush–Kuhn–Tucker points; on the sphere it is
-the Riemannian gradient.
+f and ∇f are the same functions for every kind of features; what differs is which points are
+admissible and which are stationary. A point is stationary where the projection of −∇f on the
+tangent cone of C is 0. For H ≥ 0 this projection is −∇_H f where h > 0 and its positive part where
+h = 0, so it vanishes exactly at the Karush–Kuhn–Tucker points; on the sphere it is the negative
+Riemannian gradient.
 
 A function for free features alone calls `require_free`, which refuses all others.
 """
@@ -15,24 +15,24 @@ A function for free features alone calls `require_free`, which refuses all other
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.check import Refused
+from ufm.check import Refused, traced
 from ufm.model import fixed, sphere
 from ufm.model.problem import Params, Problem
 
 
 class Member(NamedTuple):
-    """One kind of features, by what is asked of its set C.
+    """One kind of features, given by operations on its set C.
 
     project: a point ↦ the nearest one of C.  draw: Gaussian params ↦ a random start.
-    slope: (params, ∇f) ↦ the negative of what is left of −∇f in the tangent cone of C there.
-    along: (params, ∇f) ↦ what the step of a method takes for ∇f, before the point is projected.
-    carried: (velocity, step that was wanted, point before, point after) ↦ the velocity from there.
-    unit: f ↦ what ‖∇f‖ and the gap are measured in when a run ends; NaN if f has no digits left.
-    wrong: concrete params ↦ why they are not in C, in words, or None.  mend: how to get there.
+    slope: (params, ∇f) ↦ the projected gradient, minus the projection of −∇f on the tangent cone.
+    along: (params, ∇f) ↦ the gradient that a step uses before the point is projected.
+    carried: (velocity, unconstrained step, point before, point after) ↦ the velocity after a step.
+    unit: f ↦ the unit of ‖∇f‖ and of the gap in stopping rules; NaN if f underflows.
+    wrong: concrete params ↦ why they are not in C, in words, or None.
+    mend: allowed points and how to obtain them, for a message.
     """
 
     project: Callable[[Params], Params]
@@ -68,10 +68,7 @@ def _held(params: Params, gradient: Params) -> Params:
 
 
 def _shortened(velocity: Params, wanted: Params, before: Params, after: Params) -> Params:
-    """Every entry of a velocity by the share of its step that was taken: 1 where none was wanted.
-
-    It is that of the way that was gone.
-    """
+    """The velocity times the share of the step that the constraint let through, entry by entry."""
     step, done = wanted.H, after.H - before.H
     share = jnp.where(step == 0, 1, done / jnp.where(step == 0, 1, step))
     return velocity._replace(H=velocity.H * share)
@@ -115,12 +112,12 @@ MEMBERS = {
 
 
 def of(problem: Problem) -> Member:
-    """The member that the features of a problem are."""
+    """The `Member` for the features of a problem."""
     return MEMBERS[problem.features]
 
 
 def is_free(problem: Problem) -> bool:
-    """Whether all W and H are a point of the problem."""
+    """Whether W and H are unconstrained."""
     return problem.features == "free"
 
 
@@ -130,7 +127,7 @@ def project(problem: Problem, params: Params) -> Params:
 
 
 def slope(problem: Problem, params: Params, gradient: Params) -> Params:
-    """The projected gradient: ∇f less the part that the constraints balance. Traceable.
+    """The projected gradient, minus the projection of −∇f on the tangent cone. Traceable.
 
     It is 0 exactly where the point is stationary; its norm is the residual of descent and `solve`.
     """
@@ -138,12 +135,12 @@ def slope(problem: Problem, params: Params, gradient: Params) -> Params:
 
 
 def check_feasible(problem: Problem, params: Params) -> None:
-    """Refuse concrete params that are no point of the problem; tracers pass.
+    """Refuse concrete params that violate the constraints of the problem; tracers pass.
 
     Raises:
-        Refused: with what is wrong, the worst of it, and how to mend it.
+        Refused: naming the constraint, its largest violation, and how to satisfy it.
     """
-    if is_free(problem) or any(isinstance(x, jax.core.Tracer) for x in params):
+    if is_free(problem) or traced(params):
         return
     if wrong := of(problem).wrong(params):
         raise Refused(
@@ -152,7 +149,7 @@ def check_feasible(problem: Problem, params: Params) -> None:
 
 
 def check_scale(problem: Problem, scale: float) -> None:
-    """Refuse starts of zeros where a point has norms.
+    """Refuse random starts of scale 0 on the sphere.
 
     Raises:
         Refused: scale = 0 on the sphere.
@@ -164,10 +161,10 @@ def check_scale(problem: Problem, scale: float) -> None:
 
 
 def require_free(problem: Any, what: str) -> None:
-    """Refuse features, and a fixed classifier, that a function does not know.
+    """Refuse features that are not free, and a fixed classifier.
 
     Args:
-        problem: of a caller.
+        problem: what the user gave.
         what: the name of the function, as users call it.
 
     Raises:
@@ -178,15 +175,14 @@ def require_free(problem: Any, what: str) -> None:
 
 
 def require_among(problem: Problem, what: str, known: tuple[str, ...]) -> None:
-    """Refuse features other than those that a function knows, "free" first.
+    """Refuse features other than those that a function supports.
 
     Raises:
-        Refused: naming them.
+        Refused: naming the supported features.
     """
     if problem.features not in known:
         names = " or ".join(map(repr, known))
-        alone = "which alone it knows" if len(known) == 1 else "which it knows"
         raise Refused(
-            f"got features={problem.features!r} in {what}; allowed: features={names}, {alone}. For "
-            'the model without the constraint: dataclasses.replace(problem, features="free")'
+            f"got features={problem.features!r} in {what}; allowed: features={names}. For the "
+            'model without the constraint: dataclasses.replace(problem, features="free")'
         )

@@ -1,4 +1,4 @@
-"""How large the numbers of a point may be: bounds that keep squares and rounding within range."""
+"""Bounds on residuals, weights and rounding at a point, for scaling and for error estimates."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from ufm.runtime import blocks
 
 
 def largest_weight(problem: Problem, dtype) -> Array | float:
-    """A bound ≥ 1 on c_k/√ω_k and c_k, by which weights may enlarge the entries of G."""
+    """A bound ≥ 1 on c_k and c_k/√ω_k, the factors of the entries of G and GΩ^-½."""
     largest: Array | float = 1.0
     if problem.weights is not None:
         largest = jnp.maximum(largest, jnp.max(jnp.asarray(problem.weights, dtype)))
@@ -23,12 +23,12 @@ def largest_weight(problem: Problem, dtype) -> Array | float:
 
 
 def longest_residual(problem: Problem, dual: Callable, columns: Array) -> Array | float:
-    """A bound ≥ 1 on ‖r_i‖: 1 serves for differences of distributions, others are computed.
+    """A bound ≥ 1 on the entries of the r_i: 1 for differences of distributions, else computed.
 
     Args:
         problem: gives loss, targets and labels.
         dual: (H_B, labels) ↦ the r_i of a block of columns.
-        columns: what `dual` makes them of.
+        columns: the argument H of `dual`, (d, N).
     """
     loss, targets = problem.loss, problem.targets
     if isinstance(loss, CrossEntropy | BinaryCrossEntropy) and targets is None:
@@ -42,9 +42,9 @@ def longest_residual(problem: Problem, dual: Callable, columns: Array) -> Array 
 
 
 def value_rounding(problem: Problem, params: Params) -> Scalar | float:
-    """The change of the data term by the rounding of the logits.
+    """A bound on the change of the data term by the rounding of the logits; 0 without `moved`.
 
-    A logit is a sum of d products and a bias: it is known to δ = (2 + √d) ε (|W||h| + |b|).
+    A logit, a sum of d products and a bias, has a rounding of δ = (2 + √d) ε (|W||h| + |b|).
     """
     if not problem.loss.dual:
         return 0.0

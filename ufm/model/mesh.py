@@ -1,15 +1,16 @@
-"""One large problem over many devices: the samples split, everything else unchanged.
+"""One large problem on many devices, with the samples split among them.
 
 The columns of H are split over the devices, and with them the logits, gradients and momenta. W and
 b are replicated, or for very many classes split over their rows. All other code is the same as on
 one device: XLA inserts the sums over devices for G Hᵀ, G 1, losses and Gram matrices, and the
-devices exchange O(Kd) numbers in a step.
+devices exchange O(Kd) numbers in each step.
 
     mesh = ufm.mesh.over_samples()
     params = ufm.mesh.init_params(jax.random.key(0), problem, mesh)
     run = ufm.descend(problem, params, …)
 
-The devices are those of this process, or after `jax.distributed.initialize()` those of all.
+The devices are those of this process, or after `jax.distributed.initialize()` those of all
+processes.
 """
 
 from collections.abc import Sequence
@@ -30,10 +31,13 @@ from ufm.runtime.blocks import AXIS
 
 
 def over_samples(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, "samples", over the devices given or all there are.
+    """A mesh with one axis, "samples", over the given devices or all devices.
 
     Args:
         devices: JAX devices; by default `jax.devices()`, those of every process.
+
+    Raises:
+        Refused: no devices, or objects that are not JAX devices.
     """
     chosen = jax.devices() if devices is None else check.several(devices)
     if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
@@ -42,7 +46,7 @@ def over_samples(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
-    """The devices that hold W, H and b: H split over samples, W and b copied or split over classes.
+    """Shardings of W, H and b: H split over samples, W and b replicated or split over classes.
 
     Args:
         problem: gives the sizes.
@@ -50,7 +54,7 @@ def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
         classes: split the rows of W and b as well.
 
     Raises:
-        Refused: N, or with `classes` K, is no multiple of the number of devices.
+        Refused: N, or with `classes` K, is not a multiple of the number of devices.
     """
     model.require(problem)
     if not isinstance(mesh, Mesh | AbstractMesh) or AXIS not in mesh.shape:
@@ -71,14 +75,15 @@ def shardings(problem: Problem, mesh: Mesh, classes: bool = False) -> Params:
 
 
 def place(problem: Problem, params: Params, mesh: Mesh, classes: bool = False) -> Params:
-    """Existing params spread over the mesh; on several processes each passes the same arrays.
+    """Existing params distributed over the mesh; every process passes the same arrays.
 
     Args:
         problem, mesh, classes: as for `shardings`.
         params: a point of the problem.
 
     Raises:
-        Refused: sizes that do not divide, params that do not fit the problem.
+        Refused: sizes that are not multiples of the number of devices, params that do not fit the
+            problem.
     """
     check_params(problem, params)
     return jax.device_put(params, shardings(problem, mesh, classes))
@@ -92,14 +97,14 @@ def init_params(
     dtype=None,
     classes: bool = False,
 ) -> Params:
-    """The numbers of `ufm.init_params`, made where they are kept: no device holds all of H.
+    """The numbers of `ufm.init_params`, drawn on their own devices: no device holds all of H.
 
     Args:
         key, problem, scale, dtype: as for `ufm.init_params`.
         mesh, classes: as for `shardings`.
 
     Raises:
-        Refused: sizes that do not divide, or a scale that is negative or not finite.
+        Refused: sizes that are not multiples of the number of devices; as `ufm.init_params`.
     """
     build = partial(points.init_params, problem=problem, scale=scale, dtype=dtype)
     return jax.jit(build, out_shardings=shardings(problem, mesh, classes))(check.key(key))

@@ -1,10 +1,10 @@
-"""f and what it is made of: logits, decay, the gradient of the data term and its pullback.
+"""The objective f and its parts: logits, decay, the gradient of the data term and its pullback.
 
     f(W, H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2) Σ_i ω_i‖h_i‖² + (λ_b/2)‖b‖²
     ∇f = (GHᵀ + λ_W W, WᵀG + λ_H HΩ, G1 + λ_b b),   G = [w_i r_i],   r_i = ∇ℓ at the logits of i
 
-with w_i = c_{y_i}/N and Ω = diag(ω_{y_i}); c = ω = 1, and r = p − y for cross-entropy, in the
-model of Zhu et al. Everything is traceable.
+with w_i = c_{y_i}/N and Ω = diag(ω_{y_i}). In the model of Zhu et al. 2021 (arXiv 2105.02375) c =
+ω = 1, and r = p − e_y for cross-entropy. Everything is traceable.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ from ufm.runtime import blocks
 
 
 def logits(problem: Problem, params: Params) -> Float[Array, "K N"]:
-    """Z = W H + b 1ᵀ (Z = W H without a bias)."""
+    """Z = W H + b 1ᵀ, (K, N); Z = W H without a bias."""
     Z = matmul(params.W, params.H)
     return Z + params.b[:, None] if problem.bias else Z
 
 
 def weighed(problem: Problem, X: Array, labels: Array | np.ndarray) -> Array:
-    """w_i x_i, w_i = c_{y_i}/N, of columns (or entries) x_i of samples with these labels."""
+    """w_i x_i with w_i = c_{y_i}/N, for columns (or entries) x_i of samples with these labels."""
     if problem.weights is None:
         return X / problem.N
     return X * (jnp.asarray(problem.weights, X.dtype)[labels] / problem.N)
 
 
 def mean_weighed(problem: Problem, f: Callable[[Array, Array], Array], H: Array) -> Scalar:
-    """Σ_i w_i f_i, for an f that makes the numbers of a block of columns from (H_B, y_B)."""
+    """Σ_i w_i f_i, where f maps a block of columns and its labels (H_B, y_B) to the f_i, (B,)."""
     if problem.weights is None:
         total = blocks.total(lambda *part: jnp.sum(f(*part)), H, problem.labels, problem.K)
         return total / problem.N
@@ -50,10 +50,10 @@ def mean_weighed(problem: Problem, f: Callable[[Array, Array], Array], H: Array)
 
 
 def decays(problem: Problem, dtype, labels: Array | np.ndarray | None = None) -> Params:
-    """(λ_W, λ_H, λ_b) in the dtype of the params they meet; λ_b = 0 without a bias.
+    """(λ_W, λ_H, λ_b) in a dtype; λ_b = 0 without a bias.
 
-    Where the classes weigh differently in the decay λ_H is λ_H ω, one number a column of H, for
-    samples with these labels (None: all of them).
+    With decay_weights the second one is λ_H ω, one number for each column of H, for samples with
+    these labels (None: all samples).
     """
     lam_b = problem.lam_b if problem.bias else 0.0
     lams = Params(*(jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H, lam_b)))
@@ -64,11 +64,11 @@ def decays(problem: Problem, dtype, labels: Array | np.ndarray | None = None) ->
 
 
 def decay(problem: Problem, params: Params, squares: Params | None = None) -> Scalar:
-    """(λ_W/2)‖W‖² + (λ_H/2) Σ ω_i‖h_i‖² + (λ_b/2)‖b‖²; infinite only if it exceeds all numbers.
+    """(λ_W/2)‖W‖² + (λ_H/2) Σ ω_i‖h_i‖² + (λ_b/2)‖b‖²; infinite only if the result overflows.
 
     Args:
         problem, params: any point.
-        squares: `scaling.squares` of W, H and b where they are at hand; not with weights of decay.
+        squares: `scaling.squares` of W, H and b, if known; not used with decay_weights.
     """
     lams, (W, H, b) = decays(problem, params.W.dtype), params
     if lams.H.ndim:  # √ω into H, which leaves one λ_H
@@ -82,22 +82,27 @@ def decay(problem: Problem, params: Params, squares: Params | None = None) -> Sc
 def _small_squares(lam: Scalar, x: Array) -> tuple[Scalar, Scalar]:
     """`scaling.squares` without a pass over x for its size: in units of a power of two near 1/√λ.
 
-    Such a square is as large as its share of (λ/2)‖x‖²: it over- or underflows only with it.
+    Such a square is about (λ/2)‖x‖², so it over- or underflows only if that does.
     """
     s = scaling.binade(jnp, jnp.sqrt(lam))
     return squared_norm(s * x), 1 / s
 
 
 def _half_square(lam: Scalar, squares: tuple[Scalar, Scalar]) -> Scalar:
-    """(λ/2)‖x‖² from ‖x/s‖² and s, a factor s at a time, which stays between λ and the result."""
+    """(λ/2)‖x‖² from ‖x/s‖² and s; one factor s at a time stays between λ and the result."""
     total, s = squares
     return jnp.where((lam > 0) | (total < jnp.inf), lam / 2 * s * s * total, 0)
 
 
 def objective(problem: Problem, params: Params, squares: Params | None = None) -> Scalar:
-    """f(W, H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + decay, in nats (Zhu et al. 2021, eq. 4).
+    """f(W, H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + decay (Zhu et al. 2021, arXiv 2105.02375, eq. 4).
 
-    squares as in `decay`.
+    In nats for a negative log-likelihood, in the dtype of params.
+
+    Args:
+        problem: any problem; decays and weights may be traced.
+        params: any point: W (K, d), H (d, N), b (K,).
+        squares: as for `decay`.
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
@@ -112,12 +117,12 @@ def objective(problem: Problem, params: Params, squares: Params | None = None) -
 
 
 def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
-    """G = [w_i r_i], the gradient of the data term in the logits Z; (P − Y)/N for cross-entropy."""
+    """G = [w_i r_i], (K, N), the gradient of the data term in Z; (P − Y)/N for cross-entropy."""
     return weighed(problem, residual(problem, params, problem.labels), problem.labels)
 
 
 def residual(problem: Problem, params: Params, labels: Array | np.ndarray) -> Array:
-    """[∇ℓ] at the logits of the columns of H, samples with these labels."""
+    """R = [∇ℓ_i] at the logits of the columns of H, which are samples with these labels."""
     return problem.loss.residual(logits(problem, params), problem.target(labels))
 
 
@@ -125,9 +130,9 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
     """(G Hᵀ, Wᵀ G, G 1), the gradient of the data term in (W, H, b); G 1 is 0 without a bias.
 
     Args:
-        problem, params: any point; params may hold some columns of H alone, those of a given G.
-        G: the gradient in the logits where it is at hand; None makes it, in blocks of samples where
-            it is large.
+        problem, params: any point; with a given G, H may consist of the columns of G alone.
+        G: the gradient in the logits, if known; None computes it, in blocks of samples if it is
+            large.
     """
     W, H, b = params
     if G is None:
@@ -141,8 +146,8 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
         (dW, db), dH = blocks.sweep(block, H, problem.labels, problem.K)
         return Params(dW, dH, db)
     db = jnp.sum(G, axis=1) if problem.bias else jnp.zeros_like(b)
-    # Wᵀ as an array of its own: XLA's product for CPUs reads a transposed left factor up to twice
-    # as slowly, most of all when many small problems are mapped over.
+    # Wᵀ as a separate array: XLA's product on CPUs is up to twice as slow with a transposed left
+    # factor, above all when many small problems are mapped over.
     Wt = jax.lax.optimization_barrier(W.T)
     return Params(matmul(G, H.T), matmul(Wt, G), db)
 
@@ -150,11 +155,11 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 def add_decay(
     problem: Problem, params: Params, data: Params, labels: Array | None = None
 ) -> Params:
-    """The gradient of f from that of its data term: each part gains its λ x, and a fixed W is 0.
+    """The gradient of f from that of its data term: λ x is added to each part; 0 for a fixed W.
 
     Args:
         problem, params, data: any point, and the gradient of the data term there.
-        labels: of the columns of H, where these are some of the samples only.
+        labels: of the columns of H, if these are only some of the samples.
     """
     lams = decays(problem, params.W.dtype, labels)
     return held(
@@ -170,7 +175,10 @@ def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 
     Args:
         problem, params: any point.
-        G: of the point, where it is at hand.
+        G: (K, N) of the point, if known.
+
+    Returns:
+        `Params` with the shapes and dtype of params.
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
@@ -180,10 +188,13 @@ def gradient(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 
 
 def gradient_norm(problem: Problem, params: Params, G: Float[Array, "K N"] | None = None) -> Scalar:
-    """‖∇f‖ at a point; the gradient need not exist as a whole. G where it is at hand.
+    """‖∇f‖ at a point, without over- or underflow; G (K, N) of the point, if known.
 
-    Where H ≥ 0 and on the sphere that of the projected gradient (`ufm.model.layers.slope`): 0 at
-    stationary points.
+    For H ≥ 0 and on the sphere it is the norm of the projected gradient (`ufm.model.layers.slope`),
+    which is 0 at stationary points.
+
+    Raises:
+        Refused: if shapes or dtypes of params do not fit the problem.
     """
 
     def slope() -> Params:
@@ -194,6 +205,6 @@ def gradient_norm(problem: Problem, params: Params, G: Float[Array, "K N"] | Non
 
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:
-    """Euclidean norm √(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent, of any size."""
+    """√(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent, without over- or underflow."""
     squares = [squared_norm(x) for x in tree]
     return scaling.norm(sum(squares[1:], squares[0]), lambda: tree)

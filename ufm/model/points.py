@@ -20,7 +20,7 @@ from ufm.runtime import programs
 
 
 def check_types(problem: Any, params: Any) -> None:
-    """Refuse what is no problem, or no params, such as the two in the wrong order.
+    """Refuse what is no problem or no params, for example the two in the wrong order.
 
     Raises:
         Refused: naming the types.
@@ -37,8 +37,8 @@ def check_params(problem: Problem, params: Params) -> None:
     """Refuse params whose shapes or dtypes do not fit the problem; works on tracers too.
 
     Raises:
-        Refused: a shape differs from W (K, d), H (d, N), b (K,);
-            an entry is no array of floats, or dtypes are mixed.
+        Refused: a shape differs from W (K, d), H (d, N), b (K,); a part is not an array of floats,
+            or dtypes are mixed.
     """
     check_types(problem, params)
     K, d, N = problem.K, problem.d, problem.N
@@ -70,7 +70,7 @@ def _is_floating(value: Any) -> bool:
 
 
 def check_precision(params: Params) -> None:
-    """Refuse params that are neither float32 nor float64, the precisions that LAPACK knows.
+    """Refuse params that are neither float32 nor float64, the precisions that LAPACK supports.
 
     Raises:
         Refused: naming the dtype.
@@ -78,14 +78,14 @@ def check_precision(params: Params) -> None:
     dtype = params.W.dtype
     if dtype not in (np.float32, np.float64):
         raise Refused(
-            f"got params in {dtype}; allowed: float32 or float64, the precision of what is "
+            f"got params in {dtype}; allowed: float32 or float64, the precision in which this is "
             "computed; cast them, for example with jax.tree.map(lambda x: "
             "x.astype(numpy.float32), params)"
         )
 
 
 def in_float64(params: Params) -> Params:
-    """The point in JAX arrays of float64, from floating arrays of any width and byte order."""
+    """The point as JAX arrays in float64, from floating arrays of any width and byte order."""
     return jax.tree.map(
         lambda x: jnp.asarray(
             np.asarray(x, np.float64) if isinstance(x, np.ndarray) else x, jnp.float64
@@ -95,7 +95,7 @@ def in_float64(params: Params) -> Params:
 
 
 def check_point(problem: Problem, params: Params) -> None:
-    """Refuse what is no concrete point of one problem: for what runs on the host.
+    """Refuse what is no concrete point of a single problem, for functions that run on the host.
 
     Raises:
         Refused: other types, traced values, decays that are arrays, params that do not fit, entries
@@ -116,7 +116,7 @@ def check_finite(params: Params) -> None:
         Refused: naming the array and how many of its entries are not finite.
     """
     for name, value in zip("WHb", params, strict=True):
-        if isinstance(value, jax.core.Tracer):
+        if check.traced(value):
             continue
         value = on_host(value)
         xp = np if isinstance(value, np.ndarray) else jnp
@@ -129,9 +129,9 @@ def check_finite(params: Params) -> None:
 
 
 def on_host(value: Any) -> Any:
-    """An array of one CPU device as NumPy sees it, without a copy; any other as it is.
+    """A JAX array of one CPU device as a NumPy array, without a copy; any other unchanged.
 
-    Reading it this way compiles no program.
+    Functions of NumPy on it compile no program.
     """
     if isinstance(value, np.ndarray) or len(value.sharding.device_set) > 1:
         return value
@@ -141,21 +141,21 @@ def on_host(value: Any) -> Any:
 def init_params(
     key: Array, problem: Problem, scale: float = 0.1, dtype=None, *, W: Any = None
 ) -> Params:
-    """Entries of W and H drawn from N(0, scale²), b = 0; or H alone, for a given W.
+    """A random point: entries of W (K, d) and H (d, N) drawn from N(0, scale²), b = 0 (K,).
 
-    |h| in place of h where H ≥ 0; on the sphere rows of W and features are divided by their norms.
+    For H ≥ 0 the features are |h|; on the sphere rows of W and features are divided by their norms.
 
     Args:
         key: a JAX PRNG key, or an integer seed.
         problem: gives the shapes.
         scale: standard deviation, ≥ 0.
-        dtype: floating dtype; None takes JAX's default (float64 once x64 is switched on).
-        W: classifier (K, d) to start with, or to stay at where the problem fixes it; None draws it.
+        dtype: floating dtype; None takes JAX's default (float64 if x64 is enabled).
+        W: classifier (K, d) to start with, and to stay fixed if the problem says so; None draws it.
 
     Raises:
         Refused: a W that does not fit the problem, on the sphere one with rows that are not of
-            norm 1; a scale that is negative or not finite, or 0 on the sphere; no valid key,
-            a dtype that is not floating, sizes beyond the memory there is.
+            norm 1; a scale that is negative or not finite, or 0 on the sphere; no valid key; a
+            dtype that is not floating; sizes beyond the available memory.
     """
     require(problem)
     if not check.traced(scale):
@@ -173,12 +173,12 @@ def init_params(
 
 @partial(programs.once, level=1, static_argnames=("shapes", "dtype"))
 def _drawn(key: Array, scale: Any, shapes: tuple, dtype: Any) -> Params:
-    """A start as one program."""
+    """A Gaussian point, drawn in one compiled program."""
     normal = [
         jax.random.normal(one, shape, dtype)
         for one, shape in zip(jax.random.split(key), shapes, strict=True)
     ]
-    # Else XLA multiplies the scale with factors of the draw, and the last digits are others.
+    # Without it XLA multiplies the scale with factors of the draw, and the last digits differ.
     W, H = jax.lax.optimization_barrier(normal)
     return Params(scale * W, scale * H, jnp.zeros(shapes[0][0], dtype))
 
@@ -189,7 +189,7 @@ def check_memory(problem: Problem, itemsize: int, copies: int = 1, records: bool
     Args:
         problem: gives the sizes.
         itemsize: bytes of a number.
-        copies: how often all of the params are held at a time.
+        copies: number of copies of all params that are in memory at a time.
         records: whether NC1–NC4 and the certificate are computed, from matrices K × K.
 
     Raises:

@@ -5,8 +5,8 @@
 
 with W ∈ R^{K×d}, H = [h_1 … h_N] ∈ R^{d×N}, b ∈ R^K (Zhu et al. 2021, arXiv 2105.02375, equation 4:
 cross-entropy ℓ and c = ω = 1). Samples are grouped by class: y = (0, …, 0, 1, …, 1, …, K−1). With a
-target matrix T (K, G) in place of labels they are grouped by its columns, ℓ(z; T_y): classes are
-then the G groups of samples that share a target.
+target matrix T (K, G) in place of labels they are grouped by its columns, with the loss ℓ(z; T_y);
+"class" then means one of the G groups of samples with the same target.
 """
 
 import functools
@@ -50,14 +50,14 @@ class Params(NamedTuple):
 DECAYS = ("lam_W", "lam_H", "lam_b")
 
 # How a field of a problem is described in JSON: its types there, and whether JAX traces it. A field
-# without one of these cannot be described, so that no file drops it unnoticed.
+# without these cannot be described, so that no file omits it unnoticed.
 _COUNT: dict[str, Any] = {"json": int, "traced": False}
 _COUNTS: dict[str, Any] = {"json": (int, list), "traced": False}
 _DECAY: dict[str, Any] = {"json": (int, float), "traced": True}
-_NEEDED: dict[str, Any] = _DECAY | {"needed": True}  # in a description, though lam may stand for it
+_NEEDED: dict[str, Any] = _DECAY | {"needed": True}  # in a description, though lam may replace it
 _FLAG: dict[str, Any] = {"json": bool, "traced": False}
-# A field that came after the first version is not described where it has its default, so that files
-# of before and of now agree.
+# Fields added after the first version are described only if they differ from their defaults, so
+# that older files remain equal to newer ones.
 _LOSS: dict[str, Any] = {"json": str, "traced": True, "later": True}
 _FEATURES: dict[str, Any] = {"json": str, "traced": False, "later": True}
 _WEIGHTS: dict[str, Any] = {"json": (list, None), "traced": True, "later": True}
@@ -80,23 +80,23 @@ class Problem:
             targets: samples of each of their columns.
         lam_W: λ_W ≥ 0.
         lam_H: λ_H ≥ 0.
-        lam_b: λ_b ≥ 0, 0 by default; not used when `bias` is False.
+        lam_b: λ_b ≥ 0, 0 by default; ignored when `bias` is False.
         bias: False removes b from the model.
         loss: ℓ, a loss of `ufm.losses` or its text, such as "CrossEntropy".
         weights: c_k > 0, the weight of each class in the loss (cost-sensitive learning), K numbers;
-            None weighs all alike, c = 1, as K ones do.
+            None takes c = 1.
         decay_weights: ω_k > 0, the weight of each class in the decay of the features, K numbers;
             None takes ω = 1. The layer-peeled model of Fang et al. 2021 (arXiv 2101.12699) has
             ω_k = 1/n_k.
         targets: T (K, G), a column for each group of samples, in place of labels: soft labels, sets
-            of labels, mixtures or regression targets, as the loss allows. weights, decay_weights
-            and n are then of the G groups.
+            of labels, mixtures or regression targets, as the loss allows. n, weights and
+            decay_weights then have one entry for each of the G groups.
         features: "free"; "nonnegative": H ≥ 0, as behind a ReLU; "sphere": rows of W and features
             of norm 1, without decay or bias (`ufm.model.layers`, `ufm.model.sphere`).
-        fixed: ("W",) fixes the classifier: params hold W, no descent moves it, and (λ_W/2)‖W‖² is a
-            constant of f, which is then convex in (H, b) for a convex loss (arXiv 2203.09081). ()
-            leaves all free.
-        lam: λ for each of λ_W, λ_H and λ_b that is not given; not kept as a field.
+        fixed: ("W",) fixes the classifier: W is part of params, no descent changes it, and
+            (λ_W/2)‖W‖² is a constant of f, which is then convex in (H, b) for a convex loss (arXiv
+            2203.09081). () fixes nothing.
+        lam: λ for each of λ_W, λ_H and λ_b that is not given; not stored as a field.
 
     Raises:
         Refused: for sizes, decays or weights outside these ranges; no λ_W or λ_H.
@@ -152,21 +152,21 @@ class Problem:
         cls, W, H=None, b=None, labels=None, lam_W=None, *, features=None, lam_H=None, lam_b=0.0,
         classes=None, ignore=None,
     ) -> tuple["Problem", Params]:  # fmt: skip
-        """The problem that a trained network's last layer stands for, and its point there.
+        """The problem whose point is the last layer of a trained network, and this point.
 
         Args:
             W, b: classifier (K, d), a row a class, and bias (K,), None for a model without one.
-            H, features: the features, as H (d, N) or in its place as features (N, d).
+            H, features: the features, either H (d, N) or features (N, d).
             labels, classes, ignore: labels (N,), as `ufm.metrics.labels.samples` takes them. The
                 samples are sorted by class, in the given order within a class, and counted.
-            lam_W, lam_b: λ_W, λ_b ≥ 0: of (λ/2)‖W‖², as `weight_decay` of PyTorch's SGD.
+            lam_W, lam_b: λ_W, λ_b ≥ 0 of (λ/2)‖·‖², as `weight_decay` of PyTorch's SGD.
             lam_H: λ_H ≥ 0; None takes λ_W‖W‖²/‖H‖², since λ_W‖W‖² = λ_H‖H‖² at critical points.
 
         Returns:
             (problem, params), params as `ufm.metrics.features.grouped` gives arrays.
 
         Raises:
-            Refused: what `ufm.metrics.features.grouped` refuses; no λ_W; no λ_H > 0 in balance.
+            Refused: as `ufm.metrics.features.grouped`; no λ_W; ‖W‖ or ‖H‖ that gives no λ_H > 0.
         """
         given = grouped(W, H, b, labels, features, classes, ignore)
         lam_W = check.real("lam_W", lam_W, least=0)
@@ -185,7 +185,7 @@ class Problem:
 
     @property
     def groups(self) -> int:
-        """G, groups of samples with one target each: the K classes, or the columns of targets."""
+        """G, the number of groups of samples with one target: K classes, or columns of targets."""
         return self.K if self.targets is None else self.targets.shape[-1]
 
     @property
@@ -195,7 +195,7 @@ class Problem:
 
     @property
     def N(self) -> int:
-        """N = Σ_k n_k, samples in all."""
+        """N = Σ_k n_k, the number of samples."""
         return self.groups * self.n if isinstance(self.n, int) else sum(self.n)
 
     @property
@@ -210,7 +210,7 @@ class Problem:
         return np.repeat(np.arange(self.groups, dtype=np.int32), self.counts)
 
     def target(self, labels: Any) -> Any:
-        """What the loss takes of samples with these labels: the labels, or columns of targets."""
+        """The targets of samples with these labels: the labels, or columns of `targets`."""
         return labels if self.targets is None else self.targets[:, labels]
 
     @property
@@ -232,7 +232,7 @@ class Problem:
 
     @property
     def uniform(self) -> bool:
-        """Whether the classes differ in nothing: one count, one weight each, no target matrix."""
+        """Whether all classes are alike: one count, weights of 1, no target matrix."""
         given = (self.weights, self.decay_weights, self.targets)
         return self.balanced and all(x is None for x in given)
 
@@ -244,9 +244,9 @@ class Problem:
 
     @property
     def size(self) -> int:
-        """Number of free variables: Kd + dN, and K more with a bias; no Kd where W is fixed.
+        """Number of variables: Kd + dN, and K more with a bias; without Kd if W is fixed.
 
-        On the sphere all entries count, of which K + N fewer are free.
+        On the sphere all entries count, although K + N fewer are free.
         """
         classifier = 0 if self.fixed else self.K * self.d
         return classifier + self.d * self.N + (self.K if self.bias else 0)
@@ -255,10 +255,10 @@ class Problem:
         """Every field by its name, as JSON holds it; `from_description` reads it back.
 
         Args:
-            whole: also loss and weights that have their defaults, which are left out otherwise.
+            whole: include the fields that may be omitted at their defaults, such as the loss.
 
         Raises:
-            Refused: decays that are arrays or traced; a field, of a subclass, that has no form.
+            Refused: decays that are arrays or traced; a field of a subclass without a JSON type.
         """
         check.one_problem(self)
         found = {}
@@ -281,11 +281,11 @@ class Problem:
         """The problem that `describe` described. A field with a default may be missing.
 
         Args:
-            description: JSON as it was read.
+            description: the parsed JSON.
             where: the file and the place in it, for the message.
 
         Raises:
-            Refused: a field is missing, unknown, of a wrong type, or makes no sense.
+            Refused: a field is missing, unknown, of a wrong type, or out of range.
         """
         values.expect(description, Mapping, where)
         forms = cls.forms()
@@ -306,7 +306,7 @@ class Problem:
         """The types of every field in JSON.
 
         Raises:
-            Refused: a field, of a subclass, that names none.
+            Refused: a field of a subclass that has none.
         """
         for f in fields(cls):
             if "json" not in f.metadata:
@@ -317,10 +317,10 @@ class Problem:
         return {f.name: f.metadata["json"] for f in fields(cls)}
 
     def tree_flatten_with_keys(self):
-        """Decays and weights are the leaves; all else travels as static data."""
+        """Decays, loss, weights and targets as leaves; all other fields as static data."""
         traced, static = _parts(type(self))  # type: ignore[arg-type]
         leaves = [
-            # Weights as one leaf, not K of them.
+            # Weights as one leaf, not as K leaves.
             (jax.tree_util.GetAttrKey(name), np.array(x) if isinstance(x, tuple) else x)
             for name, x in ((name, getattr(self, name)) for name in traced)
         ]
@@ -337,7 +337,7 @@ class Problem:
 
 
 def _same(x: Any, y: Any) -> bool:
-    """Whether two fields hold the same, arrays entry by entry."""
+    """Whether two fields are equal, arrays entry by entry."""
     if isinstance(x, np.ndarray | jax.Array) or isinstance(y, np.ndarray | jax.Array):
         return x is not None and y is not None and bool(np.array_equal(x, y))
     return bool(x == y)
@@ -347,7 +347,7 @@ def _hashable(x: Any) -> Any:
     return np.asarray(x).tobytes() if isinstance(x, np.ndarray | jax.Array) else x
 
 
-@functools.cache  # every call of a compiled function asks
+@functools.cache  # called at every call of a compiled function
 def _parts(kind: Any) -> tuple[list[str], list[str]]:
     """Names of the fields that JAX traces, and of the others."""
     traced = [f.name for f in fields(kind) if f.metadata.get("traced")]
@@ -365,7 +365,7 @@ def require(problem: Any) -> None:
 
 
 def check_problem(problem: Any) -> None:
-    """Refuse what is no single problem with a number for each decay.
+    """Refuse anything but a single problem, with a number for each decay.
 
     Raises:
         Refused: another type, traced decays, decays that are arrays.

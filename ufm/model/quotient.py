@@ -1,25 +1,25 @@
 """The same landscape in fewer variables: class means for samples, the row space for R^d.
 
 * **Class means.** For a convex loss f is convex in every feature h_i, so replacing the features of
-  a class by their mean never raises f (Jensen), and at a critical point with λ_H > 0 they are equal
-  already. On equal features f is exactly the f of G columns, G = K classes, that of class k with
-  the weight c_k n_k/N in the loss and ω_k n_k in the decay: of
+  a class by their mean never increases f (Jensen), and at a critical point with λ_H > 0 they are
+  equal. For equal features f is the objective of G columns (G = K with labels), where column k has
+  the weight c_k n_k/N in the loss and ω_k n_k in the decay, that is, of
 
       Problem(K, d, 1, λ_W, λ_H, λ_b, weights=c_k n_k G/N, decay_weights=ω_k n_k),
 
-  and for balanced classes of Problem(K, d, 1, λ_W, n λ_H, λ_b), weights as they are.
+  and for balanced classes of Problem(K, d, 1, λ_W, n λ_H, λ_b) with unchanged weights.
 
 * **Row space.** (W Qᵀ, Q H) has the value of (W, H) for every Q with orthonormal columns, and the
   gradient stays in the span of the rows of W and the columns of H: at most K + G dimensions of
   R^d, at a critical point at most K, and with 1ᵀW = 0 at most K − 1.
 
-So a critical point of any n and d is one of n = 1 and d ≤ K (with 1ᵀW = 0, d ≤ K − 1), lifted.
-Everything is traceable.
+So every critical point for any n and d comes, by `lift`, from one with n = 1 and d ≤ K (d ≤ K − 1
+if 1ᵀW = 0). Everything is traceable.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from ufm.runtime import blocks
 
 
 class Restricted(NamedTuple):
-    """A point in fewer variables. problem: theirs. params: of it. frame: (d, width), QᵀQ = I."""
+    """A point in fewer variables: a smaller problem, params of it, frame Q (d, width), QᵀQ = I."""
 
     problem: Problem
     params: Params
@@ -44,22 +44,26 @@ def of_width(problem: Problem, width: int) -> Problem:
     """The problem of the class means in `width` dimensions: one column a class."""
     if problem.balanced:
         return dataclasses.replace(problem, d=width, n=1, lam_H=problem.n * problem.lam_H)
-    share = np.asarray(problem.counts, np.float64)
-
-    def merged(weights, unit):
-        if weights is None:
-            return share * unit
-        return share * unit * (weights if traced(weights) else np.asarray(weights))
-
-    c, omega = problem.weights, problem.decay_weights
     return dataclasses.replace(
-        problem, d=width, n=1, weights=merged(c, problem.groups / problem.N),
-        decay_weights=merged(omega, 1.0),
+        problem, d=width, n=1, weights=weights_of_means(problem),
+        decay_weights=_merged(problem, problem.decay_weights, 1.0),
     )  # fmt: skip
 
 
+def weights_of_means(problem: Problem) -> Any:
+    """c_k n_k G/N, the weights in the loss of one column for each class, (G,)."""
+    return _merged(problem, problem.weights, problem.groups / problem.N)
+
+
+def _merged(problem: Problem, weights: Any, unit: float) -> Any:
+    share = np.asarray(problem.counts, np.float64) * unit
+    if weights is None:
+        return share
+    return share * (weights if traced(weights) else np.asarray(weights))
+
+
 def class_means(problem: Problem, H: Float[Array, "d N"]) -> Float[Array, "d K"]:
-    """Mean feature of every class, one column each."""
+    """Mean feature of every class (of every column of targets), one column each."""
     if problem.balanced:
         return jnp.mean(H.reshape(H.shape[0], problem.groups, -1), axis=2)
     sums = jax.ops.segment_sum(
@@ -69,7 +73,7 @@ def class_means(problem: Problem, H: Float[Array, "d N"]) -> Float[Array, "d K"]
 
 
 def means_of(problem: Problem, f: Callable, H: Float[Array, "d N"]) -> Array:
-    """`class_means` of columns that f makes of blocks of H, (H_B, labels) ↦ (K, m)."""
+    """Class means of columns computed from blocks of H by f: (H_B, labels) ↦ (r, B); (r, G)."""
 
     def sums(part, labels):
         rows = f(part, labels).T
@@ -79,9 +83,9 @@ def means_of(problem: Problem, f: Callable, H: Float[Array, "d N"]) -> Array:
 
 
 def restrict(problem: Problem, params: Params) -> Restricted:
-    """Class means in min(d, K + G) dimensions that contain them and the rows of W.
+    """The class means, in min(d, K + G) dimensions that contain them and the rows of W.
 
-    f does not rise if the loss is convex.
+    f does not increase if the loss is convex.
     """
     means = class_means(problem, params.H)
     width = min(problem.d, problem.K + problem.groups)
@@ -93,7 +97,7 @@ def restrict(problem: Problem, params: Params) -> Restricted:
 
 
 def lift(problem: Problem, params: Params, frame: Float[Array, "d width"]) -> Params:
-    """(W Qᵀ, Q H, b) with every sample at the mean of its class: the inverse of `restrict`.
+    """(W Qᵀ, Q H, b) with every sample at its class mean: inverts `restrict` for equal features.
 
     Args:
         problem: the large problem.

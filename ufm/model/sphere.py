@@ -1,16 +1,16 @@
-"""Rows of W and features on the unit sphere: points, slopes, frames of tangents, multipliers.
+"""Rows of W and features on the unit sphere: points, gradients, frames of tangents, multipliers.
 
     f(W, H) = Σ_i w_i ℓ(W h_i, y_i),   ‖w_k‖ = ‖h_i‖ = 1,
 
-without decay and bias (Yaras et al. 2022, arXiv 2209.09211); a temperature 1/τ is that of the loss,
-`LogitAdjusted(scale=τ)`. At x, a row of W or a column of H, tangents are orthogonal to x. The slope
-there is ∇_x f − ⟨∇_x f, x⟩x, and the number −⟨∇_x f, x⟩ is the multiplier of ‖x‖ = 1: with u of the
-rows and v of the columns the second derivative of f along unit-speed great circles is
+without decay and bias (Yaras et al. 2022, arXiv 2209.09211); a temperature 1/τ belongs to the loss,
+`LogitAdjusted(scale=τ)`. Tangents at x, a row of W or a column of H, are orthogonal to x. The
+Riemannian gradient is ∇_x f − ⟨∇_x f, x⟩x, and −⟨∇_x f, x⟩ is the multiplier of ‖x‖ = 1. With the
+multipliers u of the rows and v of the columns the second derivative of f along great circles with
+the velocities ξ is
 
     ⟨ξ, ∇²f ξ⟩ + Σ_k u_k‖ξ_k‖² + Σ_i v_i‖ξ_i‖².
 
-As the loss falls exponentially in τ, f has no scale of its own: residuals and gaps are compared
-with f.
+Since the loss decreases exponentially in τ, residuals and gaps are measured relative to f.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ufm.check import traced
 from ufm.linalg.products import matmul
+from ufm.model import quotient
 from ufm.model.problem import Params, Problem
 
-_UNIT = 1e-8  # how far from 1 a norm may be in float64; below 64 units of rounding
+_UNIT = 1e-8  # how far from 1 a norm may be in float64; in float32 64 units of rounding
 
 
 def project(params: Params) -> Params:
-    """(W, H, b) with every row of W and column of H divided by its norm; NaN for zeros."""
+    """(W, H, b) with every row of W and column of H divided by its norm; NaN for zero vectors."""
     W, H, b = params
     xp = np if isinstance(W, np.ndarray) else jnp
     rows = xp.sqrt(xp.sum(xp.square(W), axis=-1, keepdims=True))
@@ -38,7 +38,7 @@ def project(params: Params) -> Params:
 
 
 def tangent(params: Params, arrow: Params) -> Params:
-    """The tangential part of a direction: ξ − ⟨ξ, x⟩x of every vector x."""
+    """The tangential part of a direction: ξ − ⟨ξ, x⟩x at every vector x of params."""
     W, H, _ = params
     radial_W = jnp.sum(arrow.W * W, axis=-1, keepdims=True)
     radial_H = jnp.sum(arrow.H * H, axis=-2, keepdims=True)
@@ -46,8 +46,8 @@ def tangent(params: Params, arrow: Params) -> Params:
 
 
 def wrong(params: Params) -> str | None:
-    """Which vectors of concrete arrays are not of norm 1, in words, or None."""
-    told = []
+    """Which vectors of concrete arrays do not have norm 1, in words, or None."""
+    found = []
     for name, x, axis, what in (("W", params.W, -1, "rows"), ("H", params.H, -2, "columns")):
         norms = np.linalg.norm(np.asarray(x, np.float64), axis=axis)
         short = np.dtype(x.dtype).itemsize < 8
@@ -56,25 +56,22 @@ def wrong(params: Params) -> str | None:
         if far.any():
             worst = norms[far][np.argmax(np.abs(norms[far] - 1))]
             zero = " (a zero vector has no direction)" if np.any(~(norms[far] > 0)) else ""
-            told.append(f"{int(far.sum())} {what} of {name} off norm 1, one of {worst:.6g}{zero}")
-    return " and ".join(told) or None
+            found.append(f"{int(far.sum())} {what} of {name} off norm 1, one of {worst:.6g}{zero}")
+    return " and ".join(found) or None
 
 
 def merged(problem: Problem) -> Problem:
-    """The problem of one feature a class, of the same minimum.
+    """The problem with one feature for each class, which has the same minimum.
 
-    For given W all samples of a class can take the best feature among them.
+    For a given W all samples of a class can take the best feature among theirs.
     """
-    share = np.asarray(problem.counts, np.float64) * (problem.groups / problem.N)
-    c = problem.weights
     if problem.balanced:
         return dataclasses.replace(problem, n=1)
-    weights = share if c is None else share * (c if traced(c) else np.asarray(c))
-    return dataclasses.replace(problem, n=1, weights=weights)
+    return dataclasses.replace(problem, n=1, weights=quotient.weights_of_means(problem))
 
 
 def multipliers(W: Any, H: Any, A: Any) -> tuple[Any, Any]:
-    """(u, v) of the module's head, u_k = −⟨w_k, (AHᵀ)_k⟩ and v_i = −⟨h_i, Wᵀa_i⟩. Traceable."""
+    """(u, v) for the data gradient A: u_k = −⟨w_k, (AHᵀ)_k⟩ and v_i = −⟨h_i, Wᵀa_i⟩. Traceable."""
     xp = np if isinstance(W, np.ndarray) else jnp
     parts = A * (W @ H if xp is np else matmul(W, H))
     return -xp.sum(parts, axis=1), -xp.sum(parts, axis=0)
@@ -83,12 +80,12 @@ def multipliers(W: Any, H: Any, A: Any) -> tuple[Any, Any]:
 def penalty(W: Array, H: Array, A: Float[Array, "K N"]) -> tuple[Scalar, Scalar]:
     """½(Σu + Σv) + ½(K+N) max(0, −λ_min(M)), M = [[diag u, A], [Aᵀ, diag v]], and its rounding.
 
-    ⟨A, WH⟩ is at least the negative of it for any unit vectors and any u, v, since X = [W; Hᵀ] has
-    K + N unit rows: ⟨A, WH⟩ = ½ tr XᵀMX − ½(Σu + Σv). Traceable.
+    ⟨A, WH⟩ ≥ −(this number) for all unit vectors, and for any u, v, since X = [W; Hᵀ] has K + N
+    unit rows: ⟨A, WH⟩ = ½ tr XᵀMX − ½(Σu + Σv). Traceable.
 
     Args:
-        W, H: where u and v are the multipliers: the bound is tight where they solve M X = 0.
-        A: dual variables, one column a column of H.
+        W, H: the point whose multipliers are u and v; the bound is tight where M X = 0.
+        A: dual variables, (K, N).
     """
     u, v = multipliers(W, H, A)
     M = jnp.block([[jnp.diag(u), A], [A.T, jnp.diag(v)]])
@@ -104,7 +101,7 @@ def penalty(W: Array, H: Array, A: Float[Array, "K N"]) -> tuple[Scalar, Scalar]
 
 
 def frames(X: Float[Array, "m d"]) -> Float[Array, "m d-1 d"]:
-    """Orthonormal tangents at each of m unit vectors: the other rows of a reflection of e_1 on x.
+    """Orthonormal tangents at each of m unit vectors x: a reflection of e_1 to ±x, without ±x.
 
     Traceable.
     """
@@ -116,14 +113,14 @@ def frames(X: Float[Array, "m d"]) -> Float[Array, "m d-1 d"]:
 
 
 def in_frames(W: Array, H: Array, rows: Array, columns: Array) -> Array:
-    """A tangent, or gradient, (W, H) in the frames of rows and columns, as one vector."""
+    """The (K+N)(d−1) coordinates of a tangent or gradient in the frames of rows and columns."""
     first = jnp.einsum("kad,kd->ka", rows, W, precision=jax.lax.Precision.HIGHEST)
     second = jnp.einsum("iad,di->ia", columns, H, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([first.ravel(), second.ravel()])
 
 
 def out_of_frames(problem: Problem, x: Array, rows: Array, columns: Array) -> Params:
-    """The tangent whose coordinates `in_frames` gives."""
+    """The tangent with the coordinates x of `in_frames`."""
     K, d, N = problem.K, problem.d, problem.N
     first, second = x[: K * (d - 1)].reshape(K, d - 1), x[K * (d - 1) :].reshape(N, d - 1)
     W = jnp.einsum("kad,ka->kd", rows, first, precision=jax.lax.Precision.HIGHEST)
@@ -132,6 +129,6 @@ def out_of_frames(problem: Problem, x: Array, rows: Array, columns: Array) -> Pa
 
 
 def unit(value: Any) -> Any:
-    """What residuals and gaps are measured in: f, or NaN where f is too small for its digits."""
+    """The unit of residuals and gaps: f, or NaN where f is close to underflow."""
     info = jnp.finfo(value.dtype)
     return jnp.where(value < float(info.tiny) / float(info.eps), jnp.nan, value)

@@ -1,7 +1,7 @@
 """Real networks on real images, to be compared with the model. Needs the extra `networks`.
 
 `data` reads FashionMNIST and files of the same formats, `models` builds ResNets and an MLP in flax
-nnx, `training` trains them in compiled steps with checkpoints, `evaluation` gives what
+nnx, `training` trains them in compiled steps with checkpoints, `evaluation` returns the arrays that
 `ufm.metrics`, `ufm.certify` and `ufm.hessian` take: W (K, d), H (d, N), b (K,) and labels (N,).
 """
 

@@ -1,8 +1,8 @@
 """One checkpoint of a training, written by orbax and replaced as the training proceeds.
 
-The state is stored as arrays, the records so far as JSON (which gives every float64 back exactly).
-orbax writes a checkpoint beside the former one and renames it into place, so that a process killed
-while it writes leaves the former one intact.
+The state is stored as arrays, the records so far as JSON, which represents every float64 exactly.
+orbax writes a new checkpoint next to the old one and renames it, so that the old one is intact if
+the process is killed while it writes.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ class Store:
     """The checkpoint of one training in one folder.
 
     Args:
-        folder: made if it is not there.
-        identity: JSON values that two trainings share only if they are the same.
+        folder: created if it does not exist.
+        identity: JSON values that identify the training.
     """
 
     def __init__(self, folder: str | os.PathLike[str], **identity: Any):
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        # As they are read back: a tuple becomes a list.
+        # In the form in which they are read back, with lists for tuples.
         self.folder, self.identity = Path(folder).absolute(), json.loads(json.dumps(identity))
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -42,9 +42,9 @@ class Store:
         if epoch is None:
             return 0, fresh, []
         notes = self.manager.restore(epoch, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))
-        kept = notes["notes"]["identity"]
-        if kept != self.identity:
-            differing = [key for key, value in self.identity.items() if kept.get(key) != value]
+        stored = notes["notes"]["identity"]
+        if stored != self.identity:
+            differing = [key for key, value in self.identity.items() if stored.get(key) != value]
             raise Refused(
                 f"{self.folder} holds another training: {', '.join(differing)} differ. Choose "
                 "another folder, or remove this one"
@@ -67,12 +67,12 @@ class Store:
         )
 
     def close(self) -> None:
-        """Wait until orbax has written, and end its threads."""
+        """Wait until orbax has written everything, and end its threads."""
         self.manager.close()
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of all arrays of a tree: their shapes and bytes."""
+    """SHA-256 of the shapes, dtypes and bytes of all arrays of a tree."""
     total = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf)

@@ -2,8 +2,8 @@
 
 An IDX file is a big-endian header (two zero bytes, type 8 for bytes, number of dimensions, each
 dimension in four bytes) and then the entries, last dimension fastest; it may be gzipped. A record
-of CIFAR-10 is one byte for the label and 3·32·32 bytes, channel by channel. No file is trusted:
-sizes, labels and, for downloads, checksums are verified.
+of CIFAR-10 is one byte for the label and 3·32·32 bytes, channel by channel. Sizes, labels and, for
+downloads, checksums are verified.
 """
 
 import gzip
@@ -23,8 +23,8 @@ from ufm.metrics.features import numbers
 from ufm.metrics.labels import as_array, samples
 
 FASHION_MNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-# MD5 of the gzipped files as their authors publish them. Debian's copies hold the same bytes
-# behind another gzip header (without name and date).
+# MD5 of the gzipped files as their authors publish them. Debian's copies have the same content
+# and another gzip header (without name and date).
 MD5 = {
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
     "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
@@ -42,18 +42,18 @@ CIFAR_TEST, CIFAR_RECORD = "test_batch.bin", 1 + 3 * 32 * 32
 
 
 class DataError(Refused):
-    """A data set that is missing, incomplete or damaged; the message says how to mend it."""
+    """A data set that is missing, incomplete or damaged; the message says how to obtain it."""
 
 
 class Images(NamedTuple):
-    """Images (N, height, width, channels), and labels (N,) int32 from 0."""
+    """Images: pixels (N, height, width, channels) and labels (N,), int32 from 0."""
 
     pixels: np.ndarray
     labels: np.ndarray
 
 
 class Dataset(NamedTuple):
-    """Training and test images as bytes, as the files hold them."""
+    """Training and test images, pixels as the bytes 0 … 255 of the files."""
 
     train: Images
     test: Images
@@ -65,13 +65,13 @@ class Dataset(NamedTuple):
 def load(folder: str | os.PathLike[str] | None = None, download: bool = False) -> Dataset:
     """The data set of a folder: four IDX files (gzipped or not), or CIFAR-10's six .bin files.
 
-    Without a folder FashionMNIST is looked for: $UFM_DATA, share/datasets/fashion-mnist below
-    Python's prefix, /usr/local and /usr (where Debian's dataset-fashion-mnist puts it), and the
+    Without a folder FashionMNIST is searched in $UFM_DATA, share/datasets/fashion-mnist below
+    Python's prefix, /usr/local and /usr (where Debian's dataset-fashion-mnist installs it), and the
     cache of downloads.
 
     Args:
-        folder: where to look, and nowhere else.
-        download: fetch FashionMNIST (30 MB) into the cache if it is found nowhere.
+        folder: the only folder to search.
+        download: download FashionMNIST (30 MB) into the cache if it is found nowhere.
 
     Raises:
         DataError: nothing found, or a file that is missing or damaged.
@@ -101,14 +101,14 @@ def ways() -> str:
 
 
 def fetch(folder: Path, url: str = "", checksums: dict[str, str] | None = None) -> Path:
-    """Download FashionMNIST's files that are not there yet, and verify their MD5.
+    """Download those files of FashionMNIST that a folder lacks, and verify the MD5 of all.
 
     Args:
-        folder: made if it is not there.
-        url, checksums: another place of the same four names; FashionMNIST's own by default.
+        folder: created if it does not exist.
+        url, checksums: another server and its files; those of FashionMNIST by default.
 
     Raises:
-        DataError: no connection, or bytes of another checksum.
+        DataError: no connection, or a file with another checksum.
     """
     url, checksums = url or FASHION_MNIST, checksums or MD5
     registry = {name: f"md5:{digest}" for name, digest in checksums.items()}
@@ -160,7 +160,7 @@ def read_idx(file: Path) -> np.ndarray:
     """The bytes of an IDX file as an array of its dimensions; gzipped if the name ends in .gz.
 
     Raises:
-        DataError: no IDX file of bytes, or truncated, or with surplus bytes, or not unzippable.
+        DataError: not an IDX file of bytes, or truncated, or with surplus bytes, or not gzipped.
     """
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
@@ -222,10 +222,10 @@ def read_cifar10(file: Path) -> Images:
 def select(images: Images, per_class: int, classes: Sequence[int], seed: int = 0) -> Images:
     """`per_class` random images of each class, grouped by class, labels 0 … len(classes)−1.
 
-    Grouped as the samples of `ufm.Problem` are.
+    The order is that of the samples of `ufm.Problem`.
 
     Args:
-        images: to draw from, without replacement.
+        images: the images to draw from, without replacement.
         per_class: at least 1; 0 takes as many of each as the rarest class has.
         classes: original labels, in the order of the new ones.
         seed: of NumPy's generator.
@@ -246,10 +246,10 @@ def select(images: Images, per_class: int, classes: Sequence[int], seed: int = 0
 
 
 def normalise(*parts: Images, padding: int = 0) -> tuple[Images, ...]:
-    """Float32 pixels, every channel with mean 0 and variance 1 on the first of the parts.
+    """Pixels in float32, such that every channel of the first part has mean 0 and variance 1.
 
     Args:
-        parts: training images first; the others are shifted and scaled alike.
+        parts: training images first; the others are shifted and scaled like these.
         padding: black pixels added on every side (2 makes 28 × 28 into 32 × 32).
 
     Raises:
@@ -269,21 +269,21 @@ def normalise(*parts: Images, padding: int = 0) -> tuple[Images, ...]:
 
 
 def random_labels(images: Images, seed: int = 0) -> Images:
-    """The same images under permuted labels (equal counts stay equal), grouped by the new ones."""
+    """The same images with permuted labels, which have the same counts, grouped by the new ones."""
     labels = np.random.default_rng(seed).permutation(images.labels)
     order = np.argsort(labels, kind="stable")
     return Images(images.pixels[order], labels[order])
 
 
 def rows(images: Images, K: int | None = None) -> np.ndarray:
-    """The row of the classifier that each image belongs to (N,), once images and labels are sound.
+    """The row of the classifier that each image belongs to, (N,), after checks of the images.
 
     Args:
         images: at least one of each class.
         K: number of classes, whose labels are 0 … K−1; None takes as many as there are labels.
 
     Raises:
-        Refused: a label that is none of these, naming it; a class without images, naming it;
+        Refused: a label that is not one of these, naming it; a class without images, naming it;
             pixels as `check_pixels` refuses them.
     """
     check_pixels(images)
@@ -292,7 +292,7 @@ def rows(images: Images, K: int | None = None) -> np.ndarray:
 
 
 def check_pixels(images: Images) -> None:
-    """Refuse pixels that are no real, finite numbers.
+    """Refuse pixels that are not real, finite numbers.
 
     Raises:
         Refused: naming how many are not, and the first image that holds one.

@@ -1,7 +1,7 @@
 """A network evaluated on images: features of every layer, the classifier, the errors.
 
 The arrays have the shapes of the model, H (d, N) with samples as columns, in float64, so that
-`ufm.metrics.collapse`, `ufm.certify` and `ufm.hessian` take them as they are.
+`ufm.metrics.collapse`, `ufm.certify` and `ufm.hessian` accept them.
 """
 
 from functools import partial
@@ -47,7 +47,7 @@ class Evaluation(NamedTuple):
 
     @property
     def rows(self) -> Int[np.ndarray, " N"]:
-        """The row of W that each label names; refuses labels that name none."""
+        """The row of W for each label, (N,); labels without a row are refused."""
         K, N = len(self.W), self.H.shape[1]
         return samples(self.labels, K, N, every=False, way=RENUMBER).rows
 
@@ -65,15 +65,15 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model: Any, images: Images, batch: int = BATCH) -> Evaluation:
-    """A network on images, `batch` at a time, in evaluation mode (BatchNorm's running averages).
+    """Evaluate a network on images in evaluation mode (BatchNorm's running averages).
 
     Args:
         model: of `ufm.networks.models`; it is not changed.
         images: at least one.
-        batch: bounds the memory that is needed.
+        batch: images at a time, which bounds the memory.
 
     Raises:
-        Refused: pixels that are no finite numbers.
+        Refused: pixels that are not finite numbers.
     """
     check_pixels(images)
     model = nnx.clone(model)
@@ -95,11 +95,12 @@ def _layers(graph, state, pixels):
 
 
 def collapse(of: Evaluation, means: Float[np.ndarray, "K d"] | None = None) -> metrics.Collapse:
-    """NC1–NC4 of the last layer; of test images about the class means of training ones, if given.
+    """NC1–NC4 of the last layer, about the class means of the images or about given means.
 
     Args:
-        of: images of every class, or any with means.
-        means: class means (K, d), as `class_means` gives them; None takes those of the images.
+        of: an evaluation with images of every class; with `means` any classes.
+        means: class means (K, d), such as the `class_means` of training images for an evaluation of
+            test images; None takes those of the images.
 
     Raises:
         Refused: as `ufm.metrics.collapse`.
@@ -108,7 +109,7 @@ def collapse(of: Evaluation, means: Float[np.ndarray, "K d"] | None = None) -> m
 
 
 def class_means(of: Evaluation) -> Float[np.ndarray, "K d"]:
-    """Class means of the features that the classifier sees, a row a class.
+    """Class means (K, d) of the features that the classifier sees, a row a class.
 
     Raises:
         Refused: a class without images.
@@ -117,11 +118,11 @@ def class_means(of: Evaluation) -> Float[np.ndarray, "K d"]:
 
 
 class Depth(NamedTuple):
-    """Collapse layer by layer (layers,), the last one before the classifier.
+    """Collapse layer by layer, (layers,), the last one before the classifier.
 
-    nc1: tr(Σ_W Σ_B^†)/K of each layer; He and Su 2023 (arXiv 2210.17020) find its logarithm fall
-        linearly with the layer in trained networks, the law of equi-separation.
-    centre_error: share of images that lie nearest to the mean of another class.
+    nc1: tr(Σ_W Σ_B^†)/K of each layer; He and Su 2023 (arXiv 2210.17020) find that its logarithm
+        decreases linearly with the layer in trained networks, the law of equi-separation.
+    centre_error: share of images that are nearest to the mean of another class.
     """
 
     nc1: Float[np.ndarray, " layers"]
@@ -132,14 +133,14 @@ def depth(of: Evaluation) -> Depth:
     """NC1 and error of the nearest class mean in every layer.
 
     Raises:
-        Refused: labels that name no row of W; a class without images.
+        Refused: labels without a row of W; a class without images.
     """
     rows = []
     for H in of.layers:
         seen = Accumulator(np.zeros((len(of.W), len(H))), passes=2)
         seen.add(H.T, of.labels).again(H.T, of.labels)
         nearest = seen.detail().nearest_centre
-        assert nearest is not None, "two passes know it"
+        assert nearest is not None, "two passes give it"
         rows.append((seen.collapse().nc1, 1 - nearest))
     return Depth(*np.array(rows, float).T)
 

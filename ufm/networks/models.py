@@ -1,9 +1,9 @@
 """ResNets for small images and an MLP, in flax nnx, with a learned or a fixed simplex classifier.
 
-Every network maps images (N, height, width, channels) to logits (N, K) = features Wᵀ + b, and
-shows its features layer by layer: `layers(x)` is a tuple of arrays (N, d_l), feature maps averaged
-over pixels, the last one being what the classifier sees. Source of the architecture: He, Zhang,
-Ren and Sun 2016 (arXiv 1512.03385); of its narrowed form with a fixed classifier: Zhu et al. 2021
+Every network maps images (N, height, width, channels) to logits (N, K) = features Wᵀ + b.
+`layers(x)` gives the features layer by layer, a tuple of arrays (N, d_l), feature maps averaged
+over pixels, of which the classifier sees the last one. Source of the architecture: He, Zhang, Ren
+and Sun 2016 (arXiv 1512.03385); of its narrowed form with a fixed classifier: Zhu et al. 2021
 (arXiv 2105.02375, section 5.3).
 """
 
@@ -19,7 +19,7 @@ from ufm.check import Refused
 from ufm.theory import geometry
 
 STEMS = ("3x3", "3x3/2", "7x7/2")
-SMALL = 2  # pixels a side of what a convolution gives
+SMALL = 2  # height and width up to which the output of a convolution is small
 
 
 class Fixed(nnx.Variable):
@@ -52,7 +52,7 @@ class SimplexProjector(nnx.Module):
 
     Args:
         d: width of the features, at least 2.
-        key: of the random rotation of M.
+        key: a JAX PRNG key, which draws the orientation of M.
     """
 
     def __init__(self, d: int, key: Array):
@@ -67,7 +67,7 @@ class SimplexProjector(nnx.Module):
 
 
 class Block(nnx.Module):
-    """relu(BN(conv(relu(BN(conv(x))))) + shortcut), 3×3 convolutions, without their own bias.
+    """relu(BN(conv(relu(BN(conv(x))))) + shortcut), with 3×3 convolutions without bias.
 
     The shortcut is the identity, or a 1×1 convolution with BN where the shape changes.
     """
@@ -97,7 +97,7 @@ class ResNet(nnx.Module):
         d: width of the features; None keeps the last stage's, otherwise the last block is
             narrowed to d (Zhu et al. use d = K).
         head: "learned", or "simplex" for a fixed simplex ETF.
-        projector: whether a `SimplexProjector` stands before the classifier, as one more layer.
+        projector: whether a `SimplexProjector` precedes the classifier, as one more layer.
         rngs: flax's streams of random numbers.
 
     Raises:
@@ -156,7 +156,7 @@ class ResNet(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Linear, BN and relu, as many times as there are widths; then the classifier.
+    """Layers of linear map, BN and relu, one for each width, and the classifier.
 
     Args:
         K: number of classes.
@@ -203,8 +203,8 @@ def resnet18(
     """ResNet-18: four stages of two blocks, 64 to 512 channels.
 
     With stem="7x7/2" and 3 channels it has 11,181,642 parameters at K = 10, and 8,867,542 with
-    d = 10 and a simplex classifier, fixed weight counted: Zhu et al.'s −20.70 %. The stem for
-    small images has 7,680 fewer.
+    d = 10 and a simplex classifier, the fixed weight included: 20.70 % fewer, as in Zhu et al. The
+    stem for small images has 7,680 parameters less. Arguments: see `ResNet`.
     """
     widths = (64, 128, 256, 512)
     return ResNet(
@@ -213,7 +213,7 @@ def resnet18(
 
 
 def count(model: nnx.Module) -> int:
-    """Number of parameters, learned and fixed; running statistics do not count."""
+    """Number of parameters, learned and fixed, without running statistics."""
     state = nnx.state(model, nnx.Any(nnx.Param, Fixed))
     return sum(variable.size for variable in nnx.to_flat_state(state).leaves)
 
@@ -250,7 +250,7 @@ def _convolution(inside: int, outside: int, size: int, stride: int, rngs: nnx.Rn
 
 
 def _convolve(x, kernel, strides, padding, **options):
-    """XLA's convolution, but on CPUs a product for the smallest images, where it is the faster."""
+    """XLA's convolution; on CPUs a matrix product for the smallest images, where it is faster."""
     if jax.default_backend() == "cpu" and max(x.shape[1:3]) <= SMALL * strides[0]:
         return as_product(x, kernel, strides, padding, **options)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
@@ -280,5 +280,5 @@ def as_product(
 
 
 def _norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    # PyTorch's BatchNorm, with which the papers' networks were trained.
+    # The defaults of PyTorch's BatchNorm, with which the papers' networks were trained.
     return nnx.BatchNorm(width, momentum=0.9, epsilon=1e-5, rngs=rngs)

@@ -1,14 +1,13 @@
 """Training with the papers' methods: compiled steps, records during training, checkpoints.
 
 The mean cross-entropy (or another objective) plus (λ/2)‖θ‖² is minimised over all learned
-parameters θ: weights, biases, BatchNorm's scales and shifts. That is what `weight_decay` means in
-the papers' PyTorch code, for Adam too. Schedules of Zhu et al. 2021 (arXiv 2105.02375, section
+parameters θ: weights, biases, BatchNorm's scales and shifts. This is the meaning of `weight_decay`
+in the papers' PyTorch code, for Adam too. Schedules of Zhu et al. 2021 (arXiv 2105.02375, section
 5.1): SGD with momentum 0.9 and rate 0.05, Adam with rate 1e-3, both divided by 10 after every fifth
 of the epochs; L-BFGS of memory 10 with a line search for the strong Wolfe conditions.
 
-Everything is computed in float32. On GPUs that means float32 products too; TF32 or bfloat16 ones
-only if `Recipe.precision` asks for them. On one device a run that was stopped and resumed ends
-with the same bits as one that was not.
+Everything is computed in float32, products on GPUs included, unless `Recipe.precision` asks for
+TF32 or bfloat16. On one device a resumed run gives the same bits as an uninterrupted one.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from ufm import losses
+from ufm import check, losses
 from ufm.check import Refused
 from ufm.networks import checkpoints, data, models
 from ufm.networks.data import Images
@@ -34,22 +33,23 @@ OPTIMIZERS = ("sgd", "adam", "lbfgs")
 SAVE_AFTER = 60.0  # seconds without a checkpoint, between records
 DROP = 0.1  # factor of the learning rate at each drop
 
-Objective = Callable[[Any, Array, Array], Array]  # (model, pixels, labels) to a scalar
+Objective = Callable[[Any, Array, Array], Array]  # (model, pixels, labels) ↦ scalar
 Record = dict[str, Any]  # numbers, or lists of numbers, by name
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Optimiser, schedule and precision of a training.
 
     optimizer: "sgd", "adam" or "lbfgs".
     epochs: passes over the images.
-    batch_size: images a step; a remainder of an epoch is left out. 0 takes all (L-BFGS must).
+    batch_size: images in a step; the remainder of an epoch is left out. 0 takes all images, as
+        L-BFGS requires.
     learning_rate: at the start; not used by "lbfgs", whose line search finds the step.
     decay: λ, of all learned parameters.
     momentum: of "sgd".
     precision: of products on accelerators, a name that `jax.default_matmul_precision` takes.
-    drops: shares of the epochs, increasing, after each of which the learning rate falls tenfold;
+    drops: increasing shares of the epochs, after each of which the learning rate is divided by 10;
         not used by "lbfgs".
 
     Raises:
@@ -70,9 +70,12 @@ class Recipe:
             raise Refused(f"got optimizer={self.optimizer!r}; allowed: {', '.join(OPTIMIZERS)}")
         if self.optimizer == "lbfgs" and self.batch_size:
             raise Refused(f"got batch_size={self.batch_size} with 'lbfgs'; allowed: 0, all")
-        for name, least in (("epochs", 1), ("batch_size", 0), ("decay", 0)):
-            if getattr(self, name) < least:
-                raise Refused(f"got {name}={getattr(self, name)}; allowed: at least {least}")
+        for name, least in (("epochs", 1), ("batch_size", 0)):
+            object.__setattr__(self, name, check.integer(name, getattr(self, name), least))
+        rate, momentum = check.real("learning_rate", self.learning_rate, above=0), self.momentum
+        object.__setattr__(self, "learning_rate", rate)
+        object.__setattr__(self, "decay", check.real("decay", self.decay, least=0))
+        object.__setattr__(self, "momentum", check.real("momentum", momentum, least=0, below=1))
         legs = np.diff((0.0, *self.drops, 1.0))
         if not np.all(legs > 0):
             raise Refused(f"got drops={self.drops}; allowed: increasing shares between 0 and 1")
@@ -81,7 +84,7 @@ class Recipe:
         """The optax transformation, for `steps` steps an epoch."""
         if self.optimizer == "lbfgs":
             return optax.lbfgs(memory_size=10)
-        # A share such as 0.6 times the epochs may lie a rounding below the whole number it means.
+        # A share such as 0.6 times the epochs may be a rounding below the intended integer.
         ends = {int(self.epochs * share + 1e-9) * steps: DROP for share in self.drops}
         rate = optax.piecewise_constant_schedule(self.learning_rate, ends)
         chosen = optax.sgd(rate, self.momentum) if self.optimizer == "sgd" else optax.adam(rate)
@@ -89,7 +92,7 @@ class Recipe:
 
 
 class State(NamedTuple):
-    """What a training needs to continue: parameters, the rest of the model, the optimiser."""
+    """The state of a training: parameters, the rest of the model, the optimiser."""
 
     params: Any
     rest: Any
@@ -97,7 +100,7 @@ class State(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The model at the end, in evaluation mode, and all records, one array a name."""
+    """The model at the end, in evaluation mode, and the history, one array for each name."""
 
     model: Any
     history: dict[str, np.ndarray]
@@ -120,35 +123,31 @@ def train(
     folder: str | os.PathLike[str] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Trained:
-    """Train a copy of a model from its present parameters; the model given is not changed.
+    """Train a copy of a model, starting from its parameters; the model itself is not changed.
 
     Args:
         model: a network of `ufm.networks.models`, or any flax nnx module that objective accepts.
         images: pixels (N, …) float32 and labels (N,) 0 … K−1, at least one of each class.
         method: optimiser and schedule.
         seed: of the order of the images.
-        measure: called with the model in evaluation mode; gives numbers or lists of numbers.
+        measure: called with the model in evaluation mode; returns numbers or lists of numbers.
         record_at: epochs at which to measure; 0 is the start, the last epoch is added.
         objective: the data term.
-        folder: keeps a checkpoint, written at every record and every minute; the same call
-            resumes from it.
+        folder: for a checkpoint, written at every record and every minute; the same call resumes
+            from it.
         progress: called with the share of epochs done.
 
     Returns:
-        A `Trained`; its history has a row for every record, and `epoch` among its names.
+        A `Trained`; its history has one entry for every record, and `epoch` among its names.
 
     Raises:
-        Refused: labels that are no rows of the classifier, a class without images, pixels that
-            are NaN or infinite; a batch larger than the data; a folder that holds another training.
+        Refused: labels without a row of the classifier, a class without images, pixels that are NaN
+            or infinite; a batch larger than the data; a folder that holds another training.
         FloatingPointError: a loss that is no longer finite.
     """
-    classes = _rows(model, images)
-    N = len(classes)
-    batch = method.batch_size or N
-    if batch > N:
-        raise Refused(f"got batch_size={batch} for {N} images; allowed: 0 (all) to {N}")
+    classes, batch, steps = _batches(model, images, method)
     with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
-        graph, state = _start(model, method, N // batch)
+        graph, state = _start(model, method, steps)
         pixels, labels = jnp.asarray(images.pixels), jnp.asarray(classes)
         key = jax.random.key(seed)
     store = None if folder is None else _store(folder, method, seed, images, state)
@@ -176,10 +175,11 @@ def train(
 
 
 class Cost(NamedTuple):
-    """Of one training step: seconds (the fastest epoch over its steps), bytes of device memory.
+    """Cost of one training step.
 
-    Memory is the state (parameters, statistics, optimiser) and the temporaries that the compiler
-    allots; the images are not counted.
+    seconds: time of the fastest epoch divided by its steps.
+    bytes: device memory of the state (parameters, statistics, optimiser) and of the temporaries
+        that the compiler allocates, without the images.
     """
 
     seconds: float
@@ -187,10 +187,12 @@ class Cost(NamedTuple):
 
 
 def cost(model: Any, images: Images, method: Recipe, epochs: int = 5) -> Cost:
-    """Measure a step of a training by running some epochs of it; the model is not changed."""
-    classes = _rows(model, images)
-    batch = method.batch_size or len(classes)
-    steps = len(classes) // batch
+    """Measure a step of a training by running some epochs of it; the model is not changed.
+
+    Raises:
+        Refused: labels, pixels and batches as in `train`.
+    """
+    classes, batch, steps = _batches(model, images, method)
     with jax.enable_x64(False), jax.default_matmul_precision(method.precision):
         graph, state = _start(model, method, steps)
         inputs = jnp.asarray(images.pixels), jnp.asarray(classes)
@@ -198,8 +200,8 @@ def cost(model: Any, images: Images, method: Recipe, epochs: int = 5) -> Cost:
         chosen = None if steps == 1 else np.arange(batch, dtype=np.int32)
         compiled = _step.lower(*fixed, method.decay, state, *inputs, chosen).compile()
         memory = compiled.memory_analysis()
-        assert memory is not None, "XLA tells the memory of a compiled program on CPU, GPU and TPU"
-        allotted = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        assert memory is not None, "XLA reports the memory of programs on CPU, GPU and TPU"
+        allocated = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         seconds = []
         for _ in range(epochs):
             begun = time.perf_counter()
@@ -207,11 +209,11 @@ def cost(model: Any, images: Images, method: Recipe, epochs: int = 5) -> Cost:
                 state, _ = compiled(method.decay, state, *inputs, chosen)
             jax.block_until_ready(state)
             seconds.append((time.perf_counter() - begun) / steps)
-    return Cost(min(seconds), allotted + memory.temp_size_in_bytes)
+    return Cost(min(seconds), allocated + memory.temp_size_in_bytes)
 
 
 def _store(folder, method: Recipe, seed: int, images: Images, state: State) -> checkpoints.Store:
-    """Where checkpoints are kept, by all that decides what a training gives."""
+    """The store of checkpoints, identified by everything that determines the result."""
     return checkpoints.Store(
         folder,
         method=dataclasses.asdict(method),
@@ -221,10 +223,20 @@ def _store(folder, method: Recipe, seed: int, images: Images, state: State) -> c
     )
 
 
-def _rows(model: Any, images: Images) -> np.ndarray:
-    """The labels (N,), checked against the rows of the classifier where the model has one."""
+def _batches(model: Any, images: Images, method: Recipe) -> tuple[np.ndarray, int, int]:
+    """(labels (N,), images in a step, steps in an epoch).
+
+    Raises:
+        Refused: labels without a row of the classifier, if the model has a known one; pixels that
+            are not finite; a batch larger than the data.
+    """
     known = isinstance(model, models.ResNet | models.MLP)
-    return data.rows(images, len(models.classifier(model)[1]) if known else None)
+    classes = data.rows(images, len(models.classifier(model)[1]) if known else None)
+    N = len(classes)
+    batch = method.batch_size or N
+    if batch > N:
+        raise Refused(f"got batch_size={batch} for {N} images; allowed: 0 (all) to {N}")
+    return classes, batch, N // batch
 
 
 def _start(model: Any, method: Recipe, steps: int) -> tuple[Any, State]:
@@ -233,7 +245,7 @@ def _start(model: Any, method: Recipe, steps: int) -> tuple[Any, State]:
     model.train()
     graph, params, rest = _split(model)
     state = State(params, rest, method.transformation(steps).init(params))
-    # Copies, since every epoch reuses the memory of the state that it is given.
+    # Copies, since every step reuses the memory of the state that it is given.
     return graph, jax.tree.map(jnp.copy, state)
 
 
@@ -266,9 +278,9 @@ def regularised(graph, objective: Objective, decay, params, rest, pixels, labels
 
 
 def _epoch(graph, method, batch, objective, state, pixels, labels, key):
-    """One pass in random order; the state after it and the last step's loss.
+    """One pass in random order; the state after it and the loss of the last step.
 
-    Its steps are called one by one: inside a compiled loop XLA's convolutions are some ten times
+    Steps are called one by one, since inside a compiled loop XLA's convolutions are about ten times
     slower on CPUs.
     """
     N = len(labels)
@@ -296,9 +308,9 @@ def _step(graph, method, steps, objective, decay, state: State, pixels, labels, 
         def value_fn(params):
             return loss(params)[0]
 
-        # The line search has evaluated the point it chose; its state remembers value and gradient.
-        remembered = optax.value_and_grad_from_state(value_fn)
-        value, gradient = remembered(state.params, state=state.optimizer)
+        # The state has value and gradient of this point from the line search that chose it.
+        stored = optax.value_and_grad_from_state(value_fn)
+        value, gradient = stored(state.params, state=state.optimizer)
         extra = {"value": value, "grad": gradient, "value_fn": value_fn}
         rest = loss(state.params)[1]
     else:

@@ -2,11 +2,12 @@
 
 One closed form a module: `minimum` (cross-entropy; Zhu et al. 2021, theorem 3.1), `groups`
 (cross-entropy of unequal classes), `symmetric` (other losses that treat all classes alike),
-`squared`, `nonnegative` (features H ≥ 0), with `lookup` to choose among them; `fixed` (a classifier
-that does not move); `softmax_codes` and `candidates` (configurations where no simplex fits, and
-their values); `sphere` (unit features and rows); `spectra` and `landscape` (which claims hold for a
-problem, and the least eigenvalue by them). None of them imports an optimiser or a probe, so that
-agreement with a simulation is evidence.
+`squared`, `nonnegative` (features H ≥ 0) and `sphere` (unit features and rows), among which
+`lookup` chooses; `fixed` (a fixed classifier); `softmax_codes` and `candidates` (configurations
+where no simplex fits, and their values); `spectra` (all eigenvalues at the minimum and at the
+origin); `landscape` (the claims that hold for a problem, the least eigenvalue); `shared` (common
+assumptions). None of them imports an optimiser or a probe, so that agreement with a simulation is
+evidence.
 """
 
 from ufm.theory.candidates import CodeMinimum, code_minimum

@@ -1,17 +1,17 @@
 """The global minimum for a fixed classifier that treats all classes alike, in closed form.
 
-Let W have rows of one length and one angle, P W Wᵀ P = αP with P = I − 11ᵀ/K and 1ᵀWWᵀ ∝ 1ᵀ (a
-simplex ETF of rows of norm ρ: α = ρ²K/(K−1); orthogonal rows: α = ρ²). Without a bias the samples
-do not meet, h_i = (m/α) Wᵀ(e_y − 1/K) has margin m over every wrong class, and f is a sum over the
-samples of
+Let W have rows of one length and one angle: P W Wᵀ P = αP with P = I − 11ᵀ/K, and 1ᵀWWᵀ ∝ 1ᵀ (a
+simplex ETF of rows of norm ρ: α = ρ²K/(K−1); orthogonal rows: α = ρ²). Without a bias f is a sum
+over the samples. The feature h_i = (m/α) Wᵀ(e_y − 1/K) has margin m over every wrong class, and a
+sample of weight w in the loss and ω in the decay contributes
 
-    w log(1 + (K−1)e^{−m}) + λ_H ω (K−1) m²/(2Kα),     q(m) = λ_H ω m/(w K α),
+    w log(1 + (K−1)e^{−m}) + λ_H ω (K−1) m²/(2Kα),     least where  q(m) = λ_H ω m/(w K α),
 
-q = e^{−m}/(1 + (K−1)e^{−m}) the probability of each wrong class: one scalar equation, with one root
-m > 0 at any decay, and no threshold. Where classes weigh alike m is the same for all of them
-*whatever their counts*, since a sample weighs 1/N (Yang et al. 2022, arXiv 2203.09081). With a bias
-the same holds for equal classes, for which b = 0 is a minimum; for unequal ones G1 ≠ 0 moves b, and
-there is no closed form (`ufm.solve`).
+q = e^{−m}/(1 + (K−1)e^{−m}) being the probability of each wrong class: one scalar equation, which
+has one root m > 0 for any decay, so there is no threshold. Where the classes have one weight m is
+the same for all of them *whatever their counts*, since each sample has the weight 1/N (Yang et al.
+2022, arXiv 2203.09081). With a bias the same holds for equal classes, for which b = 0 is a minimum;
+for unequal ones G1 ≠ 0 there, and no closed form is known (`ufm.solve`).
 """
 
 from typing import NamedTuple
@@ -20,9 +20,9 @@ import numpy as np
 import scipy  # its parts are imported at first use
 
 from ufm.check import Refused, normal_decays
-from ufm.losses import CrossEntropy
 from ufm.model.fixed import classifier
 from ufm.model.problem import Problem, check_problem
+from ufm.theory import shared
 
 SOURCE = "Yang et al. 2022, arXiv 2203.09081"
 _ALIKE = 1e-10  # how far from αP + β11ᵀ the Gram matrix of W may be, relative to its largest entry
@@ -32,7 +32,7 @@ class FixedMinimum(NamedTuple):
     """The minimum over (H, b) for a fixed classifier.
 
     value: f*, in nats, (λ_W/2)‖W‖² included.
-    margins: (K,), z_y − z_j of the samples of each class over every wrong class j.
+    margins: (K,), z_y − z_j over every wrong class j, of the samples of each class.
     lengths: (K,), ‖h‖ of a sample of each class.
     """
 
@@ -41,56 +41,51 @@ class FixedMinimum(NamedTuple):
     lengths: np.ndarray
 
 
-def claims(problem: Problem) -> tuple[tuple[str, str, str | None, str, str], ...]:
-    """What is known where the classifier is fixed: the fields of `ufm.theory.Claim`, row by row."""
-    loss = type(problem.loss).__name__
-    convex = None if problem.loss.convex else f"a convex loss (got {loss})"
-    features = f"lam_H > 0 (got lam_H={problem.lam_H})"
-    failed = [convex, None if float(problem.lam_H) > 0 else features]
-    needed = "; ".join(x for x in failed if x is not None) or None
-    closed = "; ".join(x for x in (*failed, fails(problem)) if x is not None) or None
+def claims(problem: Problem) -> tuple[shared.Claim, ...]:
+    """What is known where the classifier is fixed."""
+    needed = shared.joined(shared.convex(problem), _decay(problem))
     return (
-        (
+        shared.Claim(
             "convex in (H, b)",
             "Every critical point is a global minimiser for its W, unique in H.",
             needed,
             SOURCE,
-            "theorem",
         ),
-        (
+        shared.Claim(
             "certificate",
             "At a critical point the bound of ufm.certify equals f.",
             needed,
             SOURCE,
-            "theorem",
         ),
-        (
+        shared.Claim(
             "one norm",
             "For a simplex ETF or orthogonal rows the features of all classes have one margin and "
             "one norm, those of ufm.theory.fixed_minimum, whatever the counts.",
-            closed,
+            shared.joined(needed, fails(problem)),
             SOURCE,
-            "theorem",
         ),
     )
 
 
+def _decay(problem: Problem) -> str | None:
+    return None if float(problem.lam_H) > 0 else f"lam_H > 0 (got lam_H={problem.lam_H})"
+
+
 def fails(problem: Problem) -> str | None:
     """The first assumption of the closed form that a problem does not meet, or None."""
-    loss = problem.loss
     if problem.fixed != ("W",):
         return 'a fixed classifier, fixed=("W",)'
-    if problem.targets is not None or not (isinstance(loss, CrossEntropy) and loss.plain):
-        return f"plain cross-entropy of labels (got {type(loss).__name__})"
-    if not float(problem.lam_H) > 0:
-        return f"lam_H > 0 (got lam_H={problem.lam_H})"
-    if problem.bias and not (problem.balanced and problem.uniform):
+    if (reason := shared.cross_entropy(problem) or _decay(problem)) is not None:
+        return reason
+    if problem.bias and not problem.uniform:
         return "no bias, or equal classes"
     return None
 
 
 def fixed_minimum(problem: Problem, W) -> FixedMinimum:
     """The global minimum over (H, b) for a W that treats all classes alike, to rounding.
+
+    Formula and source: `ufm.theory.fixed`.
 
     Args:
         problem: with fixed=("W",), plain cross-entropy and λ_H > 0; any counts, weights and decay
@@ -121,7 +116,7 @@ def fixed_minimum(problem: Problem, W) -> FixedMinimum:
 
 
 def _alike(W: np.ndarray) -> float:
-    """α of the module's head.
+    """α, where W Wᵀ is αP plus a multiple of 11ᵀ.
 
     Raises:
         Refused: a Gram matrix of another form.
@@ -140,9 +135,9 @@ def _alike(W: np.ndarray) -> float:
 
 
 def _margin(K: int, pull: float) -> float:
-    """The m > 0 with e^{−m}/(1 + (K−1)e^{−m}) = pull · m."""
+    """The m > 0 with e^{−m}/(1 + (K−1)e^{−m}) = pull m, by Brent's method on the logarithms."""
 
-    def excess(m: float) -> float:  # of the logarithms: both sides are far from 1 for small decays
+    def excess(m: float) -> float:  # small decays make both sides themselves very small
         return -m - np.log1p((K - 1) * np.exp(-m)) - np.log(pull) - np.log(m)
 
     most = 1 / (K * pull)  # where pull · m is 1/K, the value of the left side at m = 0

@@ -15,13 +15,17 @@ from jaxtyping import Array, Float
 
 from ufm import check
 from ufm.check import Refused
+from ufm.linalg.products import matmul
 
 
 def helmert(K: int) -> Float[np.ndarray, "K K-1"]:
-    """Orthonormal basis E of the complement of 1: EᵀE = I, Eᵀ1 = 0, E Eᵀ = I − 11ᵀ/K.
+    """Orthonormal basis E (K, K−1) of the complement of 1: EᵀE = I, Eᵀ1 = 0, E Eᵀ = I − 11ᵀ/K.
 
-    Column j is (1, …, 1, −(j+1), 0, …, 0)/√((j+1)(j+2)) with j+1 leading ones (Helmert's
+    Column j = 0 … K−2 is (1, …, 1, −(j+1), 0, …, 0)/√((j+1)(j+2)) with j+1 leading ones (Helmert's
     contrasts), in float64.
+
+    Raises:
+        Refused: if K < 1.
     """
     K = check.integer("K", K, 1)
     basis = np.zeros((K, K - 1))
@@ -48,12 +52,12 @@ def orthonormal_frame(key: Array, d: int, r: int, dtype=None) -> Float[Array, "d
     return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
 
 
-def rotation(d: int, key: Array | None) -> np.ndarray:
-    """An orthogonal matrix (d, d) in float64, Haar-random; the identity without a key."""
+def numpy_frame(key: Array | None, d: int, r: int) -> np.ndarray:
+    """`orthonormal_frame` in NumPy float64, (d, r); without a key the first r unit vectors."""
     if key is None:
-        return np.eye(d)
+        return np.eye(d, r)
     with jax.enable_x64(True):
-        return np.asarray(jax.random.orthogonal(key, d, dtype=jnp.float64))
+        return np.asarray(orthonormal_frame(key, d, r, jnp.float64))
 
 
 def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[Array, "K d"]:
@@ -80,22 +84,22 @@ def simplex_etf(K: int, d: int, key: Array | None = None, dtype=None) -> Float[A
     if key is None:
         return jnp.pad(frame, ((0, 0), (0, d - K + 1)))
     Q = orthonormal_frame(key, d, K - 1, frame.dtype)
-    return jnp.matmul(frame, Q.T, precision=jax.lax.Precision.HIGHEST)
+    return matmul(frame, Q.T)
 
 
 def etf_classifier(K: int, d: int, key: Array | None = None, dtype=None) -> Float[Array, "K d"]:
     """W for a classifier that is fixed to a simplex ETF: logits W h + b, rows of norm 1.
 
     W = √(K/(K−1)) (I_K − 11ᵀ/K), followed by d − K columns of zeros (Zhu et al. 2021, section
-    5.3). In this orientation non-negative features, such as a ReLU gives, can be aligned: h = t e_k
-    has margin t√(K/(K−1)) over every wrong class. For d = K − 1 there is no such orientation and
-    the result is `simplex_etf(K, d)`. Use it in any framework, as a weight that is not trained:
+    5.3). In this orientation non-negative features, as a ReLU makes them, can be aligned: h = t e_k
+    has the margin t√(K/(K−1)) over every wrong class. For d = K − 1 there is no such orientation
+    and the result is `simplex_etf(K, d)`. In any framework, use it as a weight that is not trained:
     `np.asarray(etf_classifier(K, d))`.
 
     Args:
         K: number of classes, at least 2.
         d: width of the features, at least K − 1.
-        key: turns the frame at random (for features of both signs); None keeps it as above.
+        key: draws a Haar-random orientation, for features of both signs; None takes the one above.
         dtype: floating dtype; None takes JAX's default.
 
     Raises:

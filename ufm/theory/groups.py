@@ -1,29 +1,30 @@
 """Global minimum of cross-entropy for unequal classes: merging, laws within a group, SELI.
 
-Classes of equal count and weights form a group; the landscape has the symmetry of their
-permutations. With w_k = c_k n_k/N the weight of a class in the loss and ρ_k = ω_k n_k that of its
-column in the decay, f* is the minimum over logits Z (K, K) of the class means of the convex
+Classes of equal count and weights form a group; the landscape is symmetric under the permutations
+within groups. With w_k = c_k n_k/N the weight of class k in the loss and ρ_k = ω_k n_k that of its
+mean feature in the decay, f* is the minimum over logits Z (K, K) of the class means of the convex
 
     Σ_k w_k ℓ(z_k + b; k) + μ‖Z diag(√ρ)‖_* + (λ_b/2)‖b‖²,      μ = √(λ_W λ_H),
 
-so a minimiser is invariant too: z_jk = A_hg + t_g δ_jk for classes j, k of the groups h, g. In the
-space of contrasts within a group the singular value is t_g √ρ_g, and elsewhere those of a matrix
-with a row and a column a group: K = 1000 classes in three groups are a 3×3 problem.
+so some minimiser is invariant too: z_jk = A_hg + t_g δ_jk for classes j, k of the groups h, g. On
+the contrasts within a group the singular value is t_g √ρ_g; the other singular values are those of
+a matrix with one row and one column for each group: K = 1000 classes in three groups lead to a 3×3
+matrix.
 
 **Within a group** of more than one class the optimality of t_g reads
 
     p_own − p_other = (1 − μ√ρ_g/w_g)₊,
 
-1 − Nμ/√n_g for plain decay and 1 − Nμ/n_g for that of the layer-peeled model, ω_k = 1/n_k: **the
-classes of a group merge iff √n_g ≤ Nμ**, n_g ≤ Nμ (Hong and Ling 2023, arXiv 2309.09725; Fang et
-al. 2021, arXiv 2101.12699, minority collapse).
+which is 1 − Nμ/√n_g for plain decay and 1 − Nμ/n_g for that of the layer-peeled model, ω_k = 1/n_k:
+**the classes of a group merge iff √n_g ≤ Nμ**, or n_g ≤ Nμ (Hong and Ling 2023, arXiv 2309.09725;
+Fang et al. 2021, arXiv 2101.12699, minority collapse).
 
-**SELI** (Thrampoulidis et al. 2022, arXiv 2208.05512): without a bias, as λ → 0 the direction
-of the logits tends to that of Ẑ = Y − 11ᵀ/K whatever the counts. It is optimal for max ‖Z‖_*^-1 min
-margin iff the entries off the label of UVᵀ are negative, UΣVᵀ = Ẑ.
+**SELI** (Thrampoulidis et al. 2022, arXiv 2208.05512): without a bias, as λ → 0 the direction of
+the logits tends to that of Ẑ = Y − 11ᵀ/K whatever the counts. Ẑ has the largest margin for its
+nuclear norm iff the entries of UVᵀ off the labels are negative, Ẑ = UΣVᵀ.
 
-The minimum is found by Newton's method in the few numbers above, and proved by the dual bound of
-that convex problem in the same form; the laws are held against certificates by the tests.
+The minimum is found by Newton's method in the few numbers above; the dual bound of that convex
+problem, in the same block form, certifies it. The tests compare the laws with certificates.
 """
 
 from typing import NamedTuple
@@ -34,18 +35,22 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays
-from ufm.losses import CrossEntropy
 from ufm.model import layers
+from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem, check_problem
-from ufm.theory import geometry
+from ufm.theory import geometry, shared
 
-MOST_GROUPS = 16  # the Hessian in the numbers of the module's head is dense
+MOST_GROUPS = 16  # Newton's Hessian in the numbers of the module's head is dense
 _STEPS = 500
-_SHORTER = 0.5 ** np.arange(24)  # of a Newton step
+_SHORTER = 0.5 ** np.arange(24)  # fractions of a Newton step that are tried
 
 
 class Groups(NamedTuple):
-    """Groups of equal classes: size, w and √ρ of a class; `of` (K,), the group of each class."""
+    """Groups of equal classes, m of them.
+
+    sizes: (m,), classes in each.  weights: (m,), w of one class.  roots: (m,), √ρ of one class.
+    of: (K,), the group of each class.
+    """
 
     sizes: np.ndarray
     weights: np.ndarray
@@ -54,11 +59,12 @@ class Groups(NamedTuple):
 
 
 class Least(NamedTuple):
-    """The minimum for unequal classes, in m groups of equal ones, by their first classes.
+    """The minimum for unequal classes, in m groups of equal ones, ordered by their first classes.
 
     value: f at the minimiser, in nats.  error: certified bound on value − f* ≥ 0.
-    t: (m,), margin over the other classes of the group.  A: (m, m).  beta: (m,), of b.
-    own, other: (m,), probability of the own and of another class of the group (NaN for one class).
+    t: (m,), margin over the other classes of the group.  A: (m, m), as in `ufm.theory.groups`.
+    beta: (m,), the entries of b.
+    own, other: (m,), probability of the own class and of another one of the group (NaN if none).
     nuclear: ‖Z diag(√ρ)‖_*.  rank: of Z.
     """
 
@@ -75,26 +81,20 @@ class Least(NamedTuple):
 
 def fails(problem: Problem) -> str | None:
     """The first assumption that a problem does not meet, or None."""
-    loss = problem.loss
-    if not layers.is_free(problem):
-        return f"free features (got features={problem.features!r})"
-    if problem.targets is not None or not (isinstance(loss, CrossEntropy) and loss.plain):
-        return f"cross-entropy with labels (got {type(loss).__name__} or targets)"
-    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
-        return f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})"
+    failed = shared.free(problem) or shared.cross_entropy(problem) or shared.decays(problem)
+    if failed is not None:
+        return failed
     count = len(groups(problem).sizes)
     if count > MOST_GROUPS:
         return f"at most {MOST_GROUPS} groups of classes of equal count and weights (got {count})"
-    if problem.d < problem.K - 1:
-        return f"d >= K-1 (got d={problem.d}, K-1={problem.K - 1})"
-    return None
+    return shared.wide(problem)
 
 
 def groups(problem: Problem) -> Groups:
     """The groups of a problem's classes."""
     w = problem.class_weights * problem.counts
     omega = 1.0 if problem.decay_weights is None else np.asarray(problem.decay_weights, float)
-    rows = np.column_stack([w, np.broadcast_to(omega * problem.counts, w.shape)])
+    rows = np.column_stack([w, omega * problem.counts])
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     index = np.argsort(order)[inverse.ravel()]
@@ -103,26 +103,26 @@ def groups(problem: Problem) -> Groups:
 
 
 def separation(problem: Problem) -> np.ndarray:
-    """p_own − p_other of each class and another of equal count and weights, at the minimum, (K,).
+    """p_own − p_other at the minimum, for a class and another one of its group, (K,).
 
-    It is 1 − Nμ/√n_k, or 1 − Nμ/n_k with decay_weights 1/n_k, where that is positive, and 0
-    elsewhere (d ≥ K−1); in general (1 − μ√ρ/w)₊. NaN for a class that has no such other.
+    (1 − μ√ρ_k/w_k)₊, which is (1 − Nμ/√n_k)₊ for plain decay and (1 − Nμ/n_k)₊ with decay_weights
+    1/n_k. A group has equal counts and weights; NaN for a class that is alone in its group. Source:
+    Hong and Ling 2023, arXiv 2309.09725; derivation in `ufm.theory.groups`.
 
     Raises:
-        Refused: another loss than plain cross-entropy, targets, decays that are not positive.
+        Refused: the assumption that fails: another loss than plain cross-entropy, targets, features
+            that are not free, λ_W or λ_H = 0, d < K−1, more than 16 groups; array-valued decays.
     """
-    check_problem(problem)
-    layers.require_free(problem, "theory.separation")
-    found = _checked(problem)
+    found = _checked(problem, "theory.separation")
     law = np.maximum(1 - float(problem.mu) * found.roots / found.weights, 0)
     return np.where(found.sizes > 1, law, np.nan)[found.of]
 
 
 def merged(problem: Problem) -> np.ndarray:
-    """Which classes coincide, at the minimum, with others of equal count and weights, (K,) of bool.
+    """Which classes coincide with others of equal count and weights at the minimum, (K,) of bool.
 
-    They do iff √n_k ≤ Nμ, or n_k ≤ Nμ with decay_weights 1/n_k. False for a class that has no such
-    other.
+    They do iff √n_k ≤ Nμ, or n_k ≤ Nμ with decay_weights 1/n_k (minority collapse: Fang et al.
+    2021, arXiv 2101.12699). False for a class that is alone in its group.
 
     Raises:
         Refused: as `separation`.
@@ -130,7 +130,10 @@ def merged(problem: Problem) -> np.ndarray:
     return separation(problem) == 0
 
 
-def _checked(problem: Problem) -> Groups:
+def _checked(problem: Problem, name: str) -> Groups:
+    """The groups of a problem that meets all assumptions; `name` is the function that asks."""
+    check_problem(problem)
+    layers.require_free(problem, name)
     normal_decays(problem)
     reason = fails(problem)
     if reason is not None:
@@ -142,31 +145,37 @@ def _checked(problem: Problem) -> Groups:
 
 
 def seli(problem: Problem) -> np.ndarray:
-    """Ẑ = I − 11ᵀ/K, the limit of the logits of the class means as λ → 0 up to a factor, (K, K)."""
+    """Ẑ = I − 11ᵀ/K (K, K): as λ → 0 the logits of the class means tend to its direction.
+
+    Source: Thrampoulidis et al. 2022, arXiv 2208.05512.
+
+    Raises:
+        Refused: features that are not free, a fixed classifier, array-valued decays.
+    """
     check_problem(problem)
     layers.require_free(problem, "theory.seli")
     return np.eye(problem.K) - 1 / problem.K
 
 
 def seli_is_optimal(problem: Problem) -> bool:
-    """Whether the logits of `seli` have the largest margin for their nuclear norm.
+    """Whether the logits Ẑ of `seli` have the largest margin for their nuclear norm.
 
-    They do iff, with Ẑ = UΣVᵀ, the entries of UVᵀ off the labels are negative.
+    They do iff the entries of UVᵀ off the labels are negative, where Ẑ diag(√ρ) = UΣVᵀ
+    (Thrampoulidis et al. 2022, arXiv 2208.05512).
 
     Raises:
         Refused: as `separation`.
     """
-    check_problem(problem)
-    layers.require_free(problem, "theory.seli_is_optimal")
-    found = _checked(problem)
-    roots = found.roots[found.of]
-    U, s, Vt = np.linalg.svd(seli(problem) * roots)
-    signs = (U[:, s > 1e-10 * s[0]] @ Vt[s > 1e-10 * s[0]]) * roots
+    found = _checked(problem, "theory.seli_is_optimal")
+    U, _, Vt = np.linalg.svd(seli(problem) * found.roots[found.of])
+    signs = U[:, :-1] @ Vt[:-1]  # the rank is K−1
     return bool(np.all(signs[~np.eye(problem.K, dtype=bool)] < 0))
 
 
 def least(problem: Problem) -> Least:
     """The global minimum of a problem with scalar decays, with a certified bound on its error.
+
+    Formula and sources: `ufm.theory.groups`.
 
     Args:
         problem: plain cross-entropy with labels, any counts and weights that form at most 16
@@ -175,11 +184,9 @@ def least(problem: Problem) -> Least:
     Raises:
         Refused: naming the assumption that fails; array-valued or traced decays.
     """
-    check_problem(problem)
-    layers.require_free(problem, "theory.certified_minimum")
-    found = _checked(problem)
+    found = _checked(problem, "theory.certified_minimum")
     m, mu = len(found.sizes), float(problem.mu)
-    # t = 0 where a group has merged, by the law; where it has one class A holds all.
+    # By the law t = 0 where a group has merged; where it has one class, A holds its margin too.
     on = (found.sizes > 1) & (mu * found.roots < found.weights)
     draw = np.random.default_rng(0).standard_normal(2 * m * m) * 0.3
     x = np.concatenate([draw, np.where(on, 1.0, 0.0), np.zeros(m)])
@@ -188,7 +195,7 @@ def least(problem: Problem) -> Least:
     with jax.enable_x64(True):
         x = np.asarray(_minimised(jnp.asarray(x), jnp.asarray(free), given))
         value = float(_objective(jnp.asarray(x), given))
-    return _told(problem, found, x, value)
+    return _result(problem, found, x, value)
 
 
 def _split(x, m: int):
@@ -213,7 +220,7 @@ def _objective(x: Array, given) -> Array:
     A, t, beta, _ = _logits(x, given)
     Z = A + beta[:, None]
     own = jnp.diagonal(Z) + t
-    # log Σ_j exp(z_j − z_own) over the wrong classes, and ℓ of it.
+    # Σ_j exp(z_j − z_own) over the wrong classes j, by which ℓ = log(1 + wrong).
     counts = jnp.asarray(sizes)[:, None] - jnp.eye(len(sizes))
     wrong = jnp.sum(counts * jnp.exp(Z - own), axis=0)
     m = len(sizes)
@@ -224,7 +231,7 @@ def _objective(x: Array, given) -> Array:
 
 @jax.jit
 def _minimised(x: Array, free: Array, given) -> Array:
-    """Newton's method with |∇²f|, the shortest step, and its best fraction; then plain steps."""
+    """Newton's method with |∇²f|: the best fraction of a bounded step; full steps at the end."""
 
     def slope_and_step(x):
         g = free * jax.grad(_objective)(x, given)
@@ -250,19 +257,19 @@ def _minimised(x: Array, free: Array, given) -> Array:
     return jax.lax.fori_loop(0, 4, lambda _, y: y + slope_and_step(y)[0], x)
 
 
-def _told(problem: Problem, found: Groups, x: np.ndarray, value: float) -> Least:
-    """What `Least` holds, of the numbers found."""
+def _result(problem: Problem, found: Groups, x: np.ndarray, value: float) -> Least:
+    """The minimum from the numbers x that were found."""
     sizes, weights, roots, _ = found
     given = (sizes.astype(float), weights, roots, float(problem.mu), float(problem.lam_b))
     A, t, beta, M = _logits(x, given)
     Z = A + beta[:, None]
     own = np.diagonal(Z) + t
-    E = np.exp(Z - own)  # of one class of each group, over that of the own
+    E = np.exp(Z - own)  # of one class of each group, relative to the own class
     total = 1 + np.sum((sizes[:, None] - np.eye(len(sizes))) * E, axis=0)
     P = E / total
     modes = np.linalg.svd(M, compute_uv=False)
     bound = _bound(problem, found, P, 1 - 1 / total)
-    # The nuclear norm of M itself: below (‖U‖² + ‖V‖²)/2 by rounding at most.
+    # The nuclear norm of M itself; (‖U‖² + ‖V‖²)/2 exceeds it by rounding.
     nuclear = float(np.sum((sizes - 1) * roots * t) + modes.sum())
     rank = int(np.sum((sizes - 1)[t > 0]) + np.sum(modes > 1e-9 * max(modes[0], 1e-9)))
     other = np.where(sizes > 1, np.diagonal(P), np.nan)
@@ -276,7 +283,7 @@ def _bound(problem: Problem, found: Groups, P: np.ndarray, miss: np.ndarray) -> 
     """
     sizes, weights, roots, _ = found
     wrong = P.copy()  # r_j of another class j of the group h, for a class of the group g
-    own, K = -miss, sizes[:, None] - np.eye(len(sizes))
+    own, others = -miss, sizes[:, None] - np.eye(len(sizes))
     mean = _row_sums(found, wrong, own)
     if problem.bias and float(problem.lam_b) == 0:
         mass = float(np.sum(sizes * weights))
@@ -291,7 +298,7 @@ def _bound(problem: Problem, found: Groups, P: np.ndarray, miss: np.ndarray) -> 
         return 0.0
     p = alpha * wrong
     safe = np.where(p > 0, p, 1)
-    entropy = -np.sum(K * p * np.log(safe), axis=0) - (1 + alpha * own) * np.log1p(alpha * own)
+    entropy = -np.sum(others * p * np.log(safe), axis=0) - (1 + alpha * own) * np.log1p(alpha * own)
     penalty = 0.0
     if problem.bias and float(problem.lam_b) > 0:
         penalty = alpha**2 * float(np.sum(sizes * mean**2)) / (2 * float(problem.lam_b))
@@ -299,28 +306,25 @@ def _bound(problem: Problem, found: Groups, P: np.ndarray, miss: np.ndarray) -> 
 
 
 def _row_sums(found: Groups, wrong: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """A1, of one class a group."""
+    """A1, one entry a group."""
     sizes, weights, _, _ = found
-    K = sizes[None, :] - np.eye(len(sizes))
-    return (wrong * K) @ weights + weights * own
+    others = sizes[None, :] - np.eye(len(sizes))
+    return (wrong * others) @ weights + weights * own
 
 
 def norms(problem: Problem) -> tuple[float, float]:
-    """(‖W‖, ‖H‖), λ_W‖W‖² = λ_H‖H‖² = μ‖Z diag(√ρ)‖_* at the minimum (‖H‖ of ω_k‖h_k‖² summed).
+    """(‖W‖, ‖H‖) at the minimum: λ_W‖W‖² = λ_H‖H‖² = μ‖Z diag(√ρ)‖_*.
 
     Raises:
-        Refused: as `least`; weights in the decay, for which λ_H‖H‖² is another number.
+        Refused: as `least`; decay_weights, with which λ_H‖H‖² is not the decay of H.
     """
     if problem.decay_weights is not None:
         raise Refused(
-            f"got decay_weights={problem.decay_weights}; allowed: None, where one norm of H tells "
-            "its decay. Take those of ufm.theory.global_minimizer"
+            f"got decay_weights={problem.decay_weights}; allowed: None, where one norm of H gives "
+            "its decay. Take the norms of ufm.theory.global_minimizer"
         )
-    total, tilt = (
-        least(problem).nuclear,
-        float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25,
-    )
-    return total**0.5 * tilt, total**0.5 / tilt
+    root, tilt = least(problem).nuclear ** 0.5, shared.tilt(problem)
+    return root * tilt, root / tilt
 
 
 def is_collapsed(problem: Problem) -> bool:
@@ -333,22 +337,19 @@ def is_collapsed(problem: Problem) -> bool:
 
 
 def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
-    """A global minimiser in a Haar-random orientation.
+    """A global minimiser in a Haar-random orientation, as `ufm.theory.global_minimizer`.
 
     Raises:
-        Refused: as `least`.
+        Refused: as `least`; sizes that do not fit into memory.
     """
-    least_of, found = least(problem), groups(problem)
-    at = found.of
-    roots = found.roots[at]
-    X = (least_of.A[np.ix_(at, at)] + np.diag(least_of.t[at])) * roots
+    answer, found = least(problem), groups(problem)
+    check_memory(problem, 8)
+    at, roots = found.of, found.roots[found.of]
+    X = (answer.A[np.ix_(at, at)] + np.diag(answer.t[at])) * roots
     U, s, Vt = np.linalg.svd(X)
-    kept = least_of.rank  # roots of singular values that are rounding would be 1e-8
-    tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
-    Q = geometry.rotation(problem.d, key)[:, :kept]
-    half = np.sqrt(s[:kept])
-    W = tilt * (U[:, :kept] * half) @ Q.T
-    means = Q @ (half[:, None] * Vt[:kept]) / roots / tilt
-    dtype = jnp.zeros((), dtype or float).dtype
-    b = least_of.beta[at]
-    return Params(*(jnp.asarray(x, dtype) for x in (W, means[:, problem.labels], b)))
+    r = answer.rank  # beyond it singular values are rounding, whose roots would be 1e-8
+    half, tilt = np.sqrt(s[:r]), shared.tilt(problem)
+    Q = geometry.numpy_frame(key, problem.d, r)
+    W = tilt * (U[:, :r] * half) @ Q.T
+    means = Q @ (half[:, None] * Vt[:r]) / roots / tilt
+    return shared.point(dtype, W, means[:, problem.labels], answer.beta[at])

@@ -1,35 +1,34 @@
 """Which theorems on the landscape hold for a problem, and the least eigenvalue by them.
 
-With G = (P − Y)/N, μ = √(λ_W λ_H) and
+Let G = (P − Y)/N, μ = √(λ_W λ_H) and
 
-    λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²),    λ₋ < 0 iff ‖G‖₂ > μ,
+    λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²),    λ₋ < 0 iff ‖G‖₂ > μ.
 
 **Bound.** At any point λ_min(∇²f) ≥ min(λ_b, λ₋), and ≥ λ₋ without a bias: the data term of ∇²f is
-positive semidefinite except for 2⟨G, ΔW ΔH⟩ ≥ −2‖G‖₂‖ΔW‖‖ΔH‖. Where a unit a has Wa = 0 and Hᵀa =
-0, equality: (u aᵀ, 0) and (0, −a vᵀ), (u, v) the top singular pair of G, leave the logits alone and
-span an eigenvector of λ₋, and 1 in b always is one of λ_b.
+positive semidefinite except for 2⟨G, ΔW ΔH⟩ ≥ −2‖G‖₂‖ΔW‖‖ΔH‖. Equality holds where a unit vector a
+has Wa = 0 and Hᵀa = 0: with (u, v) the top singular pair of G, the directions (u aᵀ, 0) and
+(0, −a vᵀ) do not change the logits, and their plane contains an eigenvector of λ₋; 1 in b is always
+an eigenvector of λ_b.
 
-**Benign.** Let d ≥ K−1 and λ_W, λ_H > 0. At a critical point 1ᵀW = 0 and λ_W WᵀW = λ_H HHᵀ, so W
-and Hᵀ share a row space of dimension r ≤ K−1.
+**Benign landscape.** Let d ≥ K−1 and λ_W, λ_H > 0. At a critical point 1ᵀW = 0 and λ_W WᵀW =
+λ_H HHᵀ, so W and Hᵀ have the same row space, of dimension r ≤ K−1.
 
 * r = K−1: W = U S Qᵀ, U a basis of 1^⊥. From WᵀG = −λ_H H, UᵀG = −λ_H S⁻¹QᵀH, whence
   (UᵀG)(UᵀG)ᵀ = λ_H² S⁻¹Qᵀ(HHᵀ)QS⁻¹ = μ² I. As 1ᵀG = 0, ‖G‖₂ = μ: a global minimiser.
-* r < K−1 ≤ d: a direction a is free, so λ_min = min(λ_b, λ₋) < 0 unless ‖G‖₂ ≤ μ.
+* r < K−1 ≤ d: a unit vector a as above exists, so λ_min = min(λ_b, λ₋) < 0 unless ‖G‖₂ ≤ μ.
 
-Every critical point is a global minimiser or a strict saddle. For d ≥ 2 the bound is attained at
+So every critical point is a global minimiser or a strict saddle. For d ≥ 2 the bound is attained at
 all of them: where r = d = K−1 it is 0, like the eigenvalues along the orbit.
 
 **Weights.** All of this holds for any weights c_k of the classes in the loss, with G = [w_i r_i],
 and for any loss that is convex and invariant under shifts. With weights Ω in the decay of the
-features GΩ^-½ and HΩ^½ stand for G and H in the proofs; only λ₋ is then no eigenvalue, but the
-least one of [[λ_W I, G], [Gᵀ, λ_H Ω]] is.
+features the proofs hold for GΩ^-½ and HΩ^½ in place of G and H. λ₋ is then no longer an eigenvalue;
+the least eigenvalue of [[λ_W I, G], [Gᵀ, λ_H Ω]] takes its place.
 
-Both are this project's, with no published source known to us; for balanced classes and d > K the
-second is theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375), for d = K see arXiv 2407.10702.
+Both theorems are this project's; we know no published source. For balanced classes and d > K the
+second is theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375); for d = K see arXiv 2407.10702.
 Nothing here imports an optimiser or a probe: agreement with computed spectra is evidence.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -38,33 +37,18 @@ from ufm.linalg import pair
 from ufm.losses import CrossEntropy, LogitAdjusted, SquaredError
 from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import candidates, fixed, groups, nonnegative, sphere, squared, symmetric
+from ufm.theory import candidates, fixed, groups, nonnegative, shared, sphere, squared, symmetric
+from ufm.theory.shared import Claim, joined
 
 OURS = "ours, docs/derivations.md"
 ZHU = "Zhu et al. 2021, arXiv 2105.02375"
 
 
-class Claim(NamedTuple):
-    """What is known of a landscape, and whether it holds for a problem.
-
-    name: a short name.  statement: the claim in one sentence.
-    fails: the assumptions that the problem does not meet, with its numbers; None if it meets all.
-    source: where it is proved, or proposed.
-    status: "theorem", or "candidate" for what computation supports and no proof is known of.
-    """
-
-    name: str
-    statement: str
-    fails: str | None
-    source: str
-    status: str = "theorem"
-
-
 def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
-    """λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), of an unused dimension.
+    """λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), without cancellation near 0.
 
     It is an eigenvalue of ∇²f wherever a unit vector is orthogonal to the rows of W and the columns
-    of H. Computed without cancellation near 0.
+    of H (proof: `ufm.theory.landscape`).
 
     Args:
         problem: any, with scalar decays.
@@ -79,7 +63,7 @@ def least_free_eigenvalue(problem: Problem, spectral_norm: float) -> float:
     if problem.decay_weights is not None:
         raise Refused(
             f"got decay_weights={problem.decay_weights}; allowed: None, where the features have "
-            "one decay. With them the number is an eigenvalue of no matrix of theory; take "
+            "one decay. With them no closed form of the eigenvalue is known; take "
             "ufm.hessian.extreme"
         )
     g = real("spectral_norm", spectral_norm, least=0)
@@ -91,7 +75,8 @@ def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:
     """min(λ_b, λ₋), or λ₋ without a bias: no eigenvalue of ∇²f is smaller, at any point.
 
     It is the least eigenvalue wherever a unit vector is orthogonal to the rows of W and the columns
-    of H, and at every critical point for d ≥ K−1, d ≥ 2 and λ_W, λ_H > 0.
+    of H, and at every critical point for d ≥ K−1, d ≥ 2 and λ_W, λ_H > 0 (proof:
+    `ufm.theory.landscape`).
 
     Args:
         problem: any class counts and any d, with scalar decays, zero ones too.
@@ -106,7 +91,7 @@ def least_eigenvalue_bound(problem: Problem, spectral_norm: float) -> float:
 
 
 def benign_width(problem: Problem) -> int | None:
-    """The least d for which the landscape is proved benign: global minimisers and strict saddles.
+    """The least d at which every critical point is proved a global minimiser or a strict saddle.
 
     K−1 for a convex loss that is invariant under shifts of the logits (or of logits in some other
     fixed direction, as the logit-adjusted ones are), K for other convex losses; None where the loss
@@ -118,7 +103,7 @@ def benign_width(problem: Problem) -> int | None:
 
 
 def rank_bound(problem: Problem) -> int:
-    """The largest rank of W at a critical point, whatever d: K−1 if nᵀW = 0 there, otherwise K."""
+    """The largest rank of W at a critical point for any d: K−1 if nᵀW = 0 there, otherwise K."""
     return problem.K - (problem.loss.null(problem.K) is not None)
 
 
@@ -133,31 +118,33 @@ def claims(problem: Problem) -> tuple[Claim, ...]:
     """
     check_problem(problem)
     if problem.fixed:
-        return tuple(Claim(*found) for found in fixed.claims(problem))
-    if not layers.is_free(problem):
-        return (*_MEMBERS[problem.features](problem), *_landscape(problem))
-    code = (Claim(*candidates.claim(problem)),) if problem.d < problem.K - 1 else ()
+        return fixed.claims(problem)
+    if problem.features == "nonnegative":
+        return (*_nonnegative(problem), *_landscape(problem))
+    if problem.features == "sphere":
+        return (*sphere.claims(problem), *_landscape(problem))
+    code = (candidates.claim(problem),) if problem.d < problem.K - 1 else ()
     return (*_minima(problem), *code, *_landscape(problem))
 
 
 def _nonnegative(problem: Problem) -> tuple[Claim, ...]:
     """What is known where H ≥ 0."""
-    # What the paper states; weights, a bias and the squared error are ours.
+    # The paper states it for cross-entropy without a bias; weights and the rest are ours.
     stated = isinstance(problem.loss, CrossEntropy) and not problem.bias
     stated = stated and problem.weights is None and problem.decay_weights is None
     return (
         Claim(
             "orthogonal means",
-            "At the minimum the means of the classes are orthogonal, those with n_k ≤ N²λ_Wλ_H·"
-            "K/(K−1) zero (cross-entropy), and the columns of W are along e_k − 1/K.",
+            "At the minimum the class means are orthogonal. For cross-entropy those with n_k ≤ "
+            "N²λ_Wλ_H·K/(K−1) are zero, and the columns of W are along e_k − 1/K.",
             nonnegative.fails(problem),
             "Dang et al. 2024, arXiv 2401.02058" if stated else "ours, ufm.theory.nonnegative",
             "theorem" if stated else "candidate",
         ),
         Claim(
             "classes that stay off",
-            "Every set of at most d classes that are on at the minimum is on, alone, at a local "
-            "minimum: those of ufm.theory.switched_off.",
+            "For every set of at most d of the classes that are on at the minimum there is a local "
+            "minimum at which only these are on: those of ufm.theory.switched_off.",
             nonnegative.off_fails(problem),
             "ours, ufm.theory.nonnegative",
             "candidate",
@@ -165,30 +152,20 @@ def _nonnegative(problem: Problem) -> tuple[Claim, ...]:
     )
 
 
-def _sphere(problem: Problem) -> tuple[Claim, ...]:
-    """What is known of unit vectors."""
-    return tuple(Claim(*found) for found in sphere.claims(problem))
-
-
-_MEMBERS = {"nonnegative": _nonnegative, "sphere": _sphere}
-
-
 def _minima(problem: Problem) -> tuple[Claim, ...]:
     """The closed form of the minimum that belongs to the loss."""
-    decays, wide, _, equal, _ = _assumptions(problem)
     if isinstance(problem.loss, SquaredError):
-        fails = squared.fails(problem)
         return (
             Claim(
                 "squared minimum",
                 "The minimum takes the d largest singular values of the targets, each less Nμ.",
-                fails,
+                squared.fails(problem),
                 "Zhou et al. 2022, arXiv 2203.01238; regression: arXiv 2409.04180",
             ),
             Claim(
                 "squared landscape",
                 "Critical points are the sets of at most d singular values above Nμ (distinct "
-                "ones; the mean is one if the bias decays); one is no strict saddle, the minimum.",
+                "ones; the mean is one if the bias decays); only the minimum is no strict saddle.",
                 squared.landscape_fails(problem),
                 "ours, ufm.theory.squared",
                 "candidate",
@@ -196,11 +173,9 @@ def _minima(problem: Problem) -> tuple[Claim, ...]:
         )
     if isinstance(problem.loss, CrossEntropy) and problem.loss.plain:
         text = "The global minimisers are simplex ETFs, or zero iff K² n λ_W λ_H ≥ 1."
-        labels = None if problem.targets is None else "labels (got targets)"
-        source = f"{ZHU}, theorem 3.1"
-        needed = _joined(_free(problem), labels, equal, wide, decays)
-        simplex = Claim("simplex", text, needed, source)
-        return (simplex, *_unequal(problem))
+        equal, wide = shared.equal(problem), shared.wide(problem)
+        needed = joined(shared.labels(problem), equal, wide, shared.decays(problem))
+        return (Claim("simplex", text, needed, f"{ZHU}, theorem 3.1"), *_unequal(problem))
     source = "arXiv 2210.02192, 2402.03979, 2505.05813"
     text = "The global minimisers are simplex ETFs of the margin of ufm.theory.margin, or zero."
     return (Claim("simplex", text, symmetric.fails(problem), source),)
@@ -213,10 +188,10 @@ def _unequal(problem: Problem) -> tuple[Claim, ...]:
     return (
         Claim(
             "groups",
-            "The minimum is invariant under permutations of classes of equal count and weights: "
-            "solved in a few numbers, and certified, by ufm.theory.certified_minimum.",
+            "The minimum is invariant under permutations of classes of equal count and weights; "
+            "ufm.theory.certified_minimum computes it and certifies its value.",
             fails,
-            OURS.replace("docs/derivations.md", "ufm.theory.groups"),
+            "ours, ufm.theory.groups",
         ),
         Claim(
             "within a group",
@@ -229,7 +204,7 @@ def _unequal(problem: Problem) -> tuple[Claim, ...]:
             "SELI",
             "As the decays fall to 0 the direction of the logits tends to that of I − 11ᵀ/K, "
             "whatever the counts.",
-            _joined(fails, bias),
+            joined(fails, bias),
             "arXiv 2208.05512",
             "candidate",
         ),
@@ -238,50 +213,52 @@ def _unequal(problem: Problem) -> tuple[Claim, ...]:
 
 def _landscape(problem: Problem) -> tuple[Claim, ...]:
     """What holds for every convex loss."""
-    decays, _, planar, _, plain = _assumptions(problem)
-    decays, plain = _joined(_free(problem), decays), _joined(_free(problem), plain)
-    loss, least, name = problem.loss, rank_bound(problem), width_name(problem)
-    convex = None if loss.convex else f"a convex loss (got {type(loss).__name__})"
-    wide = None if problem.d >= least else f"d >= {name} (got d={problem.d}, {name}={least})"
-    mean = "nᵀW = 0 and rank W ≤ K−1" if least < problem.K else "rank W ≤ K"
-    mean = mean.replace("nᵀW", "1ᵀW") if not isinstance(loss, LogitAdjusted) else mean
+    free, convex = shared.free(problem), shared.convex(problem)
+    decays = joined(free, shared.decays(problem))
+    one = None if problem.decay_weights is None else "features of one decay (got decay_weights)"
+    d, least, name = problem.d, rank_bound(problem), width_name(problem)
+    wide = None if d >= least else f"d >= {name} (got d={d}, {name}={least})"
+    two = max(least, 2)
+    planar = None if d >= two else f"d >= max({name}, 2) (got d={d}, max({name}, 2)={two})"
+    norm = "‖G‖₂" if one is None else "‖GΩ^-½‖₂"
+    n = "n" if isinstance(problem.loss, LogitAdjusted) else "1"
+    mean = f"{n}ᵀW = 0 and rank W ≤ K−1" if least < problem.K else "rank W ≤ K"
     return (
         Claim(
             "samples",
             f"At critical points the samples of a class are equal, {mean}.",
-            _joined(convex, decays),
+            joined(convex, decays),
             ZHU,
         ),
         Claim(
             "certificate",
-            "A critical point with ‖G‖₂ ≤ μ = √(λ_W λ_H) is a global minimiser.",
-            _joined(convex, decays),
+            f"A critical point with {norm} ≤ μ = √(λ_W λ_H) is a global minimiser.",
+            joined(convex, decays),
             ZHU,
         ),
         Claim(
             "full rank",
-            f"A critical point with rank W = {width_name(problem)} is a global minimiser, and "
-            "there ‖G‖₂ = μ.",
-            _joined(convex, wide, decays),
+            f"A critical point with rank W = {name} is a global minimiser, and there {norm} = μ.",
+            joined(convex, wide, decays),
             OURS,
         ),
         Claim(
             "benign landscape",
             "Every critical point is a global minimiser or a strict saddle.",
-            _joined(convex, wide, decays),
+            joined(convex, wide, decays),
             f"{OURS}; cross-entropy, balanced and d > K: {ZHU}, theorem 3.2; d = K: arXiv "
             "2407.10702",
         ),
         Claim(
             "least eigenvalue, bound",
             "λ_min(∇²f) ≥ min(λ_b, λ₋) at every point (λ₋ without a bias).",
-            _joined(convex, plain),
+            joined(convex, free, one),
             OURS,
         ),
         Claim(
             "least eigenvalue, equality",
             "λ_min(∇²f) = min(λ_b, λ₋) at every critical point (λ₋ without a bias).",
-            _joined(convex, _unit_bias(problem), planar, decays, plain),
+            joined(convex, _unit_bias(problem), planar, decays, one),
             OURS,
         ),
     )
@@ -293,41 +270,7 @@ def width_name(problem: Problem) -> str:
 
 
 def _unit_bias(problem: Problem) -> str | None:
-    """λ_b is an eigenvalue only where a direction of b leaves the logits' loss alone."""
+    """λ_b is an eigenvalue only where the loss is constant along a direction of the logits."""
     if not problem.bias or problem.loss.null(problem.K) is not None:
         return None
     return "no bias, or a loss that is constant in some direction of the logits"
-
-
-def _assumptions(problem: Problem) -> tuple[str | None, ...]:
-    """What fails of: positive decays; d ≥ K−1; d ≥ K−1, 2; classes alike; one decay of features."""
-    K, d = problem.K, problem.d
-    positive = min(float(problem.lam_W), float(problem.lam_H)) > 0
-    rank = rank_bound(problem)
-    name, least = width_name(problem), max(rank, 2)
-    return (
-        None
-        if positive
-        else f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})",
-        None if d >= K - 1 else f"d >= K-1 (got d={d}, K-1={K - 1})",
-        None if d >= least else f"d >= max({name}, 2) (got d={d}, max({name}, 2)={least})",
-        _alike(problem),
-        None if problem.decay_weights is None else "features of one decay (got decay_weights)",
-    )
-
-
-def _free(problem: Problem) -> str | None:
-    if layers.is_free(problem):
-        return None
-    return f"free features (got features={problem.features!r})"
-
-
-def _alike(problem: Problem) -> str | None:
-    if not problem.balanced:
-        return f"equal class counts (got n={problem.n})"
-    return None if problem.uniform else "classes of one weight (got weights or decay_weights)"
-
-
-def _joined(*failed: str | None) -> str | None:
-    reasons = "; ".join(x for x in failed if x is not None).split("; ")
-    return "; ".join(dict.fromkeys(reasons)) or None

@@ -4,7 +4,7 @@ For balanced classes, d ≥ K−1, λ_W, λ_H > 0 and λ_b ≥ 0 (or no bias) ev
 simplex ETF (Zhu et al. 2021, arXiv 2105.02375, theorem 3.1). With c = √(n λ_W λ_H):
 
     K c ≥ 1:  W = H = 0,  f* = log K
-    K c < 1:  wrong classes get probability c,  margin t = log(1/c − (K−1)),
+    K c < 1:  every wrong class has probability c,  margin t = log(1/c − (K−1)),
               f* = −log(1 − (K−1)c) + (K−1) c t,  ‖W‖² = (K−1) t √(n λ_H/λ_W)
 
 Nothing here imports an optimiser or a probe: agreement with a simulation is evidence. Scalars are
@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays, shown
-from ufm.losses import CrossEntropy
 from ufm.model import layers
 from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem
 from ufm.theory import geometry
+from ufm.theory.shared import plain
 
 
 def _decays(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -65,17 +65,11 @@ def check_assumptions(problem: Problem) -> None:
             )
 
 
-def plain(problem: Problem) -> bool:
-    """Whether the loss is cross-entropy of labels, without smoothing."""
-    loss = problem.loss
-    return problem.targets is None and isinstance(loss, CrossEntropy) and loss.plain
-
-
 def check_uniform(problem: Problem) -> None:
-    """Refuse weights of classes.
+    """Refuse weights of classes, in the loss or in the decay.
 
     Raises:
-        Refused: naming them.
+        Refused: the problem has weights or decay_weights.
     """
     for name in ("weights", "decay_weights"):
         if getattr(problem, name) is not None:
@@ -86,7 +80,13 @@ def check_uniform(problem: Problem) -> None:
 
 
 def wrong_probability(problem: Problem):
-    """c = √(n λ_W λ_H), at most 1/K: probability of each wrong class at the minimum."""
+    """min(c, 1/K), c = √(n λ_W λ_H): the probability of each wrong class at the minimum.
+
+    Elementwise over array decays. Source: Zhu et al. 2021, arXiv 2105.02375, theorem 3.1.
+
+    Raises:
+        Refused: as `check_assumptions`.
+    """
     return np.minimum(_c(problem), 1.0 / problem.K)[()]
 
 
@@ -99,7 +99,7 @@ def _c(problem: Problem) -> np.ndarray | np.float64:
 
 
 def below_threshold(problem: Problem, lam_W: float, lam_H: float) -> Fraction:
-    """1 − K² n λ_W λ_H, exactly: positive below the threshold."""
+    """1 − K² n λ_W λ_H in exact arithmetic: positive below the threshold."""
     sizes = problem.K**2 * int(problem.counts[0])
     return 1 - sizes * Fraction(float(lam_W)) * Fraction(float(lam_H))
 
@@ -122,23 +122,36 @@ def is_collapsed(problem: Problem):
 
     Below this threshold the global minimisers are simplex ETFs of positive norm. Elementwise over
     array decays.
+
+    Raises:
+        Refused: as `check_assumptions`.
     """
     return np.asarray(_distance(problem) <= 0)[()]
 
 
 def margin(problem: Problem):
-    """t = z_y − z_j = log(1/c − (K−1)) for every wrong class j; 0 at and above the threshold."""
-    # 1/c − (K−1) = 1 + (1 − Kc)/c keeps t accurate where it vanishes at the threshold.
+    """t = z_y − z_j = log(1/c − (K−1)) for every wrong class j; 0 at and above the threshold.
+
+    Elementwise over array decays.
+
+    Raises:
+        Refused: as `check_assumptions`.
+    """
+    # As 1 + (1 − Kc)/c, since 1/c − (K−1) would lose digits where t vanishes at the threshold.
     return np.log1p(np.maximum(_distance(problem), 0.0) / _c(problem))[()]
 
 
 def global_value(problem: Problem):
     """f* = −log(1 − (K−1)c) + (K−1) c t, in nats; log K at and above the threshold.
 
-    It equals the mean entropy of the predicted distributions at the minimum.
+    It equals the mean entropy of the predicted distributions at the minimum. Elementwise over array
+    decays.
+
+    Raises:
+        Refused: as `check_assumptions`.
     """
     c, wrong = wrong_probability(problem), problem.K - 1
-    # p_y = 1 − (K−1)c loses digits near the threshold, where p_y = c + (1 − Kc) keeps them.
+    # Near the threshold p_y = 1 − (K−1)c loses digits, and p_y = c + (1 − Kc) does not.
     near = np.log(c + np.maximum(_distance(problem), 0.0))
     log_p = np.where(wrong * c < 0.5, np.log1p(-wrong * c), near)
     return (-log_p + wrong * c * margin(problem))[()]
@@ -152,15 +165,21 @@ class Norms(NamedTuple):
 
 
 def norms(problem: Problem) -> Norms:
-    """‖W‖² = ρ = (K−1) t √(n λ_H/λ_W) and λ_W‖W‖² = λ_H‖H‖²."""
+    """‖W‖ and ‖H‖ at the minimum: ‖W‖² = (K−1) t √(n λ_H/λ_W) and λ_W‖W‖² = λ_H‖H‖².
+
+    Elementwise over array decays.
+
+    Raises:
+        Refused: as `check_assumptions`.
+    """
     check_assumptions(problem)
     return norms_of(problem, margin(problem))
 
 
 def norms_of(problem: Problem, t) -> Norms:
-    """The norms of a balanced simplex ETF of margin t."""
+    """The norms of a balanced simplex ETF of margin t, as `norms`."""
     lam_W, lam_H = _decays(problem)
-    # Roots first: the quotient of two decays may exceed all numbers.
+    # Roots first: the quotient of two decays may overflow.
     tilt = np.sqrt(np.sqrt(lam_H)) / np.sqrt(np.sqrt(lam_W))
     size = np.sqrt((problem.K - 1) * t * np.sqrt(float(problem.counts[0])))
     return Norms((size * tilt)[()], (size / tilt)[()])
@@ -169,8 +188,8 @@ def norms_of(problem: Problem, t) -> Norms:
 def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
     """A global minimiser in a Haar-random orientation.
 
-    W is √(ρ/K) times a simplex ETF of unit rows, h_i = √(λ_W/(λ_H n)) w_{y_i}, b = 0. All global
-    minimisers are of this form up to b ∈ span(1) when λ_b = 0.
+    W is ‖W‖/√K times a simplex ETF of unit rows, h_i = √(λ_W/(λ_H n)) w_{y_i}, b = 0. All global
+    minimisers are of this form, up to b ∈ span(1) when λ_b = 0.
 
     Args:
         problem: balanced, d ≥ K−1, λ_W, λ_H > 0, with scalar decays.
@@ -187,18 +206,19 @@ def etf(problem: Problem, size: Norms, key: Array | None, dtype=None) -> Params:
     """The balanced simplex ETF of given norms in a Haar-random orientation, b = 0.
 
     Raises:
-        Refused: a norm beyond the numbers of the dtype.
+        Refused: a norm beyond the range of the dtype; sizes that do not fit into memory.
     """
     check_memory(problem, np.dtype(np.float32).itemsize)
-    etf = geometry.simplex_etf(problem.K, problem.d, key, dtype)
+    frame = geometry.simplex_etf(problem.K, problem.d, key, dtype)
     radii = size.W / problem.K**0.5, size.H / problem.N**0.5
-    info = jnp.finfo(etf.dtype)
+    info = jnp.finfo(frame.dtype)
     for radius in radii:
         if radius and not float(info.tiny) <= radius <= float(info.max):
             raise Refused(
                 f"got a minimiser with a row of W or a column of H of norm {radius:.3g}, beyond "
-                f"the numbers of {etf.dtype}; allowed: a wider dtype, or decays that are closer"
+                f"the range of {frame.dtype}; allowed: a wider dtype, or λ_W and λ_H closer to one "
+                "another"
             )
-    W, means = etf * float(radii[0]), etf.T * float(radii[1])
+    W, means = frame * float(radii[0]), frame.T * float(radii[1])
     H = jnp.repeat(means, int(problem.counts[0]), axis=1, total_repeat_length=problem.N)
-    return jax.tree.map(lambda x: x.astype(etf.dtype), Params(W, H, jnp.zeros(problem.K)))
+    return jax.tree.map(lambda x: x.astype(frame.dtype), Params(W, H, jnp.zeros(problem.K)))

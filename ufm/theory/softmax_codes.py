@@ -1,14 +1,14 @@
-"""Codes: the best separated unit vectors where a simplex does not fit, d < K−1.
+"""Codes: the best separated unit vectors where no simplex fits, d < K−1.
 
 As the decays fall to 0, or the temperature on a sphere to 0, the rows of W tend to a *softmax
 code*, which maximises the hardmax margin (Jiang et al. 2023, arXiv 2310.05351; arXiv 2603.20587)
 
     ρ(W) = min_k dist(w_k, conv{w_j : j ≠ k}) = min_k max_{‖h‖ ≤ 1} min_{j≠k} ⟨w_k − w_j, h⟩
 
-of unit rows. Known are, in closed form and as optimal: the simplex, K/(K−1), for d ≥ K−1; the
-K-gon, 1 − cos(2π/K), for d = 2; and for d+2 ≤ K ≤ 2d the orthoplex or K of its vertices, 1: at
-least two pairs ±e_i are whole then, so that 0 is in every hull. Others are the best known, which
-are the best packings in R³, or found by a search.
+of unit rows. Three families are known to be optimal: the simplex, ρ = K/(K−1), for d ≥ K−1; the
+K-gon, ρ = 1 − cos(2π/K), for d = 2; the orthoplex or K of its vertices, ρ = 1, for d+2 ≤ K ≤ 2d, of
+which at least two antipodal pairs ±e_i are present, so that 0 is in the hull of the others for
+every k. For some other K in R³ the best packings are the best codes known; the rest is searched.
 """
 
 import functools
@@ -25,15 +25,15 @@ from ufm.metrics.generalised import one_vs_rest
 from ufm.theory.geometry import simplex_etf
 
 SOURCE = "Jiang et al. 2023, arXiv 2310.05351"
-STARTS = 10  # of a search
-MOST = 64  # rows that a search takes
-_HEATS = (8.0, 64.0, 512.0)  # inverse temperatures, one after the other
+STARTS = 10  # random starts of a search
+MOST = 64  # rows up to which a code is searched
+_HEATS = (8.0, 64.0, 512.0)  # inverse temperatures, in this order
 
 
 class Code(NamedTuple):
     """A configuration of unit vectors.
 
-    rows: (K, d), float64.
+    rows: (K, d), NumPy float64.
     name: its usual name; "search" if it was found by a search.
     margin: ρ, its hardmax margin.
     status: "optimal", "best known" or "best found" (by the search of `codes`: a lower bound).
@@ -50,20 +50,23 @@ class Code(NamedTuple):
 def hardmax_margin(W) -> float:
     """min_k dist(w_k, conv{w_j : j ≠ k}), the margin of the best unit feature, for the worst class.
 
-    Exact up to rounding (a quadratic program a row, by active sets). Rows are taken as they are, so
-    the margin scales with W; 0 where a row lies in the hull of the others.
+    Exact up to rounding: one quadratic program for each row, solved by active sets. The rows are
+    not normalised, so the margin scales with W; it is 0 where a row is in the hull of the others.
+    Source: Jiang et al. 2023, arXiv 2310.05351.
 
     Args:
         W: (K, d), a row a class, K ≥ 2.
 
     Raises:
-        Refused: no real, finite matrix of two rows or more.
+        Refused: not a real, finite matrix of at least two rows.
     """
     return float(np.min(one_vs_rest(W, unit=False)))
 
 
 def codes(K: int, d: int, key=0) -> Code:
     """The best code of K unit vectors in R^d that is known, or that a search finds.
+
+    Definition and sources: `ufm.theory.softmax_codes`.
 
     Args:
         K: number of vectors, at least 2.
@@ -75,7 +78,7 @@ def codes(K: int, d: int, key=0) -> Code:
         A `Code`.
 
     Raises:
-        Refused: d = 1 with K > 2, where no margin is above 0; a search for more than 64 vectors.
+        Refused: d = 1 with K > 2, where no margin is positive; a search for more than 64 vectors.
     """
     K = check.integer("K", K, 2, why="a code needs two vectors")
     d = check.integer("d", d, 1)
@@ -95,10 +98,10 @@ def codes(K: int, d: int, key=0) -> Code:
         return _named(make(), name, "best known", source)
     if K > MOST:
         raise Refused(
-            f"got K={K}, d={d}, for which no code has a name here; allowed: K <= {MOST}, for which "
+            f"got K={K}, d={d}, for which no code is known here; allowed: K <= {MOST}, for which "
             "one is searched"
         )
-    rows = _search(K, d, seed).copy()  # the search keeps its own
+    rows = _search(K, d, seed).copy()  # the cache holds the original
     return _named(rows, "search", "best found", f"{STARTS} starts of ufm.theory.codes")
 
 
@@ -117,7 +120,7 @@ def polygon(K: int, radius: float = 1.0, turn: float = 0.0) -> np.ndarray:
 
 
 def orthoplex(d: int) -> np.ndarray:
-    """e_1, −e_1, e_2, −e_2, …, (2d, d): pair after pair, so that any K hold K−d pairs or more."""
+    """e_1, −e_1, e_2, −e_2, …, (2d, d), pair by pair: the first K rows hold K−d pairs or more."""
     return np.stack([np.eye(d), -np.eye(d)], axis=1).reshape(2 * d, d)
 
 
@@ -137,7 +140,7 @@ def antiprism() -> np.ndarray:
 
 
 def capped_prism() -> np.ndarray:
-    """Two triangles one above the other and three points beside them on the equator, (9, 3)."""
+    """Two parallel triangles and three points on the equator, (9, 3)."""
     return _layers([(3, 2 / 3, 0.0, 1), (3, 2 / 3, 0.0, -1), (3, 1.0, np.pi / 3, 1)])
 
 
@@ -150,7 +153,7 @@ def _layers(rings: list[tuple[int, float, float, int]]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-# The margins of these are 1 − (largest cosine), and as packings they are the best (proofs named).
+# Optimal packings, with the proof of that; their margins are 1 − (largest cosine).
 KNOWN = {
     (8, 3): (antiprism, "square antiprism", "packing: Schütte and van der Waerden 1951"),
     (9, 3): (capped_prism, "tricapped prism", "packing: Schütte and van der Waerden 1951"),
@@ -161,7 +164,7 @@ KNOWN = {
 
 @functools.lru_cache(maxsize=64)
 def _search(K: int, d: int, seed: tuple[int, ...]) -> np.ndarray:
-    """The best of `STARTS` random starts, annealed and polished, (K, d)."""
+    """The best of `STARTS` random starts after annealing, refined by SLSQP, (K, d)."""
     rng = np.random.default_rng(seed)
     found = [_annealed(rng.normal(size=(2, K, d))) for _ in range(STARTS)]
     best = max(found, key=lambda pair: hardmax_margin(pair[0]))
@@ -170,7 +173,7 @@ def _search(K: int, d: int, seed: tuple[int, ...]) -> np.ndarray:
 
 
 def _annealed(pair: np.ndarray) -> np.ndarray:
-    """(W, H) of unit rows at a local maximum of the soft margin, ever harder."""
+    """(W, H) of unit rows at a local maximum of the soft margin, as its temperature falls."""
     for heat in _HEATS:
         best = scipy.optimize.minimize(
             _soft, pair.ravel(), (heat, pair.shape), jac=True, method="L-BFGS-B",
@@ -201,7 +204,7 @@ def _soft(x: np.ndarray, heat: float, shape: tuple[int, ...]) -> tuple[float, np
 
 
 def _polished(pair: np.ndarray) -> np.ndarray:
-    """W at the vertex near by: max ρ with ⟨w_k − w_j, h_k⟩ ≥ ρ and unit rows, by SLSQP."""
+    """W at a nearby local maximum of ρ with ⟨w_k − w_j, h_k⟩ ≥ ρ and unit rows, by SLSQP."""
     _, K, d = pair.shape
     apart = ~np.eye(K, dtype=bool)
     rows, columns = np.nonzero(apart)

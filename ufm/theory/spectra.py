@@ -1,15 +1,15 @@
 """Spectra of the Hessian in closed form, at the global minimum and at the origin, for any size.
 
-Permuting classes and turning features leave the simplex ETF in place, so its Hessian splits into
-blocks of at most 5×5 and has at most 17 distinct eigenvalues whatever K, d and n are. There a loss
-that is invariant under shifts enters by three numbers: the margin t and, with S its Hessian in the
-logits z = t(e_y − 1/K),
+The simplex ETF is invariant under permutations of the classes, up to rotations of the features, so
+its Hessian splits into blocks of at most 5×5 and has at most 17 distinct eigenvalues for any K, d
+and n. A loss that is invariant under shifts enters by three numbers: the margin t and, with S its
+Hessian in the logits z = t(e_y − 1/K),
 
     s_own = uᵀSu,  u ∝ e_y − 1/K,      s_wrong = vᵀSv,  v ∝ e_j − e_k  (unit vectors; j, k ≠ y),
 
 for cross-entropy c(1 + (K−1)β) and c with c = √(n λ_W λ_H) < 1/K, β = 1 − Kc. With μ = √(λ_W λ_H)
 and p² = t√(λ_W/(n λ_H)) = ‖h_k‖² K/(K−1), q² = t√(λ_H/(n λ_W)) = ‖w_k‖² K/((K−1)n) for a class
-mean h_k and a row w_k of W the eigenvalues are, with how often each occurs,
+mean h_k and a row w_k of W the eigenvalues and their multiplicities are
 
     [[λ_W + κp², κpq ∓ μ], [κpq ∓ μ, λ_H + κq²]]   κ = s_own/K      −   once
                                                    κ = s_wrong/K    −   K(K−3)/2
@@ -23,8 +23,8 @@ mean h_k and a row w_k of W the eigenvalues are, with how often each occurs,
     λ_W and λ_H                                                         d−K+1 each
 
 The lower eigenvalue of the block with + is 0. A loss that changes under shifts (squared, binary)
-has two more numbers, s_mean = 1ᵀS1/K and s_mixed = uᵀS1/√K. Then 1ᵀδW, of λ_W + p² s_mean/K, joins
-the standard block, and δb ∝ 1, of λ_b + s_mean, the first of the blocks.
+has two more numbers, s_mean = 1ᵀS1/K and s_mixed = uᵀS1/√K. Then 1ᵀδW, with λ_W + p² s_mean/K on
+the diagonal, joins the standard block, and δb ∝ 1, with λ_b + s_mean, the first of the blocks.
 
 Derivation (docs/derivations.md has every step): in the basis of the ETF the two factors of a
 tangent are K×K matrices A (rows centred) and B (columns centred); the data term depends only on
@@ -32,9 +32,9 @@ X = pA + qB + δb 1ᵀ, through (s_wrong/K)‖X‖² + (s_own − s_wrong)/(K−
 centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly centred parts. Both forms are equivariant under
 S_K. (The minimum: Zhu et al. 2021, arXiv 2105.02375, theorem 3.1.) Nothing here imports a probe.
 
-Decays and hence eigenvalues may span hundreds of orders of magnitude, where float64 would lose the
-small ones beside the large. Everything is computed in decimals of `DIGITS` digits and rounded
-once, at the end.
+Decays and hence eigenvalues may span hundreds of orders of magnitude, and in float64 the small ones
+would be lost in the rounding of the large. Everything is computed in decimals of `DIGITS` digits
+and rounded once, at the end.
 """
 
 import dataclasses
@@ -50,15 +50,15 @@ from ufm.linalg import jacobi, pair
 from ufm.losses import SquaredError
 from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import minimum, squared, symmetric
+from ufm.theory import lookup, minimum, shared, squared, symmetric
 
-# Of the quotient of any two float64 numbers, 1e±616, and 80 more.
+# Quotients of float64 numbers span 1e±616; 80 digits more.
 DIGITS = 700
 _Table = list[tuple[Decimal, int]]  # eigenvalues and multiplicities
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues and how often each occurs.
+    """Distinct eigenvalues and their multiplicities.
 
     eigenvalues: (m,) float64, ascending.
     multiplicities: (m,) Python ints; they add up to the number of variables.
@@ -71,7 +71,7 @@ class Spectrum(NamedTuple):
 def group(values, multiplicities, tolerance: float = 0.0) -> Spectrum:
     """Sort eigenvalues and merge neighbours that are at most `tolerance` apart.
 
-    The member of smallest modulus stands for its group, so an exact 0 stays exact. Entries of
+    A group has the value of its member of smallest modulus, so an exact 0 stays exact. Entries of
     multiplicity 0 are left out.
     """
     entries = sorted((float(v), m) for v, m in zip(values, multiplicities, strict=True) if m > 0)
@@ -90,9 +90,12 @@ def group(values, multiplicities, tolerance: float = 0.0) -> Spectrum:
 def orbit_dimension(problem: Problem, rank: int) -> int:
     """r d − r(r+1)/2, and 1 more if λ_b = 0: dimension of the symmetry orbit of a point.
 
-    r is the rank of [Wᵀ, H]; the orbit is that of (W Qᵀ, Q H), Q ∈ O(d), and of b + s1 when the
-    bias has no decay and the loss is invariant under shifts. At a critical point the Hessian
-    vanishes along it.
+    The orbit consists of (W Qᵀ, Q H), Q ∈ O(d), with r the rank of [Wᵀ, H], and of b + s n when the
+    bias has no decay and the loss is constant along n (n = 1 for a loss that is invariant under
+    shifts). At a critical point the Hessian vanishes on its tangents.
+
+    Raises:
+        Refused: rank outside 0 … d; features that are not free; array-valued decays.
     """
     check_problem(problem)
     layers.require_free(problem, "theory.orbit_dimension")
@@ -113,13 +116,13 @@ def _exact(compute):
     """Compute with decimals of `DIGITS` digits, once for each problem."""
 
     @functools.lru_cache(maxsize=256)
-    def kept(problem):
+    def cached(problem):
         with decimal.localcontext(decimal.Context(prec=DIGITS)):
             return compute(problem)
 
     def exact(problem: Problem) -> _Table:
         lam_W, lam_H, lam_b = _scalar_decays(problem)
-        return kept(dataclasses.replace(problem, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b))
+        return cached(dataclasses.replace(problem, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b))
 
     return exact
 
@@ -135,11 +138,11 @@ class Numbers(NamedTuple):
 
 
 def _numbers(problem: Problem) -> Numbers:
-    """Of the loss at the minimum, below the threshold."""
+    """The numbers of the loss at the minimum, below the threshold."""
     if isinstance(problem.loss, SquaredError):
         one = Decimal(1)
         return Numbers(Decimal(squared.margin(problem)), one, one, one)
-    if not minimum.plain(problem):
+    if not shared.plain(problem):
         t, _, _, *curvature = symmetric.least(problem)
         return Numbers(Decimal(t), *map(Decimal, curvature))
     K = problem.K
@@ -151,7 +154,7 @@ def _numbers(problem: Problem) -> Numbers:
 
 
 def _standard_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal):
-    """Eigenvalues of the standard representation, with a λ_W of its own.
+    """Eigenvalues of the standard representation, the single λ_W included.
 
     Coordinates: the doubly centred parts of W and H, whose X is x(diag u − …) with u ⊥ 1; the
     mean of H over samples, ψ; the bias, φ; 1ᵀδW, ω. Then X = x U + y u1ᵀ + w 1uᵀ with x = pα + qγ,
@@ -163,7 +166,7 @@ def _standard_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal):
     x, y = [p, q, zero, zero, zero], [zero, zero, q / K.sqrt(), Decimal(1), zero]
     w = [zero, zero, zero, zero, p / K.sqrt()]
     diagonal = [(1 - 2 / K).sqrt() * a + b for a, b in zip(x, y, strict=True)]
-    # λ_W α² − 2μαγ + λ_H γ² as a square too.
+    # λ_W α² − 2μαγ + λ_H γ² is a square as well.
     decay = [lam_W.sqrt(), -lam_H.sqrt(), zero, zero, zero]
     own, mixed = (at.own - at.wrong) / (K - 1), at.mixed / (K - 1).sqrt()
     terms = (
@@ -181,7 +184,7 @@ def _standard_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal):
 
 
 def _trivial_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal) -> list[Decimal]:
-    """Eigenvalues of the first block with δb ∝ 1, which s_mixed joins to it."""
+    """Eigenvalues of the first block and δb ∝ 1, which s_mixed couples."""
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
     K, mu, pq = Decimal(problem.K), (lam_W * lam_H).sqrt(), (p2 * q2).sqrt()
     own, mixed = at.own / K, at.mixed / K.sqrt()
@@ -200,15 +203,15 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
     result that of `origin_spectrum`.
 
     Args:
-        problem: balanced, d ≥ K−1, λ_W, λ_H > 0, λ_b ≥ 0 or no bias, with scalar decays; a free
-            bias for the squared and the binary loss.
+        problem: balanced, d ≥ K−1, λ_W, λ_H > 0, λ_b ≥ 0 or no bias, with scalar decays; a bias
+            without decay for the squared and the binary loss.
 
     Returns:
         A `Spectrum`, equal eigenvalues merged; multiplicities add up to `problem.size`.
 
     Raises:
-        Refused: outside the theorem's assumptions;
-            decays that are arrays; an eigenvalue beyond the range of float64.
+        Refused: outside the theorem's assumptions; decays that are arrays; an eigenvalue beyond the
+            range of float64.
     """
     _scalar_decays(problem)
     _check_assumptions(problem)
@@ -216,34 +219,24 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
 
 
 def _check_assumptions(problem: Problem) -> None:
-    """Refuse what has no table: the minimum must be a simplex ETF, or zero."""
-    check_problem(problem)
-    layers.require_free(problem, "ufm.theory.spectra")
+    """Refuse a minimum that is neither a simplex ETF nor zero."""
     if isinstance(problem.loss, SquaredError):
         squared.margin(problem)
         if not problem.bias or float(problem.lam_b) != 0:
             raise Refused(
                 f"got the squared error with bias={problem.bias}, lam_b={problem.lam_b}: the "
-                "spectrum in closed form is that of a simplex ETF, which a free bias gives; take "
+                "spectrum in closed form is that of a simplex ETF, the minimum for lam_b=0; take "
                 "ufm.hessian.spectrum at ufm.theory.global_minimizer"
             )
-    elif minimum.plain(problem):
+    elif shared.plain(problem):
         minimum.check_assumptions(problem)
     else:
         symmetric.least(problem)
 
 
-def _collapsed(problem: Problem) -> bool:
-    if isinstance(problem.loss, SquaredError):
-        return squared.is_collapsed(problem)
-    if minimum.plain(problem):
-        return bool(minimum.is_collapsed(problem))
-    return symmetric.least(problem).t == 0
-
-
 @_exact
 def _minimum_table(problem: Problem) -> _Table:
-    if _collapsed(problem):
+    if lookup.is_collapsed(problem):
         return _origin_table(problem)
     K, d, n = problem.K, problem.d, int(problem.counts[0])
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
@@ -279,19 +272,22 @@ def origin_spectrum(problem: Problem) -> Spectrum:
         (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²)   d(K−1) times each
         λ_W  d times,   λ_H  d(N−K+1) times,   λ_b once,   λ_b + s  K−1 times
 
-    g = ‖G‖₂ = 1/(K√n) and s = 1/K for cross-entropy, with smoothing g = (1−ε)/(K√n).
+    g = ‖G‖₂ = 1/(K√n) and s = 1/K for cross-entropy, with smoothing g = (1−ε)/(K√n). For the
+    squared and the binary loss, whose point has b ∝ 1, λ_b + s_mean takes the place of λ_b, and s
+    and g are those of the loss.
 
     The Morse index is d(K−1) below the threshold K²nλ_Wλ_H = 1 and 0 from it on; any d ≥ 1.
 
     Raises:
-        Refused: unequal class counts (the origin is then no critical point in b);
-            decays that are arrays.
+        Refused: unequal class counts or weights (the origin is then not critical in b); losses that
+            do not treat all classes alike; decays that are arrays; an eigenvalue beyond the range
+            of float64.
     """
     _scalar_decays(problem)
     normal_decays(problem)
     if isinstance(problem.loss, SquaredError):
         _check_assumptions(problem)
-    elif not minimum.plain(problem):
+    elif not shared.plain(problem):
         symmetric.check_origin(problem)
     minimum.check_uniform(problem)
     if not problem.balanced:
@@ -306,9 +302,9 @@ def origin_spectrum(problem: Problem) -> Spectrum:
 def _origin_table(problem: Problem) -> _Table:
     lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
     K, d, N = problem.K, problem.d, problem.N
-    if minimum.plain(problem):
+    if shared.plain(problem):
         exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
-        # λ_W λ_H − 1/(K² n): exactly 0 at the threshold.
+        # λ_W λ_H − 1/(K² n), exactly 0 at the threshold.
         determinant = -Decimal(exact.numerator) / Decimal(exact.denominator) / (K * N)
         curvature, mean = 1 / Decimal(K), Decimal(0)
     else:
@@ -327,7 +323,7 @@ def _origin_table(problem: Problem) -> _Table:
 
 
 def _origin_numbers(problem: Problem) -> tuple[Decimal, Decimal, Decimal]:
-    """‖G‖₂, and the curvatures of the loss in and across 1^⊥, at the origin."""
+    """‖G‖₂, and the curvatures of the loss on 1^⊥ and along 1, at the origin."""
     if isinstance(problem.loss, SquaredError):
         return 1 / (problem.K * Decimal(int(problem.counts[0])).sqrt()), Decimal(1), Decimal(1)
     pull, curvature, mean = symmetric.at_origin(problem)
@@ -338,7 +334,7 @@ def _double(value: Decimal) -> float:
     """The nearest float64.
 
     Raises:
-        Refused: it would be infinite, or 0 for another number, or lose digits below 2.2e-308.
+        Refused: it would be infinite, 0 for a number that is not 0, or subnormal.
     """
     result = float(value)
     if value and not float(np.finfo(np.float64).tiny) <= abs(result) < np.inf:
@@ -355,11 +351,11 @@ def _rounded(table: _Table) -> Spectrum:
 
 
 def _range_off_the_orbit(problem: Problem) -> tuple[Decimal, Decimal]:
-    """Smallest and largest eigenvalue at the global minimum, those of the orbit left out."""
+    """Smallest and largest eigenvalue at the global minimum, except the zeros of the orbit."""
     _scalar_decays(problem)
     _check_assumptions(problem)
     table = [(value, m) for value, m in _minimum_table(problem) if m]
-    rank = 0 if _collapsed(problem) else problem.K - 1
+    rank = 0 if lookup.is_collapsed(problem) else problem.K - 1
     largest, zeros = max(table)[0], sum(m for value, m in table if not value)
     if zeros > orbit_dimension(problem, rank):
         return Decimal(0), largest
@@ -367,7 +363,7 @@ def _range_off_the_orbit(problem: Problem) -> tuple[Decimal, Decimal]:
 
 
 def condition_number(problem: Problem) -> float:
-    """λ_max/λ_min of ∇²f at the global minimum, the zeros along the symmetry orbit left out.
+    """λ_max/λ_min of ∇²f at the global minimum, except the zeros along the symmetry orbit.
 
     Infinite exactly at the threshold K²nλ_Wλ_H = 1, where the minimum is degenerate.
 
@@ -379,20 +375,21 @@ def condition_number(problem: Problem) -> float:
 
 
 def gd_rate(problem: Problem, learning_rate: float) -> float:
-    """max |1 − ηλ| over the eigenvalues λ off the orbit, at the global minimum.
+    """max |1 − ηλ| over the eigenvalues λ at the global minimum, except the zeros of the orbit.
 
-    The factor by which a step of gradient descent shrinks the distance to the set of global
-    minima, asymptotically (the minimum is Morse–Bott); 1 or more means that it does not converge.
+    It is the asymptotic factor by which a step of gradient descent with learning rate η reduces the
+    distance to the set of global minima (the minimum is Morse–Bott); with 1 or more, descent does
+    not converge.
 
     Raises:
-        Refused: as `hessian_spectrum`.
+        Refused: as `hessian_spectrum`; a learning rate that is negative or not finite.
     """
     rate = Decimal(real("learning_rate", learning_rate, least=0))
     return _double(max(abs(1 - rate * value) for value in _range_off_the_orbit(problem)))
 
 
 def optimal_step(problem: Problem) -> float:
-    """η = 2/(λ_min + λ_max), the step of smallest `gd_rate`, which is then (κ−1)/(κ+1).
+    """η = 2/(λ_min + λ_max), the step of least `gd_rate`, (κ−1)/(κ+1), κ the condition number.
 
     Raises:
         Refused: as `hessian_spectrum`.

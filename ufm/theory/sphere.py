@@ -3,23 +3,23 @@
     f(W, H) = Σ_k s_k CE(τ W h_k, k),    ‖w_k‖ = ‖h_k‖ = 1,    s_k the share of class k,
 
 with a temperature 1/τ and no decay (Yaras et al. 2022, arXiv 2209.09211). For equal classes and d ≥
-K−1 every minimum is a simplex ETF with w_k = h_k, of value log(1 + (K−1)e^{−τK/(K−1)}).
+K−1 every global minimum is a simplex ETF with w_k = h_k, of value log(1 + (K−1)e^{−τK/(K−1)}).
 
 **Bound.** For every p_k in the simplex, A = [s_k(p_k − e_k)], and all real u, v,
 
     f* ≥ Σ_k s_k H(p_k) − ½(Σu + Σv) − K max(0, −λ_min(M)),   M = [[diag u, τA], [τAᵀ, diag v]],
 
-by Fenchel's inequality and X = [W; Hᵀ], whose 2K rows have norm 1: τ⟨A, WH⟩ = ½ tr XᵀMX − ½(Σu +
-Σv).
-At a point, p is its softmax and u, v are the multipliers of the unit norms, −⟨w, ∂f/∂w⟩ and
-−⟨h, ∂f/∂h⟩; at a critical point M X = 0, so the bound is tight where M ≥ 0.
+by Fenchel's inequality, since X = [W; Hᵀ] has 2K rows of norm 1 and τ⟨A, WH⟩ = ½ tr XᵀMX −
+½(Σu + Σv). `sphere_bound` takes for p the softmax of a point and for u, v the multipliers of the
+unit norms there, −⟨w, ∂f/∂w⟩ and −⟨h, ∂f/∂h⟩; at a critical point M X = 0, so the bound equals f
+where M ≥ 0.
 
 **An unused direction.** Let a unit vector a be orthogonal to all rows and features of a critical
-point, of a convex loss. Along w_k + x_k a, h_i + y_i a the second derivative of f is that of
-(x, y)ᵀM(x, y)/2, M of all samples. So the point is a strict saddle, or M ≥ 0 and it is a global
-minimiser.
+point of a convex loss. Along w_k + x_k a, h_i + y_i a the second derivative of f is
+(x, y)ᵀM(x, y), with M made of all samples. So the point is a strict saddle, or M ≥ 0 and it is a
+global minimiser.
 
-The rest of the module is what `ufm.theory.lookup` asks of problems with features="sphere".
+The rest of the module answers `ufm.theory.lookup` for problems with features="sphere".
 """
 
 from typing import NamedTuple
@@ -33,8 +33,10 @@ from jaxtyping import Array
 from ufm import check
 from ufm.check import Refused
 from ufm.losses import CrossEntropy, LogitAdjusted
+from ufm.metrics.features import finite, in_numpy
 from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem
+from ufm.theory import shared
 from ufm.theory.geometry import simplex_etf
 from ufm.theory.softmax_codes import SOURCE
 
@@ -53,6 +55,8 @@ class SphereBound(NamedTuple):
 def sphere_value(K: int, tau: float) -> float:
     """log(1 + (K−1)e^{−τK/(K−1)}), the minimum for equal classes and d ≥ K−1, in nats.
 
+    Source: Yaras et al. 2022, arXiv 2209.09211.
+
     Args:
         K: number of classes, at least 2.
         tau: τ > 0, the inverse temperature.
@@ -68,13 +72,13 @@ def sphere_value(K: int, tau: float) -> float:
 def sphere_bound(W, H, tau: float, shares=None) -> SphereBound:
     """A lower bound on f* from a point: f = Σ_k s_k CE(τ W h_k, k) with unit rows and features.
 
-    The dual bound at the head of `ufm.theory.sphere`, with the point's softmax and the multipliers
-    of its unit norms. Valid up to rounding at any point, for any d and shares; not tight for d
-    below the rank of the convex problem.
+    Σ_k s_k H(p_k) − ½(Σu + Σv) − K max(0, −λ_min(M)) with the softmax p of the point and the
+    multipliers u, v of its unit norms (proof: `ufm.theory.sphere`). Valid up to rounding at any
+    point, for any d and shares; not tight where d is below the rank of the convex problem.
 
     Args:
         W: (K, d), unit rows.
-        H: (d, K), unit columns, the feature of each class: samples of a class share the best one.
+        H: (d, K), unit columns, one feature for each class.
         tau: τ > 0.
         shares: s_k > 0, K numbers; None takes 1/K each. They are divided by their sum.
 
@@ -94,7 +98,7 @@ def sphere_bound(W, H, tau: float, shares=None) -> SphereBound:
     logs = margins - scipy.special.logsumexp(margins, axis=0)
     P = np.exp(logs)
     R = P.copy()
-    R[~apart] = -np.sum(np.where(apart, P, 0), axis=0)  # p_k − 1 with its own digits
+    R[~apart] = -np.sum(np.where(apart, P, 0), axis=0)  # p_k − 1 without cancellation
     wrong = np.sum(np.where(apart, np.exp(margins), 0), axis=0)
     value = float(s @ np.log1p(wrong))
     A = tau * R * s
@@ -107,15 +111,11 @@ def sphere_bound(W, H, tau: float, shares=None) -> SphereBound:
 
 
 def _units(name: str, value, axis: int) -> np.ndarray:
-    try:
-        found = check.array(value)
-    except ValueError:
-        found = np.asarray(None)
-    if found.dtype.kind not in "iuf" or found.ndim != 2 or not np.all(np.isfinite(found)):
-        raise Refused(f"got {name}={check.shown(value)}; allowed: a real, finite matrix")
-    found = found.astype(np.float64)
+    found = finite(name, in_numpy(name, value).astype(np.float64))
+    if found.ndim != 2 or not found.size:
+        raise Refused(f"got {name} of shape {found.shape}; allowed: a real, finite matrix")
     norms = np.linalg.norm(found, axis=axis)
-    if found.size == 0 or np.max(np.abs(norms - 1)) > _UNIT:
+    if np.max(np.abs(norms - 1)) > _UNIT:
         what = "rows" if axis else "columns"
         raise Refused(f"got {name} with {what} that are not of norm 1; allowed: unit {what}")
     return found
@@ -130,7 +130,7 @@ def _shares(shares, K: int) -> np.ndarray:
 
 
 def temperature(problem: Problem) -> float | None:
-    """τ, by which plain cross-entropy takes its logits; None for another loss."""
+    """τ where the loss is cross-entropy of τz; None for another loss."""
     loss = problem.loss
     if isinstance(loss, CrossEntropy) and loss.plain:
         return 1.0
@@ -143,8 +143,8 @@ def form_fails(problem: Problem) -> str | None:
     """The first assumption that a problem does not meet for f to be the one above, or None."""
     if problem.features != "sphere":
         return f"features='sphere' (got {problem.features!r})"
-    if problem.targets is not None:
-        return "labels (got targets)"
+    if (failed := shared.labels(problem)) is not None:
+        return failed
     if temperature(problem) is None:
         return f"cross-entropy with one temperature (got {type(problem.loss).__name__})"
     return None
@@ -152,13 +152,7 @@ def form_fails(problem: Problem) -> str | None:
 
 def fails(problem: Problem) -> str | None:
     """The first assumption of the closed form that a problem does not meet, or None."""
-    if (reason := form_fails(problem)) is not None:
-        return reason
-    if not problem.uniform:
-        return "equal classes of one weight (got others)"
-    if problem.d < problem.K - 1:
-        return f"d >= K-1 (got d={problem.d}, K-1={problem.K - 1})"
-    return None
+    return form_fails(problem) or shared.alike(problem) or shared.wide(problem)
 
 
 def _check(problem: Problem) -> float:
@@ -173,7 +167,7 @@ def _check(problem: Problem) -> float:
 
 
 def global_value(problem: Problem) -> float:
-    """`sphere_value`.
+    """`sphere_value` of the problem, in nats.
 
     Raises:
         Refused: naming the assumption that fails.
@@ -192,7 +186,7 @@ def is_collapsed(problem: Problem) -> bool:
 
 
 def margin(problem: Problem) -> float:
-    """K/(K−1), z_y − z_j of the logits WH, before the temperature.
+    """K/(K−1) = z_y − z_j for the logits WH, before the temperature.
 
     Raises:
         Refused: as `global_value`.
@@ -202,7 +196,7 @@ def margin(problem: Problem) -> float:
 
 
 def norms(problem: Problem) -> tuple[float, float]:
-    """(√K, √N).
+    """(‖W‖, ‖H‖) = (√K, √N).
 
     Raises:
         Refused: as `global_value`.
@@ -221,16 +215,14 @@ def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
     check_memory(problem, 8)
     with jax.enable_x64(True):
         W = np.asarray(simplex_etf(problem.K, problem.d, key, jnp.float64))
-    dtype = jnp.zeros((), dtype or float).dtype
-    parts = W, W.T[:, problem.labels], np.zeros(problem.K)
-    return Params(*(jnp.asarray(x, dtype) for x in parts))
+    return shared.point(dtype, W, W.T[:, problem.labels], np.zeros(problem.K))
 
 
 def at_rows(problem: Problem, rows: np.ndarray) -> tuple[float, float, Params]:
     """(f, τ, the point) with W a matrix of unit rows and the features of a class at its row.
 
-    The value is never below f*. For a polygon, Σ_j e^{−τ(1−cos 2πj/K)} under the logarithm, and an
-    orthoplex, 1 + (K−2)e^{−τ} + e^{−2τ}, the point is critical by symmetry.
+    The value is never below f*. The point is critical by symmetry for a polygon, of value
+    log Σ_j e^{−τ(1−cos 2πj/K)}, and for an orthoplex, log(1 + (K−2)e^{−τ} + e^{−2τ}).
 
     Raises:
         Refused: another loss than cross-entropy with one temperature; rows not of norm 1.
@@ -246,42 +238,35 @@ def at_rows(problem: Problem, rows: np.ndarray) -> tuple[float, float, Params]:
     return value, tau, Params(U, U.T[:, problem.labels], np.zeros(problem.K))
 
 
-def claims(problem: Problem) -> tuple[tuple[str, str, str | None, str, str], ...]:
-    """What is known on the sphere: the fields of `ufm.theory.Claim`, row by row."""
-    loss = type(problem.loss).__name__
-    convex = None if problem.loss.convex else f"a convex loss (got {loss})"
+def claims(problem: Problem) -> tuple[shared.Claim, ...]:
+    """What is known on the sphere."""
     low = None if problem.d < problem.K - 1 else f"d < K-1 (got d={problem.d}, K={problem.K})"
-    alike = None if problem.uniform else "equal classes of one weight (got others)"
-    code = "; ".join(x for x in (form_fails(problem), alike, low) if x is not None) or None
     return (
-        (
+        shared.Claim(
             "simplex on the sphere",
             "The global minimisers are simplex ETFs with every feature at the row of its class.",
             fails(problem),
             YARAS,
-            "theorem",
         ),
-        (
+        shared.Claim(
             "certificate by multipliers",
             "A critical point whose matrix M of multipliers and residuals is positive semidefinite "
             "is a global minimiser.",
-            convex,
+            shared.convex(problem),
             "ours, ufm.theory.sphere",
-            "theorem",
         ),
-        (
+        shared.Claim(
             "an unused direction",
-            "A critical point whose rows and features leave a direction out is a global minimiser "
-            "or a strict saddle.",
-            convex,
+            "A critical point with a direction orthogonal to all its rows and features is a global "
+            "minimiser or a strict saddle.",
+            shared.convex(problem),
             "ours, ufm.theory.sphere",
-            "theorem",
         ),
-        (
+        shared.Claim(
             "code on the sphere",
-            "As τ rises the minimum tends to a softmax code; ufm.theory.code_minimum gives the "
-            "value at one, for an orthoplex or a polygon a critical point.",
-            code,
+            "As τ increases the minimum tends to a softmax code; ufm.theory.code_minimum gives the "
+            "value at a code, for an orthoplex or a polygon that of a critical point.",
+            shared.joined(form_fails(problem), shared.alike(problem), low),
             SOURCE,
             "candidate",
         ),

@@ -2,62 +2,62 @@
 
     f = (1/2N)‖WH + b1ᵀ − Y‖² + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
 
-Without a bias, or with a free one (then Y stands for Y − ȳ1ᵀ), let σ_i be the singular values of Y,
-√n_k for classes. The decays amount to μ‖WH‖_*, μ = √(λ_W λ_H), and every mode is a
-problem of its own: a critical point takes a set S of modes with σ_i > Nμ, |S| ≤ d, each shrunk to
-s_i = σ_i − Nμ, and
+Without a bias, or with one that has no decay (then Y stands for Y − ȳ1ᵀ), let σ_i be the singular
+values of Y, √n_k for classes. The decays amount to μ‖WH‖_*, μ = √(λ_W λ_H), and the singular
+directions of Y (*modes*) decouple: a critical point takes a set S of modes with σ_i > Nμ, |S| ≤ d,
+each shrunk to s_i = σ_i − Nμ, and
 
     f = Σ_{i∈S} [(s_i − σ_i)²/2N + μ s_i] + Σ_{i∉S} σ_i²/2N,      W = U_S (√s) Qᵀ, H = Q (√s) V_Sᵀ
 
-up to the scales of W and H. The minimum takes the d largest: class k vanishes iff n_k ≤ N²λ_Wλ_H.
-Where all σ_i > Nμ differ, each S is one orbit, of Morse index
+up to the scales of W and H. The minimum takes the d largest σ_i: class k vanishes iff n_k ≤
+N²λ_Wλ_H. If all σ_i > Nμ are distinct, each S is one orbit, of Morse index
 
     (d−|S|)·#{i ∉ S: σ_i > Nμ} + #{(i ∉ S, a ∈ S): σ_i > σ_a}
 
-and nullity |S|(|S|−1)/2 + |S|(d−|S|): no minimum is spurious, whatever d is.
+and nullity |S|(|S|−1)/2 + |S|(d−|S|): no local minimum is spurious, for any d.
 
 **A decayed bias.** Let ȳ be orthogonal to the columns of Y − ȳ1ᵀ, as for equal classes. Then ȳ1ᵀ is
-a mode of its own, σ = √N‖ȳ‖, whose square counts ρ = λ_b/(1+λ_b) once instead of 1: it is shrunk to
-(σ − Nμ/ρ)₊, with b = (ȳ − z̄)/(1+λ_b), z̄ the mean of WH. With κ = K√n μ equal classes have a
-simplex ETF for λ_b ≤ κ/(1−κ), where the mode is off, and class means of equal cosines
+one more mode, σ = √N‖ȳ‖, whose squared error has the weight ρ = λ_b/(1+λ_b) in place of 1: it is
+shrunk to (σ − Nμ/ρ)₊, with b = (ȳ − z̄)/(1+λ_b), z̄ the mean of WH. With κ = K√n μ equal classes
+have a simplex ETF for λ_b ≤ κ/(1−κ), where this mode is 0, and class means of equal cosines
 
     (s₁−s)/(s₁+(K−1)s),    s = √n(1−κ)₊,  s₁ = √n(1 − κ − κ/λ_b)₊,
 
-beyond, up to an orthogonal frame as λ_b → ∞ (arXiv 2606.00344 announces the passage).
+beyond, which tend to those of an orthogonal frame as λ_b → ∞ (transition: arXiv 2606.00344).
 
-**All critical points with a decayed bias.** Without b, minimised out, f = ‖(Z−Y)P^½‖²/2N + …, P = I
-less (1−ρ) times the projection on 1. At a critical point of rank r, AV = μU and AᵀU = μV for A =
-(Y−Z)P/N, Z = UΣVᵀ. Let S = (Y−ȳ1ᵀ)(Y−ȳ1ᵀ)ᵀ, û = ȳ/‖ȳ‖, X = UΣUᵀ and c = Nμ. On the range R of U
-this is S = (X+c)² − yyᵀ, y = σ(X+c)(X+c/ρ)⁻¹û, and off it qᵀS|_R = −ρσ⟨q,û⟩yᵀ for the part of û
-that is not in R. If û ∈ R or û ⟂ R, R is invariant under S: a set of modes. Otherwise Sû = 0 makes
-(X+c)(X+c/ρ)û_R a multiple of û_R, so û_R is an eigenvector of X, the plane of û_R and q invariant
-under S: û mixes with one contrast i alone. With a = σ_i² and m = ρ²σ² that happens iff each
-withstands the other,
+**All critical points with a decayed bias.** With b minimised out, f = ‖(Z−Y)P^½‖²/2N + …, where P
+is I less (1−ρ) times the projection on 1. At a critical point of rank r, AV = μU and AᵀU = μV for
+A = (Y−Z)P/N, Z = UΣVᵀ. Let S = (Y−ȳ1ᵀ)(Y−ȳ1ᵀ)ᵀ, û = ȳ/‖ȳ‖, X = UΣUᵀ and c = Nμ. On the range R of
+U this is S = (X+c)² − yyᵀ, y = σ(X+c)(X+c/ρ)⁻¹û, and off it qᵀS|_R = −ρσ⟨q,û⟩yᵀ for the part q of
+û orthogonal to R. If û ∈ R or û ⟂ R, R is invariant under S: a set of modes. Otherwise Sû = 0 makes
+(X+c)(X+c/ρ)û_R a multiple of û_R, so û_R is an eigenvector of X and the plane of û_R and q is
+invariant under S: û mixes with a single contrast i. With a = σ_i² and m = ρ²σ² this happens iff
+each of the two is stable against the other,
 
-    m/(ρ(σ_i−c)+c) < σ_i    and    a/(σ−c/ρ+c) < ρσ        (i taken and û left, and the reverse),
+    m/(ρ(σ_i−c)+c) < σ_i    and    a/(σ−c/ρ+c) < ρσ        (i taken and û left out; the reverse),
 
-as the values of the two alone lie on a circle of which both are minima; then a third point lies
-between them, a saddle, and `critical_points` refuses. Otherwise the critical points are the sets of
-modes on, and of a pair of them one gives way to the other: the pairs of the index above, σ_i > σ_a,
-are read so where one of the two is û. The minimum takes the d modes of the largest gain ρ_i s_i².
+since both are then minima of f on the circle of directions between them; a third critical point
+separates them, a saddle, and `critical_points` refuses. Otherwise the critical points are the sets
+of modes, and in each pair exactly one is unstable against the other: this replaces σ_i > σ_a in the
+index above where one of the pair is û. The minimum takes the d modes of the largest gain ρ_i s_i².
 
 Sources: Zhou et al. 2022 (arXiv 2203.01238), Tirer and Bruna 2022 (arXiv 2202.08087); regression:
-arXiv 2409.04180. The list of critical points is held against censuses by the tests.
+arXiv 2409.04180. The tests compare the list of critical points with censuses.
 """
 
 import itertools
 import math
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from ufm.check import Refused, normal_decays
 from ufm.losses import SquaredError
 from ufm.model import layers
+from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem, check_problem
-from ufm.theory import geometry
+from ufm.theory import geometry, shared
 
 MOST_POINTS = 2**16
 _TIE = 1e-10  # relative difference up to which two modes count as equal
@@ -66,8 +66,8 @@ _TIE = 1e-10  # relative difference up to which two modes count as equal
 class CriticalPoint(NamedTuple):
     """One orbit of critical points.
 
-    modes: which singular values of the targets it uses, by falling σ; the mode of a decayed bias
-        comes last.  rank: of W, their number.
+    modes: indices of the singular values of the targets that it takes, from the largest σ = 0; the
+        mode of a decayed bias comes last.  rank: of W, the number of modes.
     value: f.  morse_index, nullity: of ∇²f.
     """
 
@@ -94,16 +94,16 @@ class _Modes(NamedTuple):
 def fails(problem: Problem) -> str | None:
     """The first assumption that a problem does not meet, or None."""
     loss = problem.loss
-    if not layers.is_free(problem):
-        return f"free features (got features={problem.features!r})"
+    if (failed := shared.free(problem)) is not None:
+        return failed
     if not isinstance(loss, SquaredError):
         return f"the squared error (got {type(loss).__name__})"
     if (loss.own, loss.shift) != (1.0, 1.0):
         return f"the plain squared error (got own={loss.own}, shift={loss.shift})"
     if problem.weights is not None or problem.decay_weights is not None:
         return "samples of one weight (got weights or decay_weights)"
-    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
-        return f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})"
+    if (failed := shared.decays(problem)) is not None:
+        return failed
     if not (problem.bias and float(problem.lam_b) > 0):
         return None
     modes = _split(problem)
@@ -125,24 +125,23 @@ def landscape_fails(problem: Problem) -> str | None:
 
 def _mixing(problem: Problem, modes: _Modes) -> str | None:
     """Why the mean of a decayed bias may mix with a contrast at critical points, or None."""
-    beats = _beats(problem, modes)
+    beats, mean = _beats(problem, modes), len(modes.sigma) - 1
     on = np.flatnonzero(_shrunk(problem, modes) > 0)
-    for i in on:
-        if modes.stiffness[on[-1]] == 1 or i == on[-1]:
-            break
-        if beats[i, on[-1]] == beats[on[-1], i]:
+    if mean not in on or modes.stiffness[mean] == 1:
+        return None
+    for i in on[:-1]:
+        if beats[i, mean] == beats[mean, i]:
             return (
-                f"a mean that gives way to contrast {i}, or the reverse (got "
-                f"lam_b={problem.lam_b}, with which each withstands the other, so a critical point "
-                "mixes the two), as for other lam_b"
+                f"another lam_b (got lam_b={problem.lam_b}: beside the mean of the targets and "
+                f"contrast {i} there is a critical point that mixes the two)"
             )
     return None
 
 
 def _beats(problem: Problem, modes: _Modes) -> np.ndarray:
-    """(m, m), whether ∇²f is negative in the direction from a mode a taken to a mode i left out.
+    """(m, m), [i, a]: whether ∇²f is negative in the direction from a mode a taken to i left out.
 
-    The pull of i where a is taken, ρ_i²σ_i²/(ρ_i s_a + Nμ) in units of its own, over that of a.
+    It is iff ρ_i²σ_i²/(ρ_i s_a + Nμ) > ρ_a σ_a.
     """
     rho, c = modes.stiffness, problem.N * float(problem.mu)
     s = _shrunk(problem, modes)
@@ -191,14 +190,14 @@ def _value(problem: Problem, modes: _Modes, on: np.ndarray) -> float:
 
 
 def _largest(problem: Problem, modes: _Modes) -> np.ndarray:
-    """The modes of the global minimum: of those that are on the d of the largest gain, ρs²/2N."""
+    """The modes of the global minimum: those with s > 0 among the d of the largest gain ρs²/2N."""
     s = _shrunk(problem, modes)
     first = np.argsort(-modes.stiffness * s**2, kind="stable")[: problem.d]
     return (s > 0) & np.isin(np.arange(len(s)), first)
 
 
 def global_value(problem: Problem) -> float:
-    """f* of the module's head.
+    """f* by the formula of the module's head, in the unit of the squared targets.
 
     Raises:
         Refused: naming the assumption that fails; array-valued or traced decays.
@@ -208,7 +207,7 @@ def global_value(problem: Problem) -> float:
 
 
 def is_collapsed(problem: Problem) -> bool:
-    """No mode is on: the minimum has W = H = 0.
+    """Whether no σ_i exceeds Nμ/ρ_i, so that the minimum is W = H = 0.
 
     Raises:
         Refused: as `global_value`.
@@ -217,19 +216,19 @@ def is_collapsed(problem: Problem) -> bool:
 
 
 def norms(problem: Problem) -> tuple[float, float]:
-    """(‖W‖, ‖H‖), ‖W‖² = √(λ_H/λ_W) Σ s_i = (λ_H/λ_W)‖H‖².
+    """(‖W‖, ‖H‖) at the minimum: ‖W‖² = √(λ_H/λ_W) Σ s_i = (λ_H/λ_W)‖H‖².
 
     Raises:
         Refused: as `global_value`.
     """
     modes = _modes(problem)
-    total = float(np.sum(_shrunk(problem, modes)[_largest(problem, modes)]))
-    tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
-    return total**0.5 * tilt, total**0.5 / tilt
+    root = float(np.sum(_shrunk(problem, modes)[_largest(problem, modes)])) ** 0.5
+    tilt = shared.tilt(problem)
+    return root * tilt, root / tilt
 
 
 def check_unique(problem: Problem) -> None:
-    """Refuse a problem whose minimisers are not one orbit: equal modes compete for the last of d.
+    """Refuse a problem whose minimisers are several orbits: equal gains compete for the last of d.
 
     Raises:
         Refused: as `global_value`; such a problem.
@@ -241,8 +240,8 @@ def check_unique(problem: Problem) -> None:
     if np.any(left) and np.min(gain[taken]) - np.max(gain[left]) <= _TIE * gain.max():
         raise Refused(
             f"got d={problem.d} dimensions for {np.sum(taken | left)} modes, of which equal ones "
-            "compete for the last: the minimum has no one geometry; allowed: distinct ones, such "
-            "as unequal class counts give, or more dimensions"
+            "compete for the last: the minimum has no one geometry; allowed: distinct modes, as "
+            "unequal class counts give them, or more dimensions"
         )
 
 
@@ -250,7 +249,7 @@ def margin(problem: Problem) -> float:
     """t = z_y − z_j = (1 − Nμ/√n)₊ at the minimum of equal classes, for every wrong class j.
 
     Raises:
-        Refused: as `global_value`; classes that differ, or too few dimensions for one margin.
+        Refused: as `global_value`; unequal classes, targets, or too few dimensions for one margin.
     """
     _modes(problem)
     least = problem.K - 1 if problem.bias else problem.K
@@ -272,35 +271,37 @@ def global_minimizer(problem: Problem, key: Array | None, dtype=None) -> Params:
         dtype: floating dtype; None takes JAX's default.
 
     Raises:
-        Refused: as `global_value`.
+        Refused: as `global_value`; sizes that do not fit into memory.
     """
     modes = _modes(problem)
+    check_memory(problem, 8)
     on = _largest(problem, modes)
     s = _shrunk(problem, modes)[on]
-    tilt = float(problem.lam_H) ** 0.25 / float(problem.lam_W) ** 0.25
-    Q = geometry.rotation(problem.d, key)[:, : len(s)]
+    tilt = shared.tilt(problem)
+    Q = geometry.numpy_frame(key, problem.d, len(s))
     W = tilt * (modes.U[:, on] * np.sqrt(s)) @ Q.T
     means = Q @ (np.sqrt(s)[:, None] * modes.Vt[on]) / np.sqrt(problem.counts) / tilt
     share = problem.counts / problem.N
     b = (modes.mean - W @ (means @ share)) / (1 + float(problem.lam_b))
     b = b if problem.bias else np.zeros(problem.K)
-    dtype = jnp.zeros((), dtype or float).dtype
-    return Params(*(jnp.asarray(x, dtype) for x in (W, means[:, problem.labels], b)))
+    return shared.point(dtype, W, means[:, problem.labels], b)
 
 
 def _check_distinct(modes: _Modes, on: list[int]) -> None:
-    """Refuse equal singular values of the contrasts that are on."""
+    """Refuse equal singular values above Nμ of the contrasts."""
     sigma = modes.sigma[modes.stiffness == 1]
     if any(sigma[i] - sigma[i + 1] <= _TIE * sigma[0] for i in on if i + 1 < len(sigma)):
         raise Refused(
             f"got singular values {np.array2string(sigma, precision=6)} of the targets, of which "
-            "some are equal: their critical points are no isolated orbits; allowed: distinct ones, "
-            "such as unequal class counts give"
+            "some are equal: their critical points are not isolated orbits; allowed: distinct "
+            "ones, as unequal class counts give them"
         )
 
 
 def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
-    """All orbits of critical points of the squared error, by rising value.
+    """All orbits of critical points of the squared error, by increasing value.
+
+    Formulas: `ufm.theory.squared`. Status: a candidate, compared with censuses.
 
     Args:
         problem: any counts, any d, any targets; the singular values of the targets above Nμ must
@@ -311,18 +312,15 @@ def critical_points(problem: Problem) -> tuple[CriticalPoint, ...]:
         A `CriticalPoint` for every set of at most d singular values above Nμ.
 
     Raises:
-        Refused: as `global_value`; equal singular values, whose modes turn into one another; a
+        Refused: as `global_value`; equal singular values, whose critical points form a continuum; a
             mean that mixes with a contrast; more than 65,536 sets.
     """
-    check_problem(problem)
-    layers.require_free(problem, "theory.critical_points")
-    reason = landscape_fails(problem)
-    if fails(problem) is None and reason is not None:
+    modes = _modes(problem)
+    if (reason := _mixing(problem, modes)) is not None:
         raise Refused(
             "got a problem whose critical points have no closed form here, which needs "
             f"{reason}; find them with ufm.critical.census"
         )
-    modes = _modes(problem)
     on = [int(i) for i in np.flatnonzero(_shrunk(problem, modes) > 0)]
     _check_distinct(modes, on)
     count = sum(math.comb(len(on), r) for r in range(min(len(on), problem.d) + 1))

@@ -1,21 +1,21 @@
 """Global minimum of balanced classes under losses that treat all classes alike, in closed form.
 
-For a loss that permutations of the classes leave alone and that is convex (or, for the focal loss,
-whose minimum is that of its convex hull), n samples a class and d ≥ K−1, the logits of the minimum
-are t(e_y − 1/K), plus β1 in b where the loss is not invariant under shifts, and
+Let the loss be invariant under permutations of the classes and convex (or the focal loss, whose
+minimum is that of its convex hull), with n samples a class and d ≥ K−1. Then the logits of the
+minimum are t(e_y − 1/K), plus β1 from b where the loss is not invariant under shifts, and
 
-    f* = min_{t ≥ 0} φ(t) + (K−1) c t,     φ(t) = ℓ(t(e_y − 1/K) + β1; y),     c = √(n λ_W λ_H):
+    f* = min_{t ≥ 0} φ(t) + (K−1) c t,     φ(t) = ℓ(t(e_y − 1/K) + β1; y),     c = √(n λ_W λ_H).
 
-a simplex ETF of margin t, ‖W‖² = (K−1) t √(n λ_H/λ_W), or the origin where t = 0 is best.
+The minimiser is a simplex ETF of margin t, ‖W‖² = (K−1) t √(n λ_H/λ_W), or the origin if t = 0.
 
     label smoothing ε        p_wrong = c + ε/K,  t = log(1/p_wrong − (K−1));  0 iff Kc ≥ 1 − ε
-    one scale a, shifts      p_wrong = c/a,  t = [log(a/c − (K−1)) − ι_own + ι_wrong]/a
-    focal γ                  φ′(t) = −(K−1)c, by halving
+    one scale a, shifts ι    p_wrong = c/a,  t = [log(a/c − (K−1)) − ι_own + ι_wrong]₊/a
+    focal γ                  φ′(t) = −(K−1)c, by bisection
     binary, λ_b = 0          σ(z_wrong) = c,  1 − σ(z_own) = (K−1)c;  0 iff Kc ≥ 1
 
 Sources: Zhou et al. 2022 (arXiv 2210.02192) for smoothing and focal; arXiv 2402.03979 for
-smoothing; arXiv 2505.05813 for the binary loss. The formulas are held against descent and
-certificates by the tests. Scalars are computed in float64.
+smoothing; arXiv 2505.05813 for the binary loss. The tests compare the formulas with descents and
+certificates. Scalars are computed in float64.
 """
 
 from functools import partial
@@ -29,6 +29,7 @@ from ufm.check import Refused, normal_decays
 from ufm.losses import BinaryCrossEntropy, CrossEntropy, Focal, LogitAdjusted
 from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
+from ufm.theory import shared
 
 _HALVINGS = 200
 
@@ -53,20 +54,13 @@ class Symmetric(NamedTuple):
 def fails(problem: Problem) -> str | None:
     """The first assumption that a problem does not meet, or None."""
     loss = problem.loss
-    if not layers.is_free(problem):
-        return f"free features (got features={problem.features!r})"
-    if problem.targets is not None:
-        return "labels (got targets)"
+    if (failed := shared.free(problem) or shared.labels(problem)) is not None:
+        return failed
     if not isinstance(loss, CrossEntropy | BinaryCrossEntropy | Focal | LogitAdjusted):
         return f"a loss with a closed form (got {type(loss).__name__})"
-    if not problem.balanced:
-        return f"equal class counts (got n={problem.n})"
-    if not problem.uniform:
-        return "classes of one weight (got weights or decay_weights)"
-    if problem.d < problem.K - 1:
-        return f"d >= K-1 (got d={problem.d}, K-1={problem.K - 1})"
-    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
-        return f"lam_W, lam_H > 0 (got lam_W={problem.lam_W}, lam_H={problem.lam_H})"
+    failed = shared.equal(problem) or shared.wide(problem) or shared.decays(problem)
+    if failed is not None:
+        return failed
     if isinstance(loss, BinaryCrossEntropy) and not (problem.bias and float(problem.lam_b) == 0):
         return "a bias without decay, lam_b = 0, for the binary loss"
     if isinstance(loss, LogitAdjusted) and _shifts(loss, problem.K) is None:
@@ -75,7 +69,7 @@ def fails(problem: Problem) -> str | None:
 
 
 def least(problem: Problem) -> Symmetric:
-    """The minimum of a problem with scalar decays.
+    """The minimum of a problem with scalar decays; formulas and sources at the module's head.
 
     Raises:
         Refused: naming the assumption that fails; array-valued or traced decays.
@@ -123,9 +117,10 @@ def check_origin(problem: Problem) -> None:
 
 
 def at_origin(problem: Problem) -> tuple[float, float, float]:
-    """(‖G‖₂, s, 1ᵀS1/K) at W = H = 0, b = β1, where S is s on the complement of 1.
+    """(‖G‖₂, s, 1ᵀS1/K) at W = H = 0, b = β1, where S is s times the identity on 1^⊥.
 
-    In the mean over the classes; β is 0 but for the binary loss.
+    S is the mean of the loss's Hessians over the classes; β = −log(K−1) for the binary loss and 0
+    otherwise.
     """
     K, loss = problem.K, problem.loss
     beta = -float(np.log(K - 1)) if isinstance(loss, BinaryCrossEntropy) else 0.0
@@ -201,7 +196,7 @@ def _halved(loss: Focal, K: int, c):
     def at(t):
         return jnp.zeros((K, 1)).at[0].set(t) - t / K
 
-    def steep(t):  # the margin against the wrong classes is t − log(K−1), so φ′ = r_y
+    def steep(t):  # φ′ = ⟨r, e_y − 1/K⟩ = r_y, since 1ᵀr = 0
         return loss.residual(at(t), label)[0, 0] < -(K - 1) * c
 
     def halve(_, ends):
