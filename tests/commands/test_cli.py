@@ -341,6 +341,14 @@ def test_probe_tells_a_minimum_from_a_saddle(capsys, tmp_path):
             assert pair["residual"] <= 1e-12
 
 
+@pytest.mark.parametrize("k", [0, 76])
+def test_probe_refuses_more_eigenpairs_than_there_are_at_once(capsys, tmp_path, monkeypatch, k):
+    monkeypatch.setattr(ufm, "solve", None)
+    np.savez(tmp_path / "p.npz", **point())
+    status, _, err = run(capsys, "probe", tmp_path / "p.npz", "--polish", "--k", k)
+    assert (status, f"got k={k}" in err) == (2, True)
+
+
 @pytest.mark.slow
 def test_probe_polishes_the_end_of_a_run_and_draws_beside_it(capsys, tmp_path):
     run(
