@@ -84,16 +84,8 @@ def test_a_descent_of_unequal_classes_is_held_against_their_minimum(tmp_path):
 def test_tolerances_on_the_sphere_are_shares_of_f(tmp_path, steps, outcome):
     """After 50 steps the gap is below 0.5 nats, and as large as f."""
     line = "descend --K 3 --d 2 --n 2 --no-bias --lam 0 --features sphere --optimizer gd"
-    words = [
-        *line.split(),
-        "--loss",
-        "LogitAdjusted(scale=5)",
-        "--gap-tol",
-        "0.5",
-        "--steps",
-        steps,
-    ]
-    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
+    words = [*line.split(), "--loss", "LogitAdjusted(scale=5)", "--steps", steps]
+    assert cli.main([*words, "--gap-tol", "0.5", "--out", str(tmp_path / "run")]) == 0
     (section,) = sections.read(tmp_path / "run")
     assert section.verdicts[0].claim == "certified gap, share of f"
     assert section.verdicts[0].outcome == outcome
