@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from ufm import certificate, check
 from ufm.check import Refused
 from ufm.critical import newton
-from ufm.descent import loop
+from ufm.descent import arguments, loop
 from ufm.descent.content import by_content
 from ufm.descent.loop import Method, State, Status
 from ufm.hessian.curvature import dense, flatten, in_float64, unflatten
@@ -128,17 +128,12 @@ def escape(
     points.check_types(problem, saddle)
     layers.require_free(problem, "critical.escape")
     key, delta = check.key(key), check.real("delta", delta, above=0)
-    each = check.several(epsilon)
-    given = [epsilon] if each is None else each
-    lengths = np.array([check.real("epsilon", x, above=0) for x in given])
-    _check(problem, lengths, delta)
+    lengths = _lengths(problem, epsilon, delta)
     steps = check.integer("steps", steps, 1, 2**31 - 1)
-    if learning_rate is not None:
-        learning_rate = check.real("learning_rate", learning_rate, above=0, also="or None")
     if batch_size is not None:
         batch_size = check.integer("batch_size", batch_size, 1, problem.N, f"N={problem.N}")
-    least = SGD_GAP_TOL if batch_size else GAP_TOL
-    gap_tol = least if gap_tol is None else check.real("gap_tol", gap_tol, above=0, also="or None")
+    learning_rate = arguments.tolerance("learning_rate", learning_rate)
+    gap_tol = arguments.tolerance("gap_tol", gap_tol) or (SGD_GAP_TOL if batch_size else GAP_TOL)
     points.check_point(problem, saddle)
     with jax.enable_x64(True):
         point = in_float64(saddle)
@@ -175,8 +170,11 @@ def _rate(problem: Problem, way: Unstable, batch_size: int | None) -> float:
     return share * min(1 / way.largest, problem.K)
 
 
-def _check(problem: Problem, lengths: np.ndarray, delta: float) -> None:
-    """Refuse a problem that is too large and lengths beyond δ."""
+def _lengths(problem: Problem, epsilon: Any, delta: float) -> np.ndarray:
+    """The lengths ε as an array; refuses those beyond δ and a problem that is too large."""
+    each = check.several(epsilon)
+    given = [epsilon] if each is None else each
+    lengths = np.array([check.real("epsilon", x, above=0) for x in given])
     if problem.size > newton.DENSE_SIZE:
         raise Refused(
             f"got a problem of {problem.size} variables; allowed are {newton.DENSE_SIZE}, since "
@@ -188,6 +186,7 @@ def _check(problem: Problem, lengths: np.ndarray, delta: float) -> None:
             f"got epsilon={lengths} with delta={delta}; allowed: 0 < epsilon < delta, a number or "
             "one axis of them"
         )
+    return lengths
 
 
 def unstable(problem: Problem, saddle: Params, key: Array) -> Unstable:
