@@ -27,7 +27,7 @@ from ufm.hessian.curvature import flatten, unflatten
 
 SIZES = (10, 100, 1000)  # K = d
 SAMPLES, DECAY, SCALE, GAP = 10, 1e-5, 0.1, 1e-8
-ROUNDS = {10: 5, 100: 3, 1000: 1}
+ROUNDS = {10: 25, 100: 3, 1000: 1}
 CHECK = 20  # iterations between two certificates, which are outside the clock
 PATIENCE = {10: 1000, 100: 100, 1000: 5.2}  # times our seconds
 PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "scipy", "torch")

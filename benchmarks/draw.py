@@ -78,6 +78,7 @@ def speed() -> Figure:
             ax.plot(
                 *zip(*points, strict=True), plots.MARKERS[index % len(plots.MARKERS)],
                 color=plots.colour(index), label=peer, markersize=4,
+                fillstyle="none" if index >= len(plots.MARKERS) else "full",
             )  # fmt: skip
         for ratio, row in stopped(rows):
             ax.annotate(

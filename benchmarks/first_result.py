@@ -79,6 +79,22 @@ def descend(_place: Path) -> None:
     assert run.status == "certified"
 
 
+def naive_jax(_place: Path) -> None:
+    """The same problem by optax's L-BFGS in fifteen lines, as many steps, without a certificate."""
+    import jax
+    import numpy as np
+
+    import ufm
+    from benchmarks import naive
+
+    jax.config.update("jax_enable_x64", True)
+    problem = ufm.Problem(K=4, d=6, n=25, lam=5e-3)
+    draw = np.random.default_rng(0).standard_normal
+    start = (0.1 * draw((4, 6)), 0.1 * draw((6, 100)), np.zeros(4))
+    _, losses = naive.lbfgs(start, np.repeat(np.arange(4), 25), 5e-3, steps=40)
+    assert abs(float(losses[-1]) - float(ufm.theory.global_value(problem))) < 1e-9
+
+
 def solve(_place: Path) -> None:
     """`ufm.solve` from a random start to rounding."""
     import jax
@@ -131,6 +147,7 @@ FIRST = ("--K", "10", "--d", "20", "--n", "100", "--optimizer", "lbfgs", "--gap-
 TASKS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "import": ("import ufm", imported),
     "descend": ("README's first `descend`", descend),
+    "naive": ("naive JAX, optax's L-BFGS on the same", naive_jax),
     "solve": ("`ufm.solve`, (10, 20, 100)", solve),
     "torch": ("PyTorch's L-BFGS on the same, one thread", pytorch),
     "first": ("`ufm descend … --out first`", command("descend", *FIRST, "--out", "first")),
@@ -164,7 +181,7 @@ def once(name: str, place: Path, cache: Path) -> dict[str, float]:
         "PYTHONPATH": os.pathsep.join([str(paired.ROOT), os.environ.get("PYTHONPATH", "")]),
         "UFM_LEAST_VALUE": str(_least_value() if name == "torch" else 0.0),
     }
-    if name in ("descend", "solve", "import"):
+    if name in ("descend", "naive", "solve", "import"):
         surroundings |= {
             "JAX_COMPILATION_CACHE_DIR": str(cache / "library"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

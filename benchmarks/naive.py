@@ -1,4 +1,4 @@
-"""The contestant of the descent steps that a user of JAX would write in fifteen lines."""
+"""The contestants that a user of JAX would write in fifteen lines."""
 
 from functools import partial
 from typing import Any
@@ -11,16 +11,20 @@ import optax
 import ufm
 
 
+def objective(params, labels, decay):
+    """Mean cross-entropy with weight decay."""
+    W, H, b = params
+    logits = (W @ H).T + b
+    data = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return data + decay / 2 * sum(jnp.sum(x**2) for x in params)
+
+
 @partial(jax.jit, static_argnames=("steps", "learning_rate", "momentum"))
 def descend(params, labels, decay, *, steps: int, learning_rate: float, momentum: float):
     """(params, losses) after so many full-batch steps of heavy ball."""
     optimizer = optax.sgd(learning_rate, momentum)
 
-    def loss(params):
-        W, H, b = params
-        logits = (W @ H).T + b
-        data = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return data + decay / 2 * sum(jnp.sum(x**2) for x in params)
+    loss = partial(objective, labels=labels, decay=decay)
 
     def step(carry, _):
         params, state = carry
@@ -40,3 +44,23 @@ def run(problem: ufm.Problem, start: ufm.Params, steps: int, rate: float, moment
         tuple(start), labels, decay, steps=steps, learning_rate=rate, momentum=momentum
     )
     return jax.block_until_ready(done)
+
+
+@partial(jax.jit, static_argnames="steps")
+def lbfgs(params, labels, decay, *, steps: int):
+    """(params, losses) after so many steps of optax's L-BFGS, with its line search."""
+    optimizer = optax.lbfgs()
+
+    loss = partial(objective, labels=labels, decay=decay)
+    gradient_of = optax.value_and_grad_from_state(loss)
+
+    def step(carry, _):
+        params, state = carry
+        value, gradient = gradient_of(params, state=state)
+        updates, state = optimizer.update(
+            gradient, state, params, value=value, grad=gradient, value_fn=loss
+        )
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
+    return params, losses

@@ -1,1 +1,1 @@
-"""One script a claim; `python -m experiments` runs them all and prints the verdicts."""
+"""One script per claim; `python -m experiments` runs them all and prints the verdicts."""

@@ -11,8 +11,8 @@ Source. Zhu et al. 2021 (arXiv 2105.02375): theorems 3.1 and 3.2, and section 5 
 (K = 10, all decays 5e-4, the three optimisers; N = 50,000 and d = 512 for its images).
 
 Reproduces. Theorem 3.2 of Zhu et al. in the setting of their section 5 (three optimisers, one
-minimum). They train networks; here the model itself is trained. Extends it by a certificate for
-the end of every run, and by the rate at which NC1 decays.
+minimum). They train networks; here the variables of the model are trained. Extends it by a
+certificate for the end of every run, and by the rate at which NC1 decays.
 
 Shown. K = 10, n = 50, λ_W = λ_H = λ_b = 5e-4, three starts per method. First figure, d = 512, all
 against the step: (a) f, (b) certified gap and its tolerances (the upper one for SGD), (c) to (f)
@@ -133,7 +133,7 @@ def methods(config: Config) -> dict[str, dict[str, Any]]:
         "adam": {"learning_rate": optax.cosine_decay_schedule(config.adam_rate, steps["adam"])},
         "lbfgs": {},
     }
-    # On past the tolerance, to show that nothing stands in the way there.
+    # Beyond the tolerance, to show that the gap goes on falling there.
     beyond = config.gap_tol / 1000
     return {name: {"steps": steps[name], "gap_tol": beyond, **options[name]} for name in METHODS}
 

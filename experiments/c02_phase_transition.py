@@ -17,7 +17,7 @@ norms are w = ‖W‖ (λ_W/nλ_H)^¼ / √(K−1) and h = ‖H‖ (λ_H/nλ_W)^
 (d) the error of the norms, (e) the error of the value, (f) the steps that L-BFGS takes.
 
 Refuted by a converged run whose norms or value differ from the closed form, or by a norm that
-vanishes below x = 1 or survives above it.
+vanishes below x = 1 or is positive above it.
 """
 
 import sys
@@ -101,7 +101,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
 
 
 def _series(config: Config, problem: Problem, keys, report) -> dict[str, np.ndarray]:
-    """The ends of all runs of one shape, in compiled legs until none is running."""
+    """The ends of all runs of one shape, in compiled segments until all have ended."""
     method, hyper = Method("lbfgs", None, None), (0.0, 0.0)
     steps = jnp.int32(config.steps), jnp.int32(config.record_every)
     limits = Limits(*steps, jnp.asarray(config.grad_tol), jnp.asarray(-jnp.inf))

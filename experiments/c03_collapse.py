@@ -1,19 +1,22 @@
 """The picture: features and classifier collapse to one simplex, in the plane and in space.
 
-Claim. Under gradient descent from random starts the features of a class meet in one point, these
-points are the corners of a regular simplex around the origin (K = 3: a triangle in the plane;
+Claim. Under gradient descent from random starts the features of each class converge to one point.
+These points are the corners of a regular simplex around the origin (K = 3: a triangle in the plane;
 K = 4: a tetrahedron in space), and the rows of the classifier, scaled by the duality factor
-√(λ_W/(λ_H n)), end at the same corners, at the radius that the closed form gives.
+√(λ_W/(λ_H n)), converge to the same corners, at the radius that the closed form gives.
 
 Source. Papyan, Han and Donoho 2020 (NC1 to NC3); Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1.
-d = K − 1 here, where the theorem on minimisers holds and no theorem on the landscape is known.
+Here d = K − 1, where that theorem holds; no other critical point is a minimum there, by a theorem
+of this project (`ufm.theory.landscape`).
 
 Reproduces. Figure 1 of Papyan, Han and Donoho 2020 (features, class means and classifier rows on
 one simplex), with the measure of their figure 6 (NC1); in the model, without a projection.
 
 Shown. Four steps of gradient descent for K = 3, d = 2 and for K = 4, d = 3; n = 30, λ_W = λ_H =
-λ_b = 5e-3. Every picture is seen from the direction in which the end is shown. The gap is certified
-and in nats. The animation shows all steps that were stored, with NC1 and the gap.
+λ_b = 5e-3; classifier rows are scaled by the duality factor. One rotation, which aligns the last
+picture with the predicted corners, is applied to all pictures of a run; the view of K = 4 turns
+with the step. The gap is certified and in nats. The animation shows all stored steps, with NC1 and
+the gap.
 
 Refuted by a certified end whose features or rows lie off the predicted corners.
 """
@@ -110,9 +113,9 @@ def radius(config: Config, K: int) -> float:
 
 
 def scene(config: Config, results: dict, K: int, moment: int) -> plots.Scene:
-    """What is seen at a moment, in the units of features, turned as the end is turned.
+    """The configuration at a moment, in units of the features, rotated as the last one is.
 
-    Minima form an orbit of O(d). All moments are turned by the one orthogonal matrix that brings
+    Minima form an orbit of O(d). All moments are rotated by the one orthogonal matrix that brings
     the last classifier nearest to a simplex whose last corner points up (Procrustes).
     """
     up = -np.asarray(simplex_etf(K, K - 1))

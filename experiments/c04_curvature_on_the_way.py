@@ -1,10 +1,11 @@
 """Curvature on the way: gradient descent passes saddles of falling index and ends at the minimum.
 
-Claim. From a small start gradient descent leaves the origin, a saddle of index d(K−1). When its
-directions of growth start at different sizes, it passes other saddles slowly, one after another.
-There its index and curvature equal those of the critical point nearby, and the certified gap does
-not fall. The run ends at the global minimum, where the Hessian has no negative eigenvalue and its
-whole spectrum, multiplicities included, equals the closed form: at most 16 distinct eigenvalues.
+Claim. From a small start gradient descent leaves the origin, a saddle of index d(K−1). If the
+components along the unstable directions differ in size, it passes other saddles slowly, one after
+another. There its index and curvature equal those of the critical point nearby, and the certified
+gap does not fall. The run ends at the global minimum, where the Hessian has no negative eigenvalue
+and its whole spectrum, multiplicities included, equals the closed form: at most 16 distinct
+eigenvalues.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.2: every critical point but the global minima
 is a strict saddle. The spectra in closed form are derived in `ufm.theory.spectra`. Jacot et al.
@@ -13,12 +14,13 @@ is a strict saddle. The spectra in closed form are derived in `ufm.theory.spectr
 Reproduces. Theorem 3.2 of Zhu et al. at the critical points that descent comes near. Extends it to
 the path between them, and theorem 3.1 by the spectrum at the minimum.
 
-Shown. One run of gradient descent, K = 5, d = 7, n = 8, K²nλ_Wλ_H = 0.01, λ_W = 4λ_H, step size
-η = 2, against the step: (a) distance of f from the minimum, (b) smallest and (d) largest eigenvalue
-of ∇²f, (c) certified gap, (e) gradient norm, (f) Morse index. Grey vertical lines mark the slowest
-step of each passage; dashes show the value at the critical point nearby. The gap in (c) is first
-order in the distance to the minimum and f − f* in (a) is second order, so at the end the gap is
-about the square root of f − f*. Second figure: the spectrum of ∇²f at the end.
+Shown. One run of gradient descent, K = 5, d = 7, n = 8, K²nλ_Wλ_H = 0.01, λ_W = 4λ_H, λ_b =
+√(λ_Wλ_H), step size η = 2, against the step: (a) distance of f from the minimum, (b) smallest and
+(d) largest eigenvalue of ∇²f, (c) certified gap, (e) gradient norm, (f) Morse index. Grey vertical
+lines mark the slowest step near each saddle; dashes show the value at the critical point nearby.
+The gap in (c) is first order in the distance to the minimum and f − f* in (a) is second order, so
+at the end the gap is about the square root of f − f*. Second figure: the spectrum of ∇²f at the
+end.
 
 Refuted by a start or an end with another spectrum, by a slow passage whose index is not that of
 the critical point nearby, or by two ways of counting that disagree.
@@ -47,7 +49,7 @@ SADDLE = ("value", "index", "smallest", "largest", "converged")
 
 @dataclass(frozen=True)
 class Config:
-    """One run and how finely it is watched; x = K² n λ_W λ_H."""
+    """One run and how densely it is recorded; x = K² n λ_W λ_H."""
 
     K: int = 5  # classes
     d: int = 7  # width
@@ -72,7 +74,7 @@ class Config:
 
     @classmethod
     def quick(cls) -> "Config":
-        """Four classes, one saddle on the way, fewer measurements."""
+        """Four classes, one saddle before the minimum, fewer records."""
         return cls(K=4, d=6, n=5, steps=1600, every=20, seed=0)
 
 
@@ -143,7 +145,7 @@ def _eigenvalues(config: Config, problem: Problem, params: Params) -> dict[str, 
 
 
 def passages(config: Config, grad_norm: np.ndarray) -> list[int]:
-    """Records at which the run is slowest on its way: minima of ‖∇f‖ between larger ones."""
+    """Records at which the run is slowest: minima of ‖∇f‖ between larger ones."""
     found = []
     for i in range(1, len(grad_norm) - 1):
         higher = grad_norm > config.slow * grad_norm[i]
@@ -157,7 +159,7 @@ def passages(config: Config, grad_norm: np.ndarray) -> list[int]:
 
 
 def _saddle(problem: Problem, params: Params) -> dict[str, float]:
-    """The critical point to which Newton's method goes from a slow passage."""
+    """The critical point to which Newton's method converges from a slow passage."""
     found = ufm.solve(problem, params, descend=False)
     if found.status != "converged":
         return dict.fromkeys(SADDLE, np.nan) | {"converged": False}

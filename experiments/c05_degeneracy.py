@@ -13,11 +13,11 @@ are derived in `ufm.theory.spectra`.
 Reproduces. Theorem 3.1 of Zhu et al. (the minimiser is unique up to rotation), seen in the Hessian.
 Extends it by the nullity and the smallest nonzero eigenvalue, on both sides of the threshold.
 
-Shown. λ_W = 4λ_H. (a) Nullity of ∇²f at the minimum against d (full symbols: λ_b = √(λ_Wλ_H),
-hollow: λ_b = 0), with the dimension of the orbit as prediction; n = 3, K²nλ_Wλ_H = 0.02. (b) For
-the same problems, the smallest eigenvalue that is not counted as zero (full) and the largest
-modulus that is (hollow). (c) The smallest nonzero eigenvalue on both sides of the threshold,
-λ_b = √(λ_Wλ_H); dashed, the closed form.
+Shown. λ_W = 4λ_H; K (in (c) K, d and n) in the legend. (a) Nullity of ∇²f at the minimum against d
+(full symbols: λ_b = √(λ_Wλ_H), hollow: λ_b = 0), with the dimension of the orbit as prediction;
+n = 3, K²nλ_Wλ_H = 0.02. (b) For the same problems, the smallest eigenvalue that is not counted as
+zero (full) and the largest modulus that is (hollow). (c) The smallest nonzero eigenvalue on both
+sides of the threshold, λ_b = √(λ_Wλ_H); dashed, the closed form.
 
 Refuted by a certified minimum with another nullity or a negative eigenvalue, or by a smallest
 nonzero eigenvalue off the closed form.

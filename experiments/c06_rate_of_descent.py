@@ -129,7 +129,7 @@ def _length(config: Config, problem: Problem, rate: float) -> tuple[float, int]:
 
 
 def _start(problem: Problem, scale: float, key: jax.Array) -> Params:
-    """The closed-form minimum, turned at random and pushed."""
+    """The closed-form minimum, rotated at random and perturbed."""
     turned, pushed = jax.random.split(key)
     minimum = theory.global_minimizer(problem, turned)
     parts = zip(minimum, jax.random.split(pushed, 3), strict=True)

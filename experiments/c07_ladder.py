@@ -301,7 +301,7 @@ def check(config: Config, results: dict) -> list[Verdict]:
 
 
 def draw(config: Config, results: dict) -> dict[str, Figure]:
-    """The ladders, one panel a K; counts, growth with the starts, and cost."""
+    """Value against index, one panel per K; counts, growth with the starts, and cost."""
     return {"": _draw_ladders(config, results), "_counts": _draw_counts(config, results)}
 
 

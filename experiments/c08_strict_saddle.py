@@ -9,7 +9,7 @@ least eigenvalue is
 with an eigenvector orthogonal to the row space of W. The critical points of different d are the
 same: they are found once for each problem, in K − 1 dimensions, and classified at every d.
 
-Source. Both are theorems of this project, proved in `ufm.theory.landscape`; we know no published
+Source. Both are theorems of this project, proved in `ufm.theory.landscape`; we know of no published
 source. They contain theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375; balanced, d > K) and
 arXiv 2407.10702 (d = K). The saddles of K = 10 with which the census is compared were found before
 this script was written, by padding solutions of lower rank.
@@ -18,10 +18,10 @@ Reproduces. Theorem 3.2 of Zhu et al. and its extension to d = K, with the direc
 curvature of the proof. Extends it to d = K−1, to unequal counts, and by how negative the curvature
 is.
 
-Shown. n = 20, or n_k = K, K−1, …, 1 where unequal; λ_W = 20λ_H, λ_b = λ_W. (a) Least eigenvalue
-of ∇²f at every saddle against its value, d = K; (b) the same at the saddle where it is closest to
-zero, against the decay; (c) relative difference between the least eigenvalue and λ₋, for every
-saddle and d.
+Shown. K in the legend, n = 20, or n_k = K, K−1, …, 1 where unequal; K√(nλ_Wλ_H) = 0.01 to 0.5, n
+the mean count, λ_W = 20λ_H, λ_b = λ_W. (a) Least eigenvalue of ∇²f at every saddle against its
+value, d = K; (b) the same at the saddle where it is closest to zero, against the decay; (c)
+relative difference between the least eigenvalue and λ₋, for every saddle and d.
 
 Refuted by a critical point with d ≥ K−1 that is neither certified as global nor has a negative
 eigenvalue, by one of rank K−1 with ‖G‖₂ ≠ √(λ_W λ_H), by an eigenvalue below λ₋, by an accepted

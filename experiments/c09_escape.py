@@ -12,14 +12,15 @@ no critical point but global minima and strict saddles. The time is that of the 
 Reproduces. What theorem 3.2 of Zhu et al. implies for descent: no saddle traps it. Extends it by
 the time that the escape takes.
 
-Shown. n = 4, λ_W = λ_H = λ_b = 5e-3, δ = 1e-3. (a) Steps that GD takes to leave each saddle against
-the distance ε of its start; (b) the number of steps less the prediction, which lies in [0, 1)
-because whole steps are counted; (c) relative error of the slopes of (a); (d) steps to the minimum.
+Shown. K and d in the legend, n = 4, λ_W = λ_H = λ_b = 5e-3, δ = 1e-3. (a) Steps that GD takes to
+leave each saddle against the distance ε of its start; (b) the number of steps minus the prediction,
+which lies in [0, 1) because whole steps are counted; (c) relative error of the slopes of (a); (d)
+steps to the minimum.
 A run stops once its certified gap is below its tolerance (1e-6 nats for GD, 1e-5 for SGD), so the
 number of steps is shown in place of the gap.
 
 Refuted by a run that stops at another critical point, by a time that is not the prediction rounded
-up to a whole step, or by a critical point that is neither.
+up to a whole step, or by a critical point that is neither a minimum nor a strict saddle.
 """
 
 import sys
@@ -138,7 +139,7 @@ def _norms(problem, points):
 
 
 def judged(results: dict) -> np.ndarray:
-    """Runs of GD whose time means something: left, and ε above the resolution."""
+    """Runs of GD that left the saddle, from an ε above the resolution."""
     length = results["epsilon"] * results["part"][:, :, None]
     fine = length > RESOLVED * results["resolution"][:, None, None]
     return fine & (results["gd_left"] >= 0)

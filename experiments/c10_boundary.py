@@ -11,18 +11,18 @@ curvature off the symmetry orbit is below 1e-6 ‖∇²f‖. The plane has such 
 three classes can rotate inside an outer ring of seven, and only the 21st harmonic of the angle
 enters f.
 
-Source. For d ≥ K−1 a theorem of this project, proved in `ufm.theory.landscape`; we know no
+Source. For d ≥ K−1 a theorem of this project, proved in `ufm.theory.landscape`; we know of no
 published source. Theorem 3.2 of Zhu et al. 2021 (arXiv 2105.02375) needs d > K, arXiv 2407.10702
 d = K. For d < K−1 the certified gap need not vanish, so "lowest" means the lowest found.
 
-Reproduces. The assumption on d in theorem 3.2 of Zhu et al., from the other side. Extends it to
-the least d for which it holds, with a map of the spurious minima found at smaller d.
+Reproduces. That theorem 3.2 of Zhu et al. needs an assumption on d. Extends it to the least d for
+which it holds, with a map of the spurious minima found at smaller d.
 
-Shown. n = 3, λ_b = 0.01, 64 starts per cell. Number of spurious local minima found for each K and
-d, and (colour) how far the worst of them lies above the lowest value f_min; ~ marks cells in which
-some starts ended in valleys too flat to decide. Second figure: the lowest and the worst minimum in
-the plane, d = 2, λ_W = λ_H = 1e-3; rows and means are each scaled to the longest, colours tell
-classes apart.
+Shown. n = 3, λ_W = λ_H (in the titles), λ_b = 0.01, 64 starts per cell. Number of spurious local
+minima found for each K and d, and (colour) how far the worst of them lies above the lowest value
+f_min; ~ marks cells in which some starts ended in valleys too flat to decide. Second figure: the
+lowest and the worst minimum in the plane, d = 2, λ_W = λ_H = 1e-3; arrows are the rows of W and
+rings the class means, each scaled to the longest, with a colour for each class.
 
 Refuted by a spurious local minimum found for d ≥ K−1, or by none found for d = 2 and K ≥ 6, or for
 d = K−2 and K ≥ 5 at any λ.

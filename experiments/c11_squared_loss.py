@@ -86,7 +86,7 @@ def problem_of(config: Config, counts: tuple[int, ...], d: int, free: bool) -> P
 
 
 def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
-    """Every orbit of every census with what is told of it; minima of both losses; the passage."""
+    """Every orbit of every census with its prediction; minima of both losses; the transition."""
     rows: list[tuple] = []
     cells: list[tuple] = []
     todo = [(counts, d, free) for counts in config.counts for free in (False, True)
@@ -102,7 +102,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
 
 
 def _census(config: Config, problem: Problem) -> tuple[list[tuple], tuple[int, int, int]]:
-    """(a row an orbit, (orbits found, orbits told, those of them that were not found))."""
+    """(a row per orbit, (orbits found, orbits predicted, those of them not found))."""
     key = jax.random.fold_in(jax.random.key(config.seed), 10 * problem.K + problem.d)
     found = search.census(problem, key, starts=config.starts, rounds=config.rounds)
     told = theory.critical_points(problem)
@@ -166,7 +166,7 @@ def passage_of(config: Config, lam_b: float) -> Problem:
 
 
 def decays(config: Config) -> np.ndarray:
-    """λ_b of every point of the passage."""
+    """λ_b of every point of the transition."""
     turn = config.kappa / (1 - config.kappa)
     return turn * np.geomspace(*config.span, config.points)
 
@@ -196,7 +196,7 @@ def spurious(results: dict, loss: int, d: int) -> int:
 
 
 def check(config: Config, results: dict) -> list[Verdict]:
-    """The census against the list, in both directions; minima below d = K−1; the passage."""
+    """The census against the list, in both directions; minima below d = K−1; the transition."""
     found, told, missing = results["cells"][:, 3:].sum(axis=0)
     claim = f"orbits of {len(results['cells'])} censuses, d = 1 … K+1: "
     verdicts = [judge(f"{claim}on the list and not found", missing, 0, 0)]
@@ -236,7 +236,7 @@ def _least(config: Config, d: int) -> float:
 
 
 def draw(config: Config, results: dict) -> dict[str, Figure]:
-    """Indices found and told; minima below d = K−1; the cosine on the passage."""
+    """Indices found and predicted; minima below d = K−1; the cosine along the transition."""
     canvas, axes = plots.figure("icml_text", 2.4, 1, 3)
     indices, minima, passage = axes.flat
     largest = max(len(counts) for counts in config.counts)

@@ -134,7 +134,7 @@ def _solved(config: Config, problem: Problem) -> tuple[Params, float]:
 
 
 def _measure(config: Config, problem: Problem) -> dict[str, float]:
-    """What the minimum found has, and how far its margins lie apart."""
+    """Measures of the minimum found, and the spread of its margins."""
     params, gap = _solved(config, problem)
     Z = np.asarray(params.W @ params.H)
     own = np.arange(config.K)[:, None] == problem.labels

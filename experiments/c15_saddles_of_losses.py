@@ -7,7 +7,7 @@ smoothing, logit-adjusted, tag sets), and for d ≥ K if it is not (squared, bin
 minima appear that are not global, for the binary loss already at d = K−1 (for the squared error
 there are none at any d, see c11).
 
-Source. Theorems of this project (`ufm.theory.landscape`); we know no published source.
+Source. Theorems of this project (`ufm.theory.landscape`); we know of no published source.
 For single losses: Zhou et al. 2022 (arXiv 2210.02192, d > K), Zhou et al. 2022 (arXiv 2203.01238).
 
 Reproduces. The global landscapes of both papers for d > K, by censuses. Extends them to the least d

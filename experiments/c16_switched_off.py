@@ -7,8 +7,8 @@ and unequal classes. Descent finds no other minima. The larger d and the more eq
 fewer random starts end there. Descent on free g with h = relu(g) gets stuck more often, mostly at
 points that are not stationary for H ≥ 0, because features that are off have no gradient.
 
-Source. Local minima: of this project (`ufm.theory.nonnegative`); we know no published source. The
-global minimum: Dang et al. 2024 (arXiv 2401.02058).
+Source. The local minima are a result of this project (`ufm.theory.nonnegative`); we know of no
+published source. The global minimum: Dang et al. 2024 (arXiv 2401.02058).
 
 Reproduces. The value of the global minimum. Extends it to the local minima, their second-order
 conditions, and the share of starts that end there.
@@ -150,7 +150,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
 
 
 def check(config: Config, results: dict) -> list[Verdict]:
-    """Values, kinds, and where starts are caught."""
+    """Values, kinds, and the shares of starts that end above the minimum."""
     rows = dict(zip(ROWS, results["rows"].T, strict=True))
     judged = dict(zip(JUDGED, results["judged"].T, strict=True))
     share, on_H = rows["caught"] / rows["starts"], rows["relu"] == 0

@@ -1,7 +1,7 @@
 """Minima below d = K−1 and codes: which spurious minimum is which configuration.
 
-Claim. For d < K−1 most minima of the model with decay, spurious ones included, are configurations
-that have a name. The code of the largest margin, the limit for vanishing decay, is not always the
+Claim. For d < K−1 most minima of the model with decay, spurious ones included, are known named
+configurations. The code of the largest margin, the limit for vanishing decay, is not always the
 lowest minimum. At λ_W = λ_H = 1e-3 and n = 3 the lowest minima found are: in the plane the K-gon
 up to K = 9, and from K = 10 on a minimum with classes inside the ring of the others, although the
 K-gon is still a minimum; at K = 2d the orthoplex (for K = 6, d = 3 the octahedron, of exact value
@@ -11,7 +11,7 @@ K = 6, d = 2 are the hexagon, and five classes around a sixth.
 
 Source. Jiang et al. 2023, arXiv 2310.05351, for softmax codes as the limit without decay; also
 arXiv 2603.20587. The value of a scaled code is `ufm.theory.code_minimum`. Which minima with decay
-are which codes is an observation of this project; we know no published source.
+are which codes is an observation of this project; we know of no published source.
 
 Reproduces. The codes of arXiv 2310.05351 as minima of the model with decay. Extends them by the
 names of the spurious minima below and beside them.

@@ -85,7 +85,7 @@ def verdicts_of(told: Mapping[str, Any]) -> list[Verdict]:
 
 
 def listed(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is told of every figure, by its stem: the full form, or for want of it the quick one."""
+    """What is stored of every figure, by its stem: the full form, or else the quick one."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         told = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """What each paper states, which scripts check it, what they found, and what no script checks.
 
 The page docs/papers.md is written from this list, the titles of the scripts and the verdicts beside
-the figures, whenever a figure is drawn. A script names its papers in its docstring; the tests hold
-these ids against the list.
+the figures, whenever a figure is drawn. A script names its papers in its docstring; the tests
+compare these ids with the list.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from ufm.runs import claims
 class Paper(NamedTuple):
     """A paper, by what of it bears on the model.
 
-    authors: and year, as far as the scripts name them.  states: what it proves or observes.
-    checked: of each script, by its number, parts of the claims of its verdicts; () takes all.
+    authors: and year, if the scripts name them.  states: what it proves or observes.
+    checked: for each script, by its number, parts of the claims of its verdicts; () takes all.
     left: what no script here checks.
     """
 
@@ -39,28 +39,29 @@ PAPERS = {
             **dict.fromkeys(("n01", "n02", "n03", "n04"), ()),
             "n06": ("at the end / at", "NC4", "λ_H", "certified gap"),
         },
-        "MNIST, CIFAR-10 and CIFAR-100, ResNet-50 and the other trainings at their size: networks "
-        "here are small and see FashionMNIST.",
+        "MNIST, CIFAR-10 and CIFAR-100, ResNet-50 and the other experiments at full size: the "
+        "networks here are small and trained on FashionMNIST.",
     ),
     "2407.10702": Paper(
         "",
         "The landscape is benign for d = K as well.",
         {"c08": (), "c09": (), "c10": ("d = K:",)},
-        "Its proof. That it holds from d = K−1 on is proved in Derivations, and checked.",
+        "Its proof. Derivations proves that the landscape is benign for d ≥ K−1; c08 checks it.",
     ),
     "2106.15933": Paper(
         "Jacot et al. 2021",
-        "Deep linear networks from a small start go from saddle to saddle.",
+        "From a small initialisation, gradient descent on deep linear networks passes from saddle "
+        "to saddle.",
         {"c04": ("slow passages",)},
-        "Networks of more than two linear layers, and the limit of a vanishing start.",
+        "Networks of more than two linear layers, and the limit of a vanishing initialisation.",
     ),
     "2203.01238": Paper(
         "Zhou et al. 2022",
         "Under the squared error the minimisers are simplex ETFs, or orthogonal frames without a "
         "bias, and the landscape is benign for d ≥ K.",
         {"c11": (), "c12": ("squared: ",), "c15": ("squared",)},
-        "The rescaled loss (k, M) on networks: `SquaredError(own, shift)` descends and is "
-        "certified here, and has no closed form.",
+        "The rescaled loss (k, M) on networks. `SquaredError(own, shift)` has descents and "
+        "certificates here, but no closed form.",
     ),
     "2202.08087": Paper(
         "Tirer and Bruna 2022",
@@ -71,13 +72,13 @@ PAPERS = {
     ),
     "2606.00344": Paper(
         "",
-        "Between the frames of no bias and of a free bias there is a transition.",
+        "As the decay of the bias grows, the frame of a free bias changes into that of no bias.",
         {"c11": ("passage",)},
-        "Everything in it but the cosine of class means over the decay of the bias.",
+        "Everything except the cosine of class means as a function of the decay of the bias.",
     ),
     "2210.02192": Paper(
         "Zhou et al. 2022",
-        "Cross-entropy, label smoothing, focal and squared losses have one geometry at the "
+        "Cross-entropy, label smoothing, focal and squared losses have the same geometry at the "
         "minimum.",
         {
             "c12": ("smoothing 0.1: ", "focal 2: ", "cross-entropy: "),
@@ -88,39 +89,39 @@ PAPERS = {
     ),
     "2402.03979": Paper(
         "",
-        "Label smoothing collapses faster, and conditions the loss better.",
+        "With label smoothing networks collapse faster, and the loss is better conditioned.",
         {"c12": ("smoothing",)},
-        "Its trainings. Which matrix is better conditioned depends: ∇²f is not, WᵀSW is.",
+        "Its network experiments. Here WᵀSW is better conditioned with smoothing, ∇²f worse.",
     ),
     "2505.05813": Paper(
         "",
-        "Binary cross-entropy collapses to a simplex ETF.",
+        "Under binary cross-entropy the minimiser is a simplex ETF.",
         {"c12": ("binary: ",)},
-        "A decayed bias, under which one mode more appears, and its trainings.",
+        "A decayed bias, which adds a mode, and its network experiments.",
     ),
     "2309.09725": Paper(
         "Hong and Ling 2023",
         "For unequal classes minority classes merge iff √m ≤ Nμ.",
         {"c13": ("plain", "threshold in λ", "of the minority 1% above"), "n07": ("cosine",)},
-        "Its model with ReLU features, and its trainings at their size.",
+        "Its model with ReLU features, and its network experiments at full size.",
     ),
     "2401.02058": Paper(
         "Dang et al. 2024",
-        "With features that are not negative, cross-entropy, no bias and unequal classes the class "
-        "means at the minimum are orthogonal, with closed forms of lengths, angles and thresholds.",
+        "With nonnegative features, cross-entropy, no bias and unequal classes the class means at "
+        "the minimum are orthogonal, with closed forms of lengths, angles and thresholds.",
         {"c16": ()},
-        "Its trainings. That other local minima exist, with classes off, is shown here.",
+        "Its network experiments. The local minima with classes switched off are from here.",
     ),
     "2101.12699": Paper(
         "Fang et al. 2021",
-        "In the layer-peeled model minority classes become one at a finite ratio of the counts.",
+        "In the layer-peeled model minority classes merge at a finite ratio of the counts.",
         {"c13": ("layer-peeled",), "n07": ("cosine",)},
-        "Its constrained form (the ball E_W, E_H in place of decays) and its trainings at their "
-        "size.",
+        "Its constrained form (the ball E_W, E_H in place of decays) and its network experiments "
+        "at full size.",
     ),
     "2208.05512": Paper(
         "Thrampoulidis et al. 2022",
-        "As the decay falls to 0 logits tend in direction to SELI, whatever the counts.",
+        "As the decay tends to 0, the direction of the logits tends to SELI, whatever the counts.",
         {"c13": ("SELI",)},
         "The path of gradient descent without decay, and step-imbalanced networks.",
     ),
@@ -129,18 +130,18 @@ PAPERS = {
         "Under the pick-all-labels loss classes form a simplex ETF, and the mean of a tag set is a "
         "scaled average of those of its tags.",
         {"c14": ("tags",)},
-        "Unequal counts among sets of one size, and its trainings.",
+        "Unequal counts among sets of one size, and its network experiments.",
     ),
     "2402.06171": Paper(
         "Fisher, Meng and Papyan 2024",
-        "Under mixup features of mixtures lie in the plane of their two classes, and are no "
+        "Under mixup the features of mixtures lie in the plane of their two classes, and are not "
         "mixtures of class means.",
         {"c14": ("mixtures",)},
-        "Mixing ratios of a continuous law, mixtures within a class, and its trainings.",
+        "Continuous mixing ratios, mixtures within a class, and its network experiments.",
     ),
     "2408.15417": Paper(
         "",
-        "With soft labels log-odds on the support stay finite, and a low-rank part grows.",
+        "With soft labels the log-odds on the support stay finite, and a low-rank part grows.",
         {"c14": ("soft labels",)},
         "The direction and rank of the growing part, and language models.",
     ),
@@ -148,25 +149,25 @@ PAPERS = {
         "",
         "In regression WWᵀ is √(λ_H/λ_W)[Σ^½ − √(λ_Wλ_H)]₊, Σ the covariance of the targets.",
         {"c14": ("regression",)},
-        "Its trainings; `ufm.metrics.regression` measures networks.",
+        "Its network experiments; `ufm.metrics.regression` measures networks.",
     ),
     "2310.05351": Paper(
         "Jiang et al. 2023",
         "With more classes than d+1 features tend to softmax codes, which maximise the margin of "
         "each class against the hull of the others: the polygon, the orthoplex.",
         {"c17": ()},
-        "The limit itself: c17 has a decay, under which other configurations may be lower. Its "
-        "sphere constraint and its trainings.",
+        "The limit itself: c17 has a decay, with which other configurations can be lower. Its "
+        "sphere constraint and its network experiments.",
     ),
     "2603.20587": Paper(
         "",
         "Codes below d = K−1.",
         {"c17": ("lowest",)},
-        "All but which configuration is lowest at one decay.",
+        "Everything except which configuration is lowest at one decay.",
     ),
     "2502.10691": Paper(
         "Harun, Gallardo and Kanan 2025",
-        "Collapse helps to detect foreign classes and harms transfer to them.",
+        "Collapse improves the detection of unseen classes and impairs transfer to them.",
         {"n05": ()},
         "Its large networks and data sets.",
     ),
@@ -185,17 +186,16 @@ PAPERS = {
     ),
     "2010.03759": Paper(
         "Liu et al. 2020",
-        "Energy scores detect samples of foreign classes.",
+        "Energy scores detect samples of unseen classes.",
         {"n05": ("detection",)},
-        "The score against others: it is used here, not judged.",
+        "The comparison with other scores: this one is used here, not judged.",
     ),
 }  # fmt: skip
 HEAD = """# Papers
 
-What each paper states, which script checks it and with what outcome, and what no script checks.
-This page is written from the list in `experiments/papers.py` and the verdicts beside the figures
-whenever one is drawn; `python -m experiments --paper ID` runs what belongs to a paper. Wordings
-are ours.
+What each paper states, in our words, which script checks it and with what outcome, and what no
+script checks. `python -m experiments --paper ID` runs the scripts of a paper. This page is written
+from `experiments/papers.py` and the stored verdicts whenever a figure is drawn.
 
 """
 

@@ -44,7 +44,7 @@ class MissingError(Exception):
 class Options:
     """How to run."""
 
-    quick: bool = False  # the small form: seconds to a minute, for networks minutes
+    quick: bool = False  # the quick form: seconds to a minute, for networks minutes
     redraw: bool = False  # judge and draw stored results again; never compute
     force: bool = False  # compute even if results of this configuration are stored
 
@@ -58,11 +58,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class AllOptions(Options):
-    """Hold every claim against its measurement; exit 1 if one is refuted, 3 if not converged."""
+    """Compare every claim with its measurement; exit 1 if one is refuted, 3 if not converged."""
 
     only: tuple[str, ...] = ()  # scripts to run, by number or name: --only c01 c02
     no_cache: bool = False  # do not keep compiled programs in the user's cache folder
-    paper: str = ""  # run what names a paper, by its arXiv id: --paper 2203.01238
+    paper: str = ""  # run the scripts on a paper, by its arXiv id: --paper 2203.01238
     list: bool = False  # show the title and the papers of every script; run nothing
 
 

@@ -1,4 +1,4 @@
-"""Tables of verdicts in Markdown, and which of them stand in the README.
+"""Tables of verdicts in Markdown, and which of them are in the README.
 
 The README has a table between <!-- verdicts: NAME --> and <!-- end of verdicts -->. Its rows are
 chosen here and written by the gallery, so that they show what is stored.

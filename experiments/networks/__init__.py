@@ -1,4 +1,4 @@
-"""Networks on real data, one script a claim: `python -m experiments.networks --quick`."""
+"""Networks on real data, one script per claim: `python -m experiments.networks --quick`."""
 
 import sys
 

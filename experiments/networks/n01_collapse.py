@@ -16,7 +16,8 @@ the epoch, on training and test images: (a) cross-entropy, (b) error, (c) NC1, t
 (d) relative spread std/mean of the lengths ‖μ_k − μ_G‖ of centred class means and (e) of the rows
 ‖w_k‖, (f) mean of |cos + 1/(K−1)| over pairs of centred means, (g) NC3, ‖Wᵀ/‖W‖ − M/‖M‖‖ for the
 matrix M of centred means, (h) NC4, the share of images whose decision differs from the nearest
-class mean. Circles mark the first epoch with a training error of zero.
+class mean. Training images solid, test images dotted; circles mark the first epoch with a training
+error of zero.
 
 Refuted by a run that reaches zero training error and whose NC metrics then stay or grow.
 

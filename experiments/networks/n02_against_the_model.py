@@ -7,27 +7,29 @@ forms give the network's ‖W‖, margin and objective; the certified gap to the
 falls by an order of magnitude on the way; and the random start is as unstable as the model's
 origin, whose Hessian has Morse index d(K−1).
 
-Features that went through a ReLU are not negative, so their mean μ_G is not zero, as it is in the
-model. Cross-entropy does not see it: h_i − μ_G with b + Wμ_G has the same logits. Both points are
-shown; the claim is about the centred one, with a bias that is free (λ_b = 0) as μ_G makes it. The
-model with H ≥ 0 takes them as they are, and its closed form is nearer to them than that of free
-features; its index counts on the face of the features that are not 0.
+Features behind a ReLU are nonnegative, so their mean μ_G is not zero, as it is in the model.
+Cross-entropy is invariant to it: h_i − μ_G with b + Wμ_G has the same logits. Both points are
+shown; the claim is about the centred one, with a free bias (λ_b = 0), which absorbs Wμ_G. The model
+with H ≥ 0 needs no centring, and its closed form is nearer to the network than that of free
+features; its index is that of the Hessian with the zeros of H held fixed.
 
 Source. Zhu et al. 2021 (arXiv 2105.02375), theorem 3.1 and section 3; Papyan, Han and Donoho 2020.
 
-Reproduces. No figure: holds the model of Zhu et al. against the networks that it is to explain, by
+Reproduces. No figure: compares the model of Zhu et al. with the networks that it is to explain, by
 its certificate and closed forms.
 
-Shown. Two networks, one a row: certified gap, ‖W‖, margin and Morse index of the last layer's
-Hessian (black, features free; in colour, with H ≥ 0) against the epoch; dashed, what the model
-predicts from λ_H = λ_W‖W‖²/‖H‖² at that epoch, with free features for the network's as they are or
-centred, and with H ≥ 0; grey, the first epoch with a training error of zero.
+Shown. K = 10, 100 training images per class, λ_W = 0.01 (quick form). Two networks, one per row;
+against the epoch: certified gap, ‖W‖, margin and Morse index of the last layer's Hessian (black,
+features free; in colour, with H ≥ 0). Dashed: predictions of the model from λ_H = λ_W‖W‖²/‖H‖² at
+that epoch, with free features for those of the network as they are or centred, and with H ≥ 0.
+Grey: the first epoch with a training error of zero, in (d) and (h) also the index d(K−1) at the
+origin.
 
 Refuted by norms, margins or values off the closed forms by more than the tolerances, a gap that
-does not fall, an H ≥ 0 that explains the norm of W no better, or means that end far from its
-geometry (orthogonal, their mean with 1/K of the features' square): a quarter of the distance at the
-start is allowed. The index at the end is shown without a claim: the network need not be critical in
-H.
+does not fall, a model with H ≥ 0 that explains the norm of W no better, or class means that end far
+from its geometry (orthogonal, their mean with 1/K of the features' square): a quarter of the
+distance at the start is allowed. The index at the end is shown without a claim: the network need
+not be critical in H.
 """
 
 import dataclasses

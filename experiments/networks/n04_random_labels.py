@@ -10,12 +10,12 @@ widths on CIFAR-10 with random labels.
 
 Reproduces. Figure 4 of Zhu et al. for MLPs, on FashionMNIST in place of CIFAR-10.
 
-Shown. MLPs with three hidden layers, K = 10, 100 images per class (quick form). (a) Training error,
-(b) NC1, (c) NC2 and NC3 at the end against the width, two starts per width, a point each; (d) NC1
-of the first start against the epoch.
+Shown. MLPs with three hidden layers, K = 10, 100 images per class, weight decay 2e-3 (quick form).
+(a) Training error, (b) NC1, (c) NC2 and NC3 at the end against the width, one point for each of two
+starts per width; (d) NC1 of the first start against the epoch.
 
-Refuted by NC1 that does not fall with the width (rank correlation not negative), or by a widest
-network that cannot memorise.
+Refuted by an NC1 that does not decrease with the width (rank correlation not negative), or by a
+widest network that cannot memorise.
 """
 
 import sys

@@ -13,7 +13,7 @@ Source. Fang et al. 2021 (arXiv 2101.12699), minority collapse, and Hong and Lin
 2203.09081) for a fixed simplex ETF on unequal classes.
 
 Reproduces. The figure of Fang et al. of minority cosines over the ratio of the counts, on
-FashionMNIST; plain decay.
+FashionMNIST, with the same decay for all features.
 
 Shown. K = 10, 200 images per majority class (quick form), weight decay 5e-3. Against the ratio of
 the counts, for a learned and a fixed classifier: (a) mean cosine of two rows of W, both of minority
@@ -23,7 +23,7 @@ on images of minority and of majority classes. Crosses: the model with a learned
 Refuted by cosines that differ from the model's by more than the tolerance, or by cosines of
 minority rows that do not grow with the ratio.
 
-An MLP by L-BFGS in full batches, which comes nearest to a critical point.
+The network is an MLP trained by L-BFGS in full batches, which comes nearest to a critical point.
 """
 
 import sys

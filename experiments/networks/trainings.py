@@ -1,7 +1,7 @@
-"""What the scripts share: where the data lie, what is trained on, one training with its checkpoint.
+"""What the scripts share: where the data are, what is trained on, one training with its checkpoint.
 
-A training that is stopped goes on from its last record when the same command is given again; its
-checkpoint lies in runs/checkpoints/ until the script's results are complete.
+A training that was stopped resumes from its last record when the same command is given again; its
+checkpoint is kept in runs/checkpoints/ until the script's results are complete.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Options(Source, runner.Options):
 
 @dataclasses.dataclass(frozen=True)
 class AllOptions(Source, runner.AllOptions):
-    """Hold networks on real images against the model; exit 1 if a claim is refuted."""
+    """Compare networks on real images with the model; exit 1 if a claim is refuted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Setting:
     epochs: int = 200  # passes over the images; the rate falls tenfold after every fifth of them
     batch_size: int = 128  # images a step
     decay: float = 5e-4  # λ of all parameters
-    records: int = 30  # measurements on the way, evenly in the logarithm of the epoch
+    records: int = 30  # measurements during training, evenly in the logarithm of the epoch
     seed: int = 0  # of the images chosen, of the weights at the start and of the batches
 
 

@@ -34,9 +34,9 @@ from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
-# ‖∇f‖, in units of newton.scale at the start, at which Newton takes over. A step takes MINRES
-# hundreds of products and L-BFGS one, so before MINRES the descent continues for longer (begun too
-# early, MINRES stalled at K = d = 1000).
+# ‖∇f‖, in units of newton.scale at the start, at which Newton's method takes over. A step takes
+# MINRES hundreds of products on large problems and L-BFGS one, so there the descent continues for
+# longer (begun too early, MINRES stalled at K = d = 1000).
 _HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
 # Beyond so many variables MINRES finishes a descent: a tenth of the time of a factorisation at 400,
 # a hundredth at 1800. Below, both take milliseconds, and the factorisation compiles faster.
@@ -122,7 +122,7 @@ def solve(
             fixed.check(at.problem)
         elif descend:
             down = _compiled(_downhill, many, large)
-            handover = _HANDOVER_TO_MINRES if near else _HANDOVER
+            handover = _HANDOVER_TO_MINRES if large else _HANDOVER
             small, taken = down(at.problem, small, np.int32(steps), handover)
         polish = _polish(problem, near, many, large)
         polished = polish(at.problem, small, np.int32(newton_steps))
