@@ -351,6 +351,14 @@ def test_descend_shows_problem_and_method_and_what_to_do_at_its_limit(capsys):
     assert "end by --grad-tol" in run(capsys, *line)[1]
 
 
+@pytest.mark.parametrize("k", [0, 76])
+def test_probe_refuses_more_eigenpairs_than_there_are_at_once(capsys, tmp_path, monkeypatch, k):
+    monkeypatch.setattr(ufm, "solve", None)
+    np.savez(tmp_path / "p.npz", **point())
+    status, _, err = run(capsys, "probe", tmp_path / "p.npz", "--polish", "--k", k)
+    assert (status, f"got k={k}" in err) == (2, True)
+
+
 @pytest.mark.slow
 def test_probe_polishes_the_end_of_a_run_and_draws_beside_it(capsys, tmp_path):
     run(

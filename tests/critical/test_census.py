@@ -178,6 +178,25 @@ def test_an_atlas_comes_back_as_it_was_and_grows(tmp_path, few):
     assert len([x for x in folder.iterdir() if x.name.startswith("orbits-")]) == 1
 
 
+def test_a_census_without_an_orbit_searches_on_and_leaves_no_atlas(tmp_path, monkeypatch):
+    arrived = census.newton.Arrival
+
+    def stalled(problem, starts):
+        found = census._polish(problem, starts)
+        codes = np.full(found.status.shape, arrived.stalled)
+        return jax.tree.map(np.asarray, found._replace(status=codes))
+
+    monkeypatch.setattr(census, "polish", stalled)
+    with atlas.opened(tmp_path / "atlas", FEW, {}) as kept:
+        found = census.census(
+            FEW, 0, starts=128, rounds=2, on_batch=lambda batch: kept.save(batch.census)
+        )
+    assert found.orbits == ()
+    assert found.refused == found.tried
+    assert found.tried["padded"] == 256
+    assert list((tmp_path / "atlas").iterdir()) == []
+
+
 def test_a_death_between_arrays_and_manifest_loses_nothing(tmp_path, few, monkeypatch):
     with atlas.opened(tmp_path / "atlas", FEW, {}) as kept:
         kept.save(few)
@@ -239,6 +258,11 @@ def test_the_command_prints_a_row_an_orbit_and_goes_on(tmp_path, capsys):
 def test_what_no_census_can_be_taken_of_is_refused(problem, options, message):
     with pytest.raises(ValueError, match=message):
         census.census(problem, jax.random.key(0), **options)
+
+
+def test_a_census_of_another_problem_is_not_extended(few):
+    with pytest.raises(ValueError, match="another problem"):
+        census.census(FOUR, jax.random.key(0), known=few)
 
 
 def test_arrays_of_decays_are_refused():

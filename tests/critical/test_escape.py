@@ -132,6 +132,8 @@ def test_a_run_that_is_cut_short_or_diverges_says_so():
         ({"epsilon": np.nan}, "epsilon=nan"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"steps": 0}, "steps=0"),
+        ({"gap_tol": "1e-6"}, "without quotes"),
+        ({"gap_tol": 0.0}, "gap_tol=0.0.*> 0"),
         ({"batch_size": 9}, "<= 8"),
         ({"problem": Problem(4, 40, 20, 1e-2, 5e-3, 8e-3)}, "of_width"),
         ({"saddle": laws.random_params(PROBLEM)}, "Polish it"),

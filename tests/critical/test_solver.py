@@ -264,6 +264,7 @@ def test_the_neighbourhood_of_the_origin_is_not_taken_for_the_origin():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda p, x: (p, x, {"descend": "no"}), "True or False"),
         (lambda p, x: (p, x, {"steps": 0}), "got steps=0"),
         (lambda p, x: (p, x, {"newton_steps": 0}), "got newton_steps=0"),
         (lambda p, x: (Problem(p.K, p.d, p.n, 5e-3, 0.0), x, {}), "got lam_H=0.0"),

@@ -248,10 +248,23 @@ def test_a_resumed_run_ends_with_the_same_bits(name, options, segmented):
             np.testing.assert_array_equal(run.history[quantity], whole.history[quantity])
 
 
+def test_a_resumed_run_does_not_depend_on_the_params_of_the_call():
+    options = {"learning_rate": "safe", "record_every": 10}
+    whole = ufm.descend(PROBLEM, start(), "gd", steps=60, **options)
+    half = ufm.descend(PROBLEM, start(), "gd", steps=30, **options)
+    other = start(seed=1, scale=1.0)
+    for resume in (half, descent.pack(half)):
+        again = ufm.descend(PROBLEM, other, "gd", steps=60, resume=resume, **options)
+        for x, y in zip(again.params, whole.params, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
 def test_arrays_of_another_optimiser_are_refused():
     run = ufm.descend(PROBLEM, start(), "gd", steps=5)
     with pytest.raises(ValueError, match="another run"):
         ufm.descend(PROBLEM, start(), "adam", steps=9, resume=descent.pack(run))
+    with pytest.raises(ValueError, match="another run"):
+        ufm.descend(PROBLEM, start(), "gd", steps=9, resume=descent.pack(run) | {"state/0": [1]})
 
 
 def test_a_diverging_run_returns_its_last_sound_point():

@@ -56,10 +56,10 @@ def test_the_outermost_eigenvalues_come_as_often_as_they_occur(problem):
         values = np.linalg.eigvalsh(np.asarray(hessian.dense(problem, params)))
         atol = RTOL * np.max(np.abs(values))
         core = reduction.reduce(problem, params)
-        for k, sign in (1, 1), (1, -1), (7, 1), (7, -1):
-            found, residuals = ends.outermost(core, k, sign)
-            np.testing.assert_allclose(found, values[::sign][:k], rtol=0, atol=atol)
-            assert np.max(residuals) <= atol
+        for k in 1, 7:
+            for sign, (found, residuals) in zip((1, -1), ends.outermost(core, k), strict=True):
+                np.testing.assert_allclose(found, values[::sign][:k], rtol=0, atol=atol)
+                assert np.max(residuals) <= atol
 
 
 @pytest.mark.parametrize("dense", [600, 0], ids=["dense", "complement"])

@@ -20,7 +20,7 @@ import ufm
 from ufm import hessian, theory
 from ufm.commands import probe
 from ufm.hessian import reduction, stationarity
-from ufm.hessian.decision import SHARE
+from ufm.hessian.stationarity import SHARE
 from ufm.losses import crossentropy as losses
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem

@@ -80,6 +80,17 @@ def test_a_descent_of_unequal_classes_is_held_against_their_minimum(tmp_path):
     assert max(map(float, near)) < 1e-3 < 1e-2 < float(far[0])
 
 
+@pytest.mark.parametrize(("steps", "outcome"), [("50", "not converged"), ("300", "holds")])
+def test_tolerances_on_the_sphere_are_shares_of_f(tmp_path, steps, outcome):
+    """After 50 steps the gap is below 0.5 nats, and as large as f."""
+    line = "descend --K 3 --d 2 --n 2 --no-bias --lam 0 --features sphere --optimizer gd"
+    words = [*line.split(), "--loss", "LogitAdjusted(scale=5)", "--steps", steps]
+    assert cli.main([*words, "--gap-tol", "0.5", "--out", str(tmp_path / "run")]) == 0
+    (section,) = sections.read(tmp_path / "run")
+    assert section.verdicts[0].claim == "certified gap, share of f"
+    assert section.verdicts[0].outcome == outcome
+
+
 def test_a_page_holds_every_verdict_and_figure_and_loads_nothing(experiment):
     text = report.page(sections.read(experiment), "A <title>")
     assert text == report.page(sections.read(experiment), "A <title>")

@@ -51,6 +51,13 @@ def test_a_group_is_the_mean_or_the_median_of_its_rows(folder):
             ufm.sweeps.grouped(table, odd)
 
 
+def test_groups_can_be_grouped_again(folder):
+    table, _ = sweeps.load(folder)
+    short = ufm.sweeps.grouped(ufm.sweeps.grouped(table, ("learning_rate", "status")), "status")
+    assert short["status"].tolist() == ["step_limit", "diverged"]
+    assert short["rows"].tolist() == [2, 1]
+
+
 def test_the_title_says_how_many_of_how_many_and_what_they_share(folder, capsys):
     def printed(*options):
         assert cli.main(["table", str(folder), *options]) == 0

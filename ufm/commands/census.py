@@ -39,12 +39,12 @@ class Census(Compiling):
     seed: int | None = None
     """seed of the starts; default: the number of sessions that the atlas has seen"""
     out: Path | None = None
-    """folder that keeps the atlas: atlas.json, orbits-….npz"""
+    """folder of the atlas: atlas.json, orbits-….npz"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
     def act(self) -> int:
-        """Take the census with progress on standard error; print one row an orbit."""
+        """Run the census with progress on standard error; print one row for each orbit."""
         problem = self.model.problem()
         search.check(problem, self.starts, self.rounds)
         options = {"starts": self.starts, "rounds": self.rounds, "seed": self.seed}
@@ -94,7 +94,7 @@ def _plain(found: search.Census) -> dict:
 
 
 def _groups(sizes: tuple[int, ...]) -> str:
-    """Sizes of groups, equal ones counted: (3, 1, 1) is 3+2×1."""
+    """Sizes of groups as text, equal ones counted: (3, 1, 1) is 3+2×1."""
     counted = {size: sizes.count(size) for size in sizes}
     return "+".join(f"{size}" if m == 1 else f"{m}×{size}" for size, m in counted.items())
 

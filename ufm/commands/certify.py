@@ -23,13 +23,13 @@ class Certify(Compiling):
     point: tyro.conf.Positional[Path]
     """folder of a run, as `ufm descend --out` leaves it, or an .npz or .safetensors file"""
     classes: tuple[str, ...] = ()
-    """of a file's labels: the K labels in the order of the rows of W, where they are not 0 … K−1"""
+    """for a file: its K labels in the order of the rows of W, if they are not 0 … K−1"""
     ignore: tuple[str, ...] = ()
-    """of a file's labels: those of samples to leave out"""
+    """for a file: the labels of samples to leave out"""
     loss: str = ""
-    """of a file's point, as `ufm descend --loss` takes it; a run stores its own"""
+    """for a file: the loss, as `ufm descend --loss` takes it; a run stores its own"""
     features: Literal["", "free", "nonnegative", "sphere"] = ""
-    """of a file's point: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
+    """for a file: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
     json: bool = False
     """print JSON for machines instead of a table; infinite numbers as null"""
 

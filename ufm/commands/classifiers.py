@@ -1,4 +1,4 @@
-"""The matrix that `ufm descend --fixed-classifier` names."""
+"""The classifier W that `ufm descend --fixed-classifier` selects."""
 
 from pathlib import Path
 

@@ -1,7 +1,6 @@
-"""`ufm descend`: minimise, and keep the run on disk."""
+"""`ufm descend`: minimise the model, and store the run on disk."""
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,6 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 
 from ufm import check
 from ufm.certificate import certify
-from ufm.check import real
 from ufm.commands import classifiers
 from ufm.commands.progress import watched
 from ufm.commands.shared import FAILED, Compiling, ModelFlags, show
@@ -36,8 +34,8 @@ ARRIVED = 1e-13  # ‖∇f‖ from which further steps change nothing
 class Descend(Compiling):
     """Minimise the model from a random start, recording loss, gap and NC1-NC4.
 
-    With --out the run is kept on disk. If it is killed or interrupted, give the same command again:
-    it resumes and ends with the same bits. More --steps extend a finished run.
+    With --out the run is stored on disk. If it is killed or interrupted, give the same command
+    again: it resumes, with the same result to the last bit. More --steps extend a finished run.
 
     Exit status: 0 done, 1 diverged, 2 refused, 130 interrupted.
 
@@ -52,7 +50,7 @@ class Descend(Compiling):
     steps: int = 10_000
     """most steps to take"""
     learning_rate: float | Literal["auto", "safe"] | None = None
-    """a number, auto (every step tested) or safe (constant); default: the optimiser's own"""
+    """a number, auto (each step is tested) or safe (constant); default: that of the optimiser"""
     momentum: float | None = None
     """momentum of heavy_ball, nesterov and sgd; default 0.9"""
     batch_size: int | None = None
@@ -62,24 +60,24 @@ class Descend(Compiling):
     seed: int = 0
     """seed of the start and of the minibatches"""
     record_every: int | None = None
-    """steps between rows of the history, which test the tolerances; default: 100, at first fewer"""
+    """steps between records, at which tolerances are tested; default: 100, at first fewer"""
     grad_tol: float | None = None
-    """stop when the gradient norm is below this; on the sphere, below this share of f"""
+    """stop when the gradient norm is at most this; on the sphere, at most this share of f"""
     record: tuple[str, ...] = ()
     """further columns of the history: index (of the Hessian), lam_min, lam_min_off_orbit"""
     gap_tol: float | None = 1e-8
-    """stop when the certified gap to the global minimum is below this; sphere: this share of f"""
+    """stop when the certified gap to the minimum is at most this; on the sphere, this share of f"""
     precision: Literal["float64", "float32"] = "float64"
     """precision of the iterates; certificates are always float64"""
     out: Path | None = None
-    """folder that keeps the run: manifest.json, arrays.npz"""
+    """folder of the run: manifest.json, arrays.npz"""
     checkpoint_seconds: float = 10.0
     """least time between two checkpoints in that folder"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
     def problem(self) -> tuple[Problem, np.ndarray | None]:
-        """The problem, and the classifier that it is held to, None for one that starts at random.
+        """(the problem, its fixed classifier, or None for one that is not fixed).
 
         Raises:
             Refused: a classifier that does not fit.
@@ -91,7 +89,7 @@ class Descend(Compiling):
         return problem, classifiers.named(self.fixed_classifier, problem)
 
     def act(self) -> int:
-        """Minimise with a progress bar; go on with a run that was cut short."""
+        """Minimise with a progress bar; resume an unfinished run."""
         problem, W = self.problem()
         params_key, batch_key = jax.random.split(check.key(self.seed))
         dtype = jnp.dtype(self.precision)
@@ -104,7 +102,7 @@ class Descend(Compiling):
         }  # fmt: skip
         options["key"] = None if self.batch_size is None else batch_key
         params = init_params(params_key, problem, self.scale, dtype, W=W)
-        real("checkpoint_seconds", self.checkpoint_seconds, least=0)
+        check.real("checkpoint_seconds", self.checkpoint_seconds, least=0)
         arguments.check(problem, params, self.optimizer, **options)
         with _kept_run(self) as handle:
             if handle is not None and handle.status == "complete":
@@ -115,10 +113,10 @@ class Descend(Compiling):
             if handle is not None:
                 arrays = dict(zip("WHb", map(np.asarray, run.params), strict=True))
                 packed = descent.pack(run)
-                # With more steps a run goes on from there.
+                # A run with more steps continues from there.
                 arrays |= packed if run.status == STOPPED else {}
                 arrays |= {name: x for name, x in packed.items() if name.startswith("history/")}
-                record.close_run(handle, arrays, _plain(results))
+                record.close_run(handle, arrays, values.finite(results))
         _show(results, self._title(problem), self.json)
         return FAILED if run.status == "diverged" else 0
 
@@ -135,17 +133,17 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
         return
     config = asdict(command) | {"model": command.model.config()}
     if not command.fixed_classifier:
-        del config["fixed_classifier"]  # older folders know nothing of it
+        del config["fixed_classifier"]  # as in the folders of earlier versions
     else:
         config["model"]["fixed"] = ["W"]
-        if command.fixed_classifier not in classifiers.NAMES:  # what a file holds, not its name
+        if command.fixed_classifier not in classifiers.NAMES:  # the content of a file, not its name
             problem = command.problem()[0]
             found = classifiers.named(command.fixed_classifier, problem)
             config["fixed_classifier"] = found.tolist()
     for name in ("out", "json", "checkpoint_seconds", "seed", "precision", "cache"):
         del config[name]
     if not command.record:
-        del config["record"]  # older folders know nothing of it
+        del config["record"]  # as in the folders of earlier versions
     growth = record.Growth(lambda manifest: _shorter(manifest["config"], config), _last_state)
     with record.open_run(
         command.out, "descend", _ended(command.out, config), seed=command.seed,
@@ -155,7 +153,7 @@ def _kept_run(command: Descend) -> Iterator[record.RunHandle | None]:
 
 
 def _shorter(old: Mapping[str, Any], config: dict[str, Any]) -> bool:
-    """Whether a run has this config but for fewer steps."""
+    """Whether a run has this config except that it has fewer steps."""
     steps = old.get("steps")
     return (
         isinstance(steps, int)
@@ -165,7 +163,7 @@ def _shorter(old: Mapping[str, Any], config: dict[str, Any]) -> bool:
 
 
 def _ended(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The config of the run in a folder, if that has ended before its limit and is this one."""
+    """The stored config if the run there is this one and has ended before its limit of steps."""
     if not (path / manifests.FILE).is_file():
         return config
     kept = record.load_run(path).manifest
@@ -174,7 +172,7 @@ def _ended(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last_state(_: Mapping[str, Any], stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The checkpoint of a run that stopped at its limit of steps, or on the way there."""
+    """The arrays of a checkpoint among those of a run, finished at its limit of steps or not."""
     return {name: x for name, x in stored.items() if name.startswith(("state/", "history/"))}
 
 
@@ -224,16 +222,8 @@ def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
     } | {name: x for name, x in last.items() if name in shown or name not in loop.HISTORY}
 
 
-def _plain(results: dict[str, Any]) -> dict[str, Any]:
-    """As JSON holds them: null for what is no finite number."""
-    return {
-        name: None if isinstance(x, float) and not math.isfinite(x) else x
-        for name, x in results.items()
-    }
-
-
 def _show(results: dict[str, Any], title: str, as_json: bool) -> None:
-    """The results; in words how the run ended, where people read it."""
+    """Print the results; in a table with a sentence about how the run ended."""
     name = results["status"]
     told = f"{name}: {descent.Status[name].sentence}"
     if name == STOPPED:

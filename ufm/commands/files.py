@@ -1,8 +1,8 @@
 """Files of other programs: the arrays of an .npz or a .safetensors file.
 
-No file is trusted. What its header claims is held against its length and against the memory of the
-machine before anything is allocated; nothing is unpickled; whatever else is wrong is refused,
-naming the array at fault.
+No file is trusted. The sizes in its header are compared with its length and with the memory of the
+machine before anything is allocated; nothing is unpickled; any other fault is refused, naming the
+array.
 """
 
 import math
@@ -22,7 +22,7 @@ SAFETENSORS = ".safetensors"
 FORMATS = (".npz", SAFETENSORS)
 FORM = f"an .npz or a {SAFETENSORS} file"
 FEWER = "Give fewer samples"
-# The arrays of a file, in the words of a message. Features lie in it one way or the other.
+# The arrays of a file and their shapes, for messages. Features are stored in one of two ways.
 SHAPES = {
     "W": "(K, d)",
     "features": "(N, d)",
@@ -49,7 +49,7 @@ _HEADERS = {
 
 
 class _Member(NamedTuple):
-    """An array in a zip archive: its entry, and what its header claims."""
+    """An array in a zip archive: its entry, and the shape and dtype in its header."""
 
     info: zipfile.ZipInfo
     shape: tuple[int, ...]
@@ -57,12 +57,12 @@ class _Member(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What the array takes in memory."""
+        """The memory of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is meant as a file of arrays, and not as the folder of a run."""
+    """Whether a path is a file of arrays, existing or not, and not the folder of a run."""
     return not os.path.isdir(path) and (path.suffix.lower() in FORMATS or os.path.exists(path))
 
 
@@ -71,26 +71,26 @@ def arrays_of(path: Path, needed: Sequence[str], shard: bool = False) -> dict[st
 
     Args:
         path: of an .npz or a .safetensors file.
-        needed: the names that must be there, and W, unless the file is a shard.
-        shard: whether it holds more samples of another file's classifier.
+        needed: names that are required in addition to features and, unless it is a shard, W.
+        shard: whether the file holds further samples for the classifier of another file.
 
     Raises:
         Refused: no such file or no regular one, another format, an array that is damaged, too
-            large or of a type that holds no numbers, a needed one missing, features given twice.
+            large or of a type that has no numbers, a missing one, features given twice.
     """
     regular_file(path, FORM)
     try:
         found, names = _safetensors(path) if _is_safetensors(path) else _npz(path)
     except Refused:
         raise
-    except Exception as error:  # whatever the parsers of two formats raise at bytes like these
+    except Exception as error:  # whatever the parsers of the two formats raise
         kind = path.suffix if path.suffix in FORMATS else ".npz"
         raise Refused(
             f"got {path}, which is no {kind} file of plain arrays ({error}); {ways()}"
         ) from error
     if "features" in found and "H" in found:
         raise Refused(
-            f"got {path} with features and H; allowed: one of them, both are the features"
+            f"got {path} with features and H; allowed: one of them, since both are the features"
         )
     required = dict.fromkeys((*(() if shard else ("W",)), "features", *needed))
     missing = [name for name in required if name not in found]
@@ -106,7 +106,7 @@ def arrays_of(path: Path, needed: Sequence[str], shard: bool = False) -> dict[st
 
 
 def ways() -> str:
-    """How to write a file that is taken."""
+    """How to write a file in an allowed format, for messages."""
     return (
         f"allowed: {FORM}. Write it with "
         'np.savez("features.npz", W=…, b=…, features=…, labels=…), or with '
@@ -119,7 +119,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(arrays that are wanted, names of all) of a zip of .npy files."""
+    """(the arrays of `SHAPES`, names of all) in a zip of .npy files."""
     if not zipfile.is_zipfile(path):
         raise Refused(f"got {path}, {_what(path)}; {ways()}")
     with zipfile.ZipFile(path) as archive:
@@ -146,7 +146,7 @@ def _npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def _what(path: Path) -> str:
-    """What a file is by its first bytes, where that helps."""
+    """The kind of a file by its first bytes, for messages."""
     with open(path, "rb") as file:
         head = file.read(6)
     if head == b"\x93NUMPY":
@@ -157,7 +157,7 @@ def _what(path: Path) -> str:
 
 
 def _member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipInfo) -> _Member:
-    """The header of an array, its claims compared with the length of what follows."""
+    """The header of an array, whose size is compared with the length of the data."""
     with archive.open(info) as file:
         shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
         head = file.tell()
@@ -184,9 +184,9 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipIn
 
 
 def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(arrays that are wanted, names of all) of a .safetensors file."""
+    """(the arrays of `SHAPES`, names of all) in a .safetensors file."""
     length = path.stat().st_size
-    # Its bytes, and the copy of them that the library gives back.
+    # Its bytes, and the copy that the library returns.
     fits(f"{path} of {length} bytes", 2 * length, FEWER, machine=True)
     entries = dict(deserialize(path.read_bytes()))
     arrays = {}
@@ -199,7 +199,7 @@ def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def matrix_of(path: Path) -> np.ndarray:
-    """A matrix of numbers: an .npy file, or text with a row a line and spaces or commas between.
+    """A matrix in an .npy file, or in text with one row a line, separated by spaces or commas.
 
     Raises:
         Refused: no such file, or one that holds no matrix.

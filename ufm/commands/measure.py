@@ -1,4 +1,4 @@
-"""`ufm measure`: NC1–NC4 and kin of the features of any network, and what the model says."""
+"""`ufm measure`: NC1–NC4 and related measures of the features of any network."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from ufm.metrics.features import columns, fit, numbers
 from ufm.model import layers
 from ufm.model.problem import Params, Problem
 
-# What stands for a field in a table; all others stand for themselves.
+# The labels of fields in a table; fields without a label are shown by their names.
 LABELS = {
     "nc1": "nc1: tr(Σ_W Σ_B⁺)/K",
     "nc1_trace_ratio": "nc1_trace_ratio: tr Σ_W / tr Σ_B",
@@ -53,16 +53,16 @@ class Measure:
     """Measure NC1-NC4 on features of any network, from .npz or .safetensors files.
 
     A file holds W (K, d), features (N, d) with samples as rows, labels (N,) and, if there is one,
-    b (K,). H (d, N), samples as columns, may stand for features. Labels 0 … K−1 are rows of W;
+    b (K,). H (d, N), samples as columns, may replace features. Labels 0 … K−1 are rows of W;
     others need --classes. From PyTorch: np.savez("features.npz", W=fc.weight.detach().numpy(),
     b=fc.bias.detach().numpy(), features=features.numpy(), labels=labels.numpy()).
 
     Several files are shards of one set of features: each must hold features and labels, and the
-    first W and b, too. At most two of them are in memory at a time.
+    first one W and b as well. At most two of them are in memory at a time.
 
-    With --lam-W the command also prints what the unconstrained feature model with that weight decay
-    predicts: the gap to its global minimum, the norm of W and the margin there. Then all features
-    must fit in memory.
+    With --lam-W the command also compares with the unconstrained feature model of that weight
+    decay: the gap to its global minimum, and the norm of W and the margin there. All features must
+    then fit in memory.
 
     Example: ufm measure features.npz --ignore -100
     """
@@ -70,25 +70,25 @@ class Measure:
     files: tyro.conf.Positional[tuple[Path, ...]]
     """the .npz or .safetensors file, or files"""
     classes: tuple[str, ...] = ()
-    """the K labels in the order of the rows of W, where they are not 0 … K−1"""
+    """the K labels in the order of the rows of W, if they are not 0 … K−1"""
     ignore: tuple[str, ...] = ()
     """labels of samples to leave out"""
     mean: Literal["class", "sample"] = "class"
-    """what class means are centred by: the mean of the class means, or of all samples"""
+    """the centre of the class means: the mean of the class means, or of all samples"""
     missing: Literal["refuse", "skip"] = "refuse"
-    """what to do about classes without samples; skip: NC1 and NC4 of those present"""
+    """treatment of classes without samples; skip: NC1 and NC4 of the other classes"""
     about: tuple[Path, ...] = ()
-    """files of training features, about whose class means to measure"""
+    """files of training features, whose class means replace those of the measured features"""
     generalised: bool = False
-    """geometry beyond the simplex too: uniformity, margins, orthogonal frames"""
+    """also measure geometry beyond the simplex: uniformity, margins, orthogonal frames"""
     lam_W: float | None = None
-    """λ_W: compare with the model; as `weight_decay` of PyTorch's SGD"""
+    """λ_W: compare with the model; the `weight_decay` of PyTorch's SGD"""
     lam_H: float | None = None
     """λ_H; by default λ_W‖W‖²/‖H‖², as at critical points"""
     lam_b: float = 0.0
     """λ_b"""
     features: Literal["free", "nonnegative"] = "free"
-    """constraint on the features of that model; nonnegative: as behind a ReLU"""
+    """constraint on the features of that model; nonnegative: behind a ReLU"""
     json: bool = False
     """print JSON for machines instead of a table; infinite and unknown numbers as null"""
 
@@ -112,7 +112,7 @@ class Measure:
         return 0
 
     def _seen(self, W, b, first: dict[str, np.ndarray], means) -> metrics.Accumulator:
-        """All features, gone through twice."""
+        """The measures of all features, in two passes."""
         if len(self.files) == 1:
             (part,) = self._parts(W, first)
             options = named(part.labels, self.classes, self.ignore)
@@ -131,7 +131,7 @@ class Measure:
         return seen
 
     def _parts(self, W, first: dict[str, np.ndarray]) -> Iterator[_Part]:
-        """The features of every file, one after the other."""
+        """The features and labels of each file."""
         for path in self.files:
             arrays = first
             if path != self.files[0]:
@@ -159,7 +159,7 @@ class Measure:
         return seen.class_means
 
     def _model(self, W, b, first: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What the model with these decays says of the features."""
+        """Rows that compare the features with the model of these decays."""
         parts = list(self._parts(W, first))
         H = parts[0].H if len(parts) == 1 else np.concatenate([x.H for x in parts], axis=1)
         labels = np.concatenate([part.labels for part in parts])
@@ -183,7 +183,7 @@ def _same(name: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
 
 
 def _predicted(problem: Problem) -> dict[str, Any]:
-    """‖W‖ and the margin at the global minimum, where there is a closed form."""
+    """‖W‖ and the margin at the global minimum, if there is a closed form."""
     try:
         size, margin = theory.norms(problem).W, _mean_margin(problem)
     except Refused as refused:
@@ -192,7 +192,7 @@ def _predicted(problem: Problem) -> dict[str, Any]:
 
 
 def _mean_margin(problem: Problem) -> float:
-    """The margin at the minimum, the mean over the samples where H ≥ 0 gives each class its own."""
+    """The margin at the minimum; where H ≥ 0, the mean over samples, as classes have their own."""
     if layers.is_free(problem):
         return theory.margin(problem)
     return float(theory.margins(problem) @ problem.counts / problem.N)
@@ -212,7 +212,7 @@ def _margin(problem: Problem, params: Params) -> float:
 
 
 def _scalars(detail: metrics.Detail, W) -> dict[str, Any]:
-    """The numbers of `Detail` that are one for all classes, and the sizes."""
+    """The scalars of `Detail`, and the sizes."""
     rows: dict[str, Any] = {"K": W.shape[0], "d": W.shape[1], "N": int(detail.counts.sum())}
     names = "accuracy", "nearest_centre", "within", "cosine_std_W", "cosine_std_means"
     rows |= {name: getattr(detail, name) for name in names}

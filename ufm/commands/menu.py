@@ -36,16 +36,16 @@ Command = (
     | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
-LONG = (Descend, Sweep)  # they take more steps than there is to compile
-KEEPERS = (Descend, Census, Sweep, Verify)  # with --out they go on where they were cut off
+LONG = (Descend, Sweep)  # their steps take longer than compiling
+KEEPERS = (Descend, Census, Sweep, Verify)  # with --out they can resume
 
 
 def parsed(arguments: Sequence[str] | None) -> Any:
-    """The command that a command line asks for, ready to act; None takes that of the process.
+    """The command of a command line, as its dataclass; None takes the arguments of the process.
 
     Raises:
-        Refused: a number that float64 takes for 0.
-        SystemExit: help was asked for, or tyro could not make sense of a word.
+        Refused: a number that underflows to 0 in float64.
+        SystemExit: after printing help, or if tyro cannot parse a word.
     """
     words = sys.argv[1:] if arguments is None else arguments
     for word in words:
@@ -75,7 +75,7 @@ def _titles() -> Any:
 
 
 def _check_number(word: str) -> None:
-    """Refuse a number that float64 takes for 0, as which it would be parsed."""
+    """Refuse a number that would be parsed as 0, since it underflows in float64."""
     try:
         exact = isinstance(check.number_text(word), decimal.Decimal)
     except ValueError:
@@ -87,10 +87,10 @@ def _check_number(word: str) -> None:
 
 
 class _Wrapped:
-    """A stream that breaks lines of prose between words, at the width of the terminal.
+    """A stream that wraps prose between words, at the width of the terminal.
 
-    The options of a help text come broken already, in boxes; its prose, whose lines begin with a
-    letter, does not.
+    In a help text by tyro the options are wrapped already, in boxes; the prose, whose lines begin
+    with a letter, is not.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -100,7 +100,7 @@ class _Wrapped:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Hand on a text, its long lines broken."""
+        """Write a text with its long lines wrapped."""
         width = shutil.get_terminal_size().columns
         broken = (
             textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)

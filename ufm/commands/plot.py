@@ -7,11 +7,10 @@ from typing import Annotated
 import tyro
 
 from ufm.check import Refused
-from ufm.commands.shared import refuse_others
-from ufm.runs import storage
+from ufm.commands.shared import check_figure, refuse_others
 from ufm.sweeps import run as sweeps
 
-MARK = "drawn by ufm plot"  # in the metadata of a figure, by which it is known
+MARK = "drawn by ufm plot"  # in the metadata of a figure, which may then be replaced
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,15 @@ class Plot:
     y: Annotated[str, tyro.conf.arg(aliases=["-y"])]
     """column of the vertical axis"""
     panel: str | None = None
-    """column, a panel for each of its values"""
+    """column with a panel for each of its values"""
     colour: str | None = None
-    """column that decides the colours"""
+    """column that determines the colours"""
     style: str | None = None
-    """column that decides line styles or markers"""
+    """column that determines line styles or markers"""
     width: str = "icml_text"
-    """of the figure: icml, icml_text, neurips, jmlr, ieee, ieee_text, or inches"""
+    """width of the figure: icml, icml_text, neurips, jmlr, ieee, ieee_text, or inches"""
     figure: Path | None = None
-    """where to draw it, without .pdf; by default beside the folder, as RUN_Y"""
+    """path of the figure without .pdf; default: RUN_Y beside the folder"""
 
     def act(self) -> int:
         """Draw into a .pdf and a .png."""
@@ -51,12 +50,12 @@ class Plot:
         refuse_others(self.run)
         table, _ = sweeps.load(self.run)
         if not table:
-            raise Refused(f"got {self.run}, in which no cell is finished yet; allowed: later")
+            raise Refused(
+                f"got {self.run}, in which no cell is finished yet; allowed: a sweep with at least "
+                "one finished cell"
+            )
         stem = self.figure or self.run.with_name(f"{self.run.name}_{self.y}")
-        if not stem.name:
-            raise Refused(f"got --figure {stem}; allowed: a path that ends in a name")
-        for path in (stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")):
-            storage.check_replaceable(path, MARK.encode(), "a figure of ufm plot")
+        check_figure(stem, MARK, "a figure of ufm plot")
         with plots.style():
             canvas = study(
                 table, self.x, self.y, panel=self.panel, colour=self.colour, style=self.style,

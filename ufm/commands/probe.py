@@ -1,4 +1,4 @@
-"""`ufm probe`: what a point is, by its Hessian."""
+"""`ufm probe`: what kind of point a point is, by its Hessian."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,10 @@ import tyro
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import ufm
-from ufm import hessian
-from ufm.check import Refused
+from ufm import check, hessian
 from ufm.commands.files import FORMATS
 from ufm.commands.progress import watched
-from ufm.commands.shared import Compiling, show, stored_point
+from ufm.commands.shared import Compiling, check_figure, show, stored_point
 from ufm.hessian import ends
 from ufm.hessian.decision import Verdict, judged
 from ufm.hessian.reduction import Core, reduced
@@ -23,13 +22,13 @@ from ufm.hessian.signs import counted
 from ufm.model import layers
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
-from ufm.runs import storage, values
+from ufm.runs import values
 from ufm.theory.spectra import orbit_dimension
 
 End = Literal["smallest", "largest"]
 ENDS: tuple[End, ...] = ("smallest", "largest")
 ROWS = 2000  # of a core, up to which its smallest eigenvalue off the orbit is shown: seconds
-MARK = "drawn by ufm probe"  # in the metadata of a figure, by which it is known
+MARK = "drawn by ufm probe"  # in the metadata of a figure, which may then be replaced
 LABELS = {
     "polish": "polish",
     "verdict": "verdict",
@@ -65,7 +64,7 @@ class Probe(Compiling):
     A run that stopped at a tolerance is near a critical point, not at one: --polish moves the point
     there first.
 
-    For features >= 0 the eigenvalues are those of class means, over the features that are not 0.
+    For nonnegative features the eigenvalues are of class means, over the entries that are not 0.
 
     Example: ufm probe runs/first --polish --density
     """
@@ -73,29 +72,31 @@ class Probe(Compiling):
     point: tyro.conf.Positional[Path]
     """folder of a run, as `ufm descend --out` leaves it, or an .npz or .safetensors file"""
     classes: tuple[str, ...] = ()
-    """of a file's labels: the K labels in the order of the rows of W, where they are not 0 … K−1"""
+    """for a file: its K labels in the order of the rows of W, if they are not 0 … K−1"""
     ignore: tuple[str, ...] = ()
-    """of a file's labels: those of samples to leave out"""
+    """for a file: the labels of samples to leave out"""
     loss: str = ""
-    """of a file's point, as `ufm descend --loss` takes it; a run stores its own"""
+    """for a file: the loss, as `ufm descend --loss` takes it; a run stores its own"""
     features: Literal["", "free", "nonnegative", "sphere"] = ""
-    """of a file's point: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
+    """for a file: free, nonnegative (H behind a ReLU), sphere (unit rows and features)"""
     polish: bool = False
     """first move to a critical point nearby, of any index, by Newton's method"""
     k: int = 3
-    """eigenpairs to compute at either end of the spectrum"""
+    """eigenpairs to compute at each end of the spectrum"""
     density: bool = False
     """draw the spectral density into POINT_density.pdf and .png beside the point"""
     figure: Path | None = None
-    """where to draw it instead, without .pdf"""
+    """path of that figure instead, without .pdf"""
     json: bool = False
     """print JSON for machines instead of tables"""
 
     def act(self) -> int:
-        """Print the evidence; draw if asked."""
+        """Print the evidence; draw the density if asked."""
         options = self.classes, self.ignore, self.loss, self.features
         problem, params = stored_point(self.point, *options)
-        self._check_place()
+        check.integer("k", self.k, 1, problem.size, f"this Hessian has {problem.size} eigenpairs")
+        if self.density or self.figure:
+            check_figure(self._stem(), MARK, "a figure of ufm probe")
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with watched(*columns) as progress:
             task = progress.add_task("")
@@ -117,7 +118,7 @@ class Probe(Compiling):
     def _probed(
         self, problem: Problem, params: Params, say: Callable[[str], None]
     ) -> tuple[dict[str, Any], dict[End, list[dict[str, Any]]], list[Path]]:
-        """(evidence, eigenpairs of either end, figures), each announced."""
+        """(evidence, eigenpairs at both ends, figures); `say` is called with each stage."""
         polished: dict[str, Any] = {}
         if self.polish:
             say("Newton's method to a critical point")
@@ -126,10 +127,10 @@ class Probe(Compiling):
         say("verdict, index and nullity")
         at = evaluate(problem, params)
         evidence = polished | _evidence(problem, at)
-        pairs = {}
-        for end in ENDS if layers.is_free(problem) else ():
-            say(f"{self.k} {end} eigenvalues")
-            pairs[end] = _pairs(at, params, self.k, end)
+        pairs: dict[End, list[dict[str, Any]]] = {}
+        if layers.is_free(problem):
+            say(f"{self.k} smallest eigenvalues, {self.k} largest")
+            pairs = _pairs(at, params, self.k)
         drawn = []
         if self.density or self.figure:
             say("spectral density")
@@ -141,16 +142,8 @@ class Probe(Compiling):
         name = self.point.stem if self.point.suffix in FORMATS else self.point.name
         return self.figure or self.point.with_name(f"{name}_density")
 
-    def _check_place(self) -> None:
-        if self.density or self.figure:
-            stem = self._stem()
-            if not stem.name:
-                raise Refused(f"got --figure {stem}; allowed: a path that ends in a name")
-            for path in (stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")):
-                storage.check_replaceable(path, MARK.encode(), "a figure of ufm probe")
-
     def _draw(self, problem: Problem, params: Params) -> list[Path]:
-        # matplotlib takes most of a second to import; no other command needs it.
+        # matplotlib takes most of a second to import; few commands need it.
         from ufm import plots
 
         measured = hessian.density(problem, params, jax.random.key(0))
@@ -201,7 +194,7 @@ def _evidence(problem: Problem, at: Evaluated) -> dict[str, Any]:
 
 
 def _on_the_face(verdict: Verdict) -> dict[str, Any]:
-    """Counts of the class means' variables that are not at a zero of H; none if not critical."""
+    """Counts of eigenvalues on the variables off the zeros of H; empty if not critical."""
     counts = verdict.inertia
     if counts is None:
         return {}
@@ -211,17 +204,17 @@ def _on_the_face(verdict: Verdict) -> dict[str, Any]:
 
 
 def _off_the_orbit(problem: Problem, core: Core) -> dict[str, float]:
-    """The smallest eigenvalue off the symmetry orbit, where it takes seconds at most."""
+    """The smallest eigenvalue off the symmetry orbit, if it takes seconds at most."""
     if ends.size_of(core) > ROWS:
         return {}
     return {"smallest_off_orbit": ends.of_core(problem, core, orbit=True)}
 
 
 def _along_the_orbit(core: Core, residual: float) -> float:
-    """How far from 0 the eigenvalues of the orbit may be at a point known to a residual.
+    """How far from 0 the eigenvalues of the orbit may be at a point with this residual.
 
-    ∇²f (W Aᵀ, A H) = −(∇_W Aᵀ, A ∇_H) for antisymmetric A, and the tangent is at least as long as
-    the smallest singular value of [Wᵀ, H] times ‖A‖/√2, or 0: what is 0 turns nothing.
+    ∇²f (W Aᵀ, A H) = −(∇_W Aᵀ, A ∇_H) for antisymmetric A, and the tangent is 0 or at least as long
+    as the smallest positive singular value of [Wᵀ, H] times ‖A‖/√2.
     """
     columns = np.concatenate([core.W.T, core.H * np.sqrt(core.merged)], axis=1)
     sizes = np.linalg.svd(columns, compute_uv=False)
@@ -229,19 +222,22 @@ def _along_the_orbit(core: Core, residual: float) -> float:
     return 2 * residual / float(sizes[-1]) if len(sizes) else 0.0
 
 
-def _pairs(at: Evaluated, params: Params, k: int, end: End) -> list[dict[str, Any]]:
-    """Eigenvalues at one end, outermost first, with residuals ‖∇²f v − λv‖."""
+def _pairs(at: Evaluated, params: Params, k: int) -> dict[End, list[dict[str, Any]]]:
+    """Eigenvalues at both ends, outermost first, with residuals ‖∇²f v − λv‖."""
     core = reduced(at)
-    if 1 <= k <= at.problem.size and ends.size_of(core) <= ends.DENSE:
-        pairs = zip(*ends.outermost(core, k, 1 if end == "smallest" else -1), strict=True)
-        return [_pair(value, residual, True) for value, residual in pairs]
-    found = hessian.extreme(at.problem, params, k=k, which=end)
-    arrays = map(np.asarray, (found.values, found.residuals, found.converged))
-    return [_pair(*pair) for pair in zip(*arrays, strict=True)]
+    if ends.size_of(core) <= ends.DENSE:
+        found = [_listed(*x, np.ones(k, bool)) for x in ends.outermost(core, k)]
+    else:
+        extremes = (hessian.extreme(at.problem, params, k=k, which=end) for end in ENDS)
+        found = [_listed(x.values, x.residuals, x.converged) for x in extremes]
+    return dict(zip(ENDS, found, strict=True))
 
 
-def _pair(value: Any, residual: Any, converged: Any) -> dict[str, Any]:
-    return {"value": float(value), "residual": float(residual), "converged": bool(converged)}
+def _listed(values: Any, residuals: Any, converged: Any) -> list[dict[str, Any]]:
+    """Eigenpairs as JSON prints them."""
+    lists = (np.asarray(x).tolist() for x in (values, residuals, converged))
+    names = "value", "residual", "converged"
+    return [dict(zip(names, pair, strict=True)) for pair in zip(*lists, strict=True)]
 
 
 def _told(pairs: Mapping[End, list[dict[str, Any]]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, elsewhere a line now and then."""
+"""Progress on standard error: a bar on a terminal, otherwise a line every 30 seconds."""
 
 import contextlib
 import sys
@@ -14,9 +14,9 @@ PERIOD = 30.0  # seconds between two lines of a log
 
 @contextlib.contextmanager
 def watched(*columns: ProgressColumn) -> Iterator[Progress]:
-    """A bar of these columns, gone at the end; in a log the text of them, every `PERIOD` seconds.
+    """A bar of these columns, removed at the end; in a log their text, every `PERIOD` seconds.
 
-    The lines come from a thread, so that a log shows that a program is being compiled, too.
+    A thread writes these lines, so that they also appear while a program is being compiled.
     """
     console = Console(stderr=True)
     log = not console.is_terminal
@@ -40,7 +40,7 @@ def _tell(progress: Progress, ended: threading.Event) -> None:
         for task in progress.tasks:
             texts = [x.render(task).plain for x in progress.columns if isinstance(x, TextColumn)]
             told = ", ".join(x.strip() for x in texts if x.strip())
-            # The stream may be gone; a run does not end for that.
+            # The stream may be closed, which must not end a run.
             with contextlib.suppress(OSError, ValueError):
                 seconds = time.monotonic() - begun
                 print(f"ufm: {seconds:.0f} s: {told}", file=sys.stderr, flush=True)

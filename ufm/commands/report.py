@@ -1,4 +1,4 @@
-"""`ufm report`: one page of any runs."""
+"""`ufm report`: one page about any runs."""
 
 import sys
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ufm.runs import storage
 
 @dataclass(frozen=True)
 class Report:
-    """Write one self-contained HTML page of runs: verdicts, figures, tables, plots to hover over.
+    """Write one self-contained HTML page about runs: verdicts, figures, tables, interactive plots.
 
     PATH is the folder of a run of descend, census, verify or sweep, or of an experiment; the .json
     file of an experiment's verdicts; or a folder that holds some of these, like figures/ or runs/.
@@ -22,14 +22,14 @@ class Report:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """what to report on, in this order"""
+    """runs to report on, in this order"""
     out: Path = Path("report.html")
     """the page to write, .html; an earlier page is replaced, any other file is left alone"""
     title: str = "The landscape of neural collapse"
     """title of the page"""
 
     def act(self) -> int:
-        """Read every run, write the page."""
+        """Read every run and write the page."""
         try:
             from ufm.report import page as report
             from ufm.report import sections

@@ -1,4 +1,4 @@
-"""What every command shares: exit statuses, the flags of a model, stored input, printing."""
+"""What the commands share: exit statuses, the flags of a model, stored input, printing."""
 
 import os
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from ufm.metrics.features import columns, numbers
 from ufm.model.points import check_params
 from ufm.model.problem import DECAYS, Params, Problem
 from ufm.report import stored
-from ufm.runs import record, values
+from ufm.runs import record, storage, values
 
 FAILED = 1
-# Of tables with many columns, as narrow as it gets: a row should fit a terminal of 80 columns.
+# For tables with many columns: narrow, so that a row fits a terminal of 80 columns.
 LOOK: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "title_justify": "left"}
-# What other commands leave in a folder, and what reads it.
+# Files by which the folders of other commands are known, and what reads these folders.
 OTHERS = {
-    "atlas.json": "an atlas of `ufm census`; read it with `ufm report`, or let it grow with "
+    "atlas.json": "an atlas of `ufm census`; read it with `ufm report`, or extend it with "
     "`ufm census --out`",
     "verify.json": "what `ufm verify` found; read it with `ufm report`, or in its verify.md",
 }
@@ -32,7 +32,7 @@ OTHERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Compiling:
-    """What commands share that compile."""
+    """The flag of all commands that compile programs."""
 
     cache: bool = True
     """keep compiled programs between processes, in the user's cache folder"""
@@ -61,18 +61,18 @@ class ModelFlags:
     loss: str = "CrossEntropy"
     """loss of the logits"""
     weights: tuple[float, ...] = ()
-    """weights of the classes in the loss, K numbers; without it all weigh the same"""
+    """weights of the classes in the loss, K numbers; default: equal weights"""
     decay_weights: tuple[float, ...] = ()
-    """weights of the classes in the decay of H, K numbers; layer-peeled model: 1/n_k"""
+    """weights of the classes in the decay of H, K numbers; the layer-peeled model has 1/n_k"""
     targets: Path | None = None
-    """target matrix (K, G) in place of labels, an .npy file or text of K lines"""
+    """target matrix (K, G) instead of labels: an .npy file, or text with K lines"""
     features: Literal["free", "nonnegative", "sphere"] = "free"
     """constraint on W and H; nonnegative: H as behind a ReLU, sphere: unit rows and features"""
     fixed: tuple[str, ...] = ()
-    """W fixes the classifier, at the W that the run starts with"""
+    """W: fix the classifier at the W with which the run starts"""
 
     def config(self) -> dict[str, Any]:
-        """As a run folder holds it: loss and weights only where they were given."""
+        """The flags as a run folder stores them: newer ones only where they are not default."""
         later = {"loss": "CrossEntropy", "weights": (), "decay_weights": (), "targets": None}
         later |= {"features": "free", "fixed": ()}
         found = {name: x for name, x in self._fields().items() if x != later.get(name, self)}
@@ -81,13 +81,17 @@ class ModelFlags:
         return found
 
     def _fields(self) -> dict[str, Any]:
-        """The fields of a problem, each decay by itself."""
+        """The fields of a problem, with a value for each decay."""
         found = asdict(self)
         lam = found.pop("lam")
         return found | {name: lam if found[name] is None else found[name] for name in DECAYS}
 
     def problem(self) -> Problem:
-        """Build the `Problem`, which refuses what makes no sense."""
+        """The `Problem` of these flags.
+
+        Raises:
+            Refused: values that do not make one.
+        """
         n = self.n[0] if len(self.n) == 1 else self.n
         weights = {name: getattr(self, name) or None for name in ("weights", "decay_weights")}
         targets = None if self.targets is None else matrix_of(self.targets)
@@ -108,9 +112,9 @@ def stored_point(
 
     Args:
         path: folder of a run, or an .npz or a .safetensors file.
-        classes, ignore: as given on the command line, for the labels of a file.
-        loss: likewise, the text of a file's loss; "" takes cross-entropy.
-        features: likewise, what a file's features may be; "" takes free ones.
+        classes, ignore: words of the command line, for the labels of a file.
+        loss: likewise, the loss of the point of a file; "" takes cross-entropy.
+        features: likewise, the constraint on its features; "" takes free ones.
 
     Raises:
         Refused: no such run or file, a run that is not finished or of another kind, a file in
@@ -146,6 +150,23 @@ def stored_point(
     where = f"{path / 'manifest.json'}"
     params = stored.point(found.manifest, found.arrays, where)
     return stored.problem(found.manifest, where), Params(*map(jnp.asarray, params))
+
+
+def check_figure(stem: Path, mark: str, what: str) -> None:
+    """Refuse a path for a figure unless its .pdf and .png are new or carry the mark.
+
+    Args:
+        stem: the path without suffix.
+        mark: text in the metadata of the figures of a command.
+        what: such a figure in words, for the message.
+
+    Raises:
+        Refused: a path without a name, or at which other files are.
+    """
+    if not stem.name:
+        raise Refused(f"got --figure {stem}; allowed: a path that ends in a name")
+    for kind in ("pdf", "png"):
+        storage.check_replaceable(stem.with_name(f"{stem.name}.{kind}"), mark.encode(), what)
 
 
 def refuse_others(path: Path) -> None:
@@ -244,7 +265,7 @@ def _grouped(
 
 
 def named(labels: np.ndarray, classes: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
-    """The options `classes` and `ignore` of a command, as the labels of a file are: text or not.
+    """The options `classes` and `ignore` of a command in the type of the labels of a file.
 
     Raises:
         Refused: text where the labels are numbers.
@@ -263,7 +284,14 @@ def named(labels: np.ndarray, classes: Sequence[str], ignore: Sequence[str]) -> 
 
 
 def show(title: str, rows: dict[str, Any], names: Sequence[str], as_json: bool) -> None:
-    """Print a two-column table, or one JSON object under the short names, not finite as null."""
+    """Print a two-column table, or one JSON object with null for numbers that are not finite.
+
+    Args:
+        title: of the table.
+        rows: values by their labels.
+        names: the keys of the JSON object, in the order of the rows.
+        as_json: whether to print that.
+    """
     if as_json:
         print(values.text(dict(zip(names, rows.values(), strict=True))))
         return

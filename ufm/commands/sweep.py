@@ -19,7 +19,7 @@ from ufm.commands.table import print_json, print_table
 from ufm.sweeps import histories, toml
 from ufm.sweeps import run as sweeps
 
-CONNECT = 10  # seconds in which a scheduler answers, or is none
+CONNECT = 10  # seconds to wait for a scheduler
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Sweep(Compiling):
     The grid is a TOML file: K, d, n, lam (or lam_W, lam_H, lam_b), bias, optimizer, learning_rate,
     momentum, batch_size and seed take one value or a list; options holds further hyperparameters by
     name; steps, record_every, grad_tol, gap_tol, scale, precision and record (index, lam_min) apply
-    to all cells. A table [[grid]] defines a further grid that inherits the keys above it. The table
-    is kept in --out, batch by batch: if the command is killed or interrupted, give it again, and it
+    to all cells. Each table [[grid]] defines a grid that inherits the keys at the top. The table is
+    stored in --out, batch by batch: if the command is killed or interrupted, give it again, and it
     computes only the missing cells. A grid with more cells or more steps extends the table. A cell
     that diverges stays in the table, with status `diverged`.
 
@@ -40,11 +40,11 @@ class Sweep(Compiling):
     grid: Annotated[Path, tyro.conf.Positional]
     """the TOML file"""
     out: Path | None = None
-    """folder that keeps the table: manifest.json, arrays.npz"""
+    """folder of the table: manifest.json, arrays.npz"""
     history: bool = False
-    """keep every record of every cell, not only the ends"""
+    """store every record of every cell, not only the ends"""
     memory: float = sweeps.MEMORY / 2**20
-    """MiB that the compiled calls that run at a time may use"""
+    """MiB that concurrent compiled calls may use"""
     scheduler: str | None = None
     """address of a Dask scheduler, such as tcp://10.0.0.7:8786, whose workers compute the cells"""
     json: bool = False
@@ -106,7 +106,7 @@ def _workers(address: str | None) -> Iterator[Executor | None]:
 
 
 def _compare(client: Any) -> None:
-    """Refuse a scheduler or workers on which another ufm is installed, or none."""
+    """Refuse a scheduler or workers with another version of ufm, or without it."""
     mine = _version()
     try:
         theirs = {"the scheduler": client.run_on_scheduler(_version)} | client.run(_version)

@@ -1,4 +1,4 @@
-"""`ufm table`: the table of a sweep, to look at or to hand on."""
+"""`ufm table`: the table of a sweep, printed or exported."""
 
 import csv
 import io
@@ -44,9 +44,9 @@ class Table:
     limit: int | None = None
     """most rows to show"""
     group_by: tuple[str, ...] = ()
-    """columns whose equal values make one row of several"""
+    """columns; rows that agree in all of them become one row"""
     median: bool = False
-    """show the median of each group in place of the mean"""
+    """show the median of each group instead of the mean"""
     latex: bool = False
     """print LaTeX, for the package booktabs"""
     csv: Path | None = None
@@ -55,7 +55,7 @@ class Table:
     """print JSON for machines, one object a row"""
 
     def act(self) -> int:
-        """Read, sort, choose, print."""
+        """Read the table, group, sort and print it."""
         if self.limit is not None:
             integer("limit", self.limit, 1)
         refuse_others(self.run)
@@ -87,7 +87,7 @@ class Table:
         return 0
 
     def _print(self, columns: sweeps.Columns, title: str) -> None:
-        """As it was asked for."""
+        """Print or write the table in the chosen format."""
         if self.csv is not None:
             if os.path.lexists(self.csv):
                 raise Refused(f"got --csv {self.csv}, which exists; allowed: a new file")
@@ -102,13 +102,13 @@ class Table:
             print_table(columns, self._shown(columns), title)
 
     def _shown(self, columns: sweeps.Columns) -> tuple[str, ...]:
-        """The columns to print: those asked for, or those that tell rows apart and the results."""
+        """The columns to print: the chosen ones, or the settings that vary and the results."""
         chosen = (*self.group_by, *tables.shown(tables.named(columns)))
         return tuple(dict.fromkeys((*self.group_by, *self.columns) if self.columns else chosen))
 
 
 def _title(columns: sweeps.Columns, rows: int, whole: int, unit: str) -> str:
-    """How many rows of how many, and what is the same in all that are shown."""
+    """The number of rows, and the settings that are the same in all that are shown."""
     unit += "s" if whole != 1 else ""
     counted = f"{rows} of {whole} {unit}" if rows < whole else f"{rows} {unit}"
     same = tables.shared(tables.named(columns))
@@ -132,12 +132,12 @@ def _csv(columns: sweeps.Columns) -> str:
 
 
 def print_json(columns: sweeps.Columns, names: tuple[str, ...] = ()) -> None:
-    """One object a row; NaN and infinities as null."""
+    """Print one JSON object for each row; NaN and infinities as null."""
     print(values.text(_rows(columns, names)))
 
 
 def print_table(columns: sweeps.Columns, names: tuple[str, ...] = (), title: str = "") -> None:
-    """A table for people: by default the settings that vary, and the main results."""
+    """Print a table; by default of the settings that vary and the main results."""
     columns = tables.named(columns)
     rows = len(columns["status"])
     title = title or _title(columns, rows, rows, "row")
@@ -150,7 +150,7 @@ def print_table(columns: sweeps.Columns, names: tuple[str, ...] = (), title: str
         table.add_row(*(_text(row[name]) for name in chosen), style="bold red" if failed else None)
     console = Console()
     console.print(title, soft_wrap=True, markup=False, highlight=False)
-    # A number cut short is worse than a long line.
+    # Lines longer than the terminal, rather than truncated numbers.
     whole = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     Console(width=max(console.width, whole)).print(table)
 

@@ -17,7 +17,7 @@ from ufm.model.problem import Problem
 from ufm.runs import values
 from ufm.theory import minimum
 
-# The claims that come with a minimum in closed form, or one solved and certified.
+# The claims with a minimum in closed form, or one that is solved for and certified.
 MINIMA = ("simplex", "groups", "squared minimum", "orthogonal means")
 
 
@@ -37,7 +37,7 @@ class Theory:
     """print JSON for machines instead of tables"""
 
     def act(self) -> int:
-        """Print it; the closed form where its theorem holds."""
+        """Print the claims, and the closed form if its theorem holds."""
         problem = self.model.problem()
         found = theory.claims(problem)
         known = any(one.fails is None for one in found if one.name in MINIMA)
@@ -97,7 +97,7 @@ def _rate(problem: Problem) -> float:
 
 
 def _show_claims(found: Sequence[theory.Claim]) -> None:
-    """One row a claim; under the table what λ₋ is."""
+    """Print one row for each claim, and the definition of λ₋."""
     table = Table(title="What is known of this problem", title_justify="left", show_lines=True)
     for name in ("claim", "holds here", "source"):
         table.add_column(name)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.table import Table
 
 from ufm import check
-from ufm.check import Refused, integer
+from ufm.check import Refused
 from ufm.commands.progress import watched
 from ufm.commands.shared import FAILED, LOOK, Compiling
 from ufm.critical import search as census
@@ -35,10 +35,10 @@ COLUMNS = (
 class Verify(Compiling):
     """Check the theory on every problem of a grid; exit with status 1 on a violation.
 
-    For each cell: the closed-form minimiser and its certificate, its spectrum by two routes, a
+    For each cell: the closed-form minimiser and its certificate, its spectrum by two methods, a
     census of the critical points, each with a verdict, and escapes from saddles by gradient
     descent. A cell takes seconds for K <= 5, once compiled, and much longer for larger K. Every
-    finished cell is kept in --out: if the command is killed or interrupted, give it again, and it
+    finished cell is stored in --out: if the command is killed or interrupted, give it again, and it
     computes only the missing cells.
 
     Example: ufm verify --K 3 4 --d 4 6 --n 5 --lam 1e-3 1e-2 --out verified
@@ -51,7 +51,7 @@ class Verify(Compiling):
     n: tuple[int, ...] = (5,)
     """samples per class; one problem for each value"""
     counts: tuple[int, ...] = ()
-    """samples of each class of one problem, in place of --n: K numbers"""
+    """samples of each class of one problem, instead of --n: K numbers"""
     lam: tuple[float, ...] = (1e-3, 1e-2)
     """values of λ_W"""
     ratio: tuple[float, ...] = (1.0,)
@@ -63,16 +63,16 @@ class Verify(Compiling):
     rounds: int = 2
     """most rounds of the census"""
     escapes: int = 4
-    """saddles of each cell to escape from; 0 leaves it out"""
+    """saddles of each cell to escape from; 0 for none"""
     seed: int = 0
-    """seed of everything random"""
+    """seed of the census and of the escapes"""
     out: Path | None = None
-    """folder that keeps the cells: manifest.json; in the end verify.json and verify.md as well"""
+    """folder of the cells: manifest.json, and at the end verify.json and verify.md"""
     json: bool = False
     """print JSON for machines instead of a table"""
 
     def act(self) -> int:
-        """Verify the cells that the folder lacks, with a progress bar; keep each as it ends."""
+        """Verify the cells that the folder lacks, with a progress bar; store each as it ends."""
         problems = self._problems()
         with contextlib.nullcontext() if self.out is None else self._opened() as handle:
             cells = [] if handle is None else _kept(handle)
@@ -95,7 +95,7 @@ class Verify(Compiling):
         for name in ("K", "d", "n", "lam", "ratio"):
             if not getattr(self, name):
                 raise Refused(f"got --{name} without a value; allowed: one or more numbers")
-        integer("escapes", self.escapes, 0)
+        check.integer("escapes", self.escapes, 0)
         sizes = (self.counts,) if self.counts else self.n
         grid = itertools.product(self.K, self.d, sizes, self.lam, self.ratio)
         problems = [Problem(K, d, n, lam, lam * r, self.lam_b) for K, d, n, lam, r in grid]
@@ -144,13 +144,13 @@ def _state(cells: list[Cell], total: int) -> dict[str, Any]:
 
 
 def _kept(handle: record.RunHandle) -> list[Cell]:
-    """The cells that a run holds."""
+    """The finished cells of a run."""
     manifest = record.load_latest(handle.path).manifest
     return stored.verified(manifest, f"{handle.path / 'manifest.json'}")[0]
 
 
 def _write_tables(folder: Path, cells: list[Cell]) -> None:
-    """The finished cells for other programs and for people; what is there already stays."""
+    """Write verify.json and verify.md, unless the folder has them already."""
     plain = values.text(_state(cells, len(cells)))
     for name, text in (("verify.json", plain), ("verify.md", markdown(cells))):
         if not os.path.lexists(folder / name):
@@ -158,12 +158,8 @@ def _write_tables(folder: Path, cells: list[Cell]) -> None:
 
 
 def _plain(cells: list[Cell]) -> list[dict[str, Any]]:
-    """The cells as JSON holds them, NaN as null."""
-    return [
-        {name: None if x != x else x for name, x in cell._asdict().items()}
-        | {"problem": cell.problem.describe(), "violations": list(cell.violations)}
-        for cell in cells
-    ]
+    """The cells as JSON values, NaN as null."""
+    return [values.finite(cell._asdict() | {"problem": cell.problem.describe()}) for cell in cells]
 
 
 def _row(cell: Cell) -> list[str]:
@@ -185,7 +181,7 @@ def _minimum(cell: Cell) -> str:
 
 
 def markdown(cells: list[Cell]) -> str:
-    """The table as Markdown, violations in words below it."""
+    """The table as Markdown, with the violations listed below it."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     lines += [f"| {' | '.join(_row(cell))} |" for cell in cells]
     words = [f"- {_name_of(cell.problem)}: {text}" for cell in cells for text in cell.violations]
@@ -196,7 +192,7 @@ def _name_of(problem: Problem) -> str:
     return f"K={problem.K}, d={problem.d}, n={problem.n}, λ_W={float(problem.lam_W):g}"
 
 
-# Heads for a terminal of 80 columns; the Markdown has the words.
+# Short heads for a terminal of 80 columns.
 _SHORT = (
     "K", "d", "n", "λ_W", "λ_H", "min", "ETF", "saddle", "other", "und", "points", "softest",
     "gap", "escaped", "viol",
@@ -212,10 +208,10 @@ def _print(cells: list[Cell]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "min: the global minimum. ETF: minimisers found, simplex ETFs (or the origin) where the "
-        "classes are alike. "
-        "other: minima that are not global. und: undecided. points: starts that arrived. "
-        "softest: least |most negative eigenvalue|. escaped: saddles left for the minimum."
+        "min: the global minimum. ETF: minimisers found, simplex ETFs (or the origin) for equal "
+        "classes. other: minima that are not global. und: undecided. points: starts that reached a "
+        "critical point. softest: least |most negative eigenvalue|. escaped: saddles from which "
+        "descent reached the minimum."
     )
     for cell in cells:
         for text in cell.violations:

@@ -1,8 +1,8 @@
-"""Critical points: solve for one, take a census of many, tell orbits apart, judge each.
+"""Critical points: solve for one, search for all, distinguish their orbits, classify each.
 
-Which to use: `solve` from any start to a critical point at rounding; `census` for the orbits of
-critical points of a problem, each with its index and verdict; `judge` for one polished point;
-`escape` for descent from a saddle; `verify` to compare all of it with the theory.
+Which to use: `solve` takes any start to a critical point, to rounding; `census` lists the orbits of
+critical points of a problem, each with its index and verdict; `judge` classifies one polished
+point; `escape` descends from a saddle; `verify` compares all of these with the theory.
 """
 
 from ufm.critical.orbits import Orbit, fingerprint, judge

@@ -1,4 +1,4 @@
-"""A census on disk: later sessions add orbits and hits, and none is lost.
+"""A census on disk, to which later sessions add orbits and hits.
 
     atlas.json              problem, table of orbits, starts by source, one entry a session
     orbits-<hash>.npz       W, H, b of the representatives, stacked
@@ -43,13 +43,19 @@ _FORM = {
 
 
 class Atlas:
-    """An atlas held by one process: `census` is what it holds, `sessions` how it came about."""
+    """An open atlas, locked by this process.
+
+    census: what it holds, None before the first `save`.
+    sessions: one entry for each session, this one included.
+    """
 
     def __init__(self, folder: Path, census: Census | None, sessions: list[dict[str, Any]]):
         self.folder, self.census, self.sessions = folder, census, sessions
 
     def save(self, census: Census) -> None:
-        """Write a census; the files of the former one go once the new manifest is there."""
+        """Write a census, then remove the files of the former one; nothing without an orbit."""
+        if not census.orbits:
+            return
         self.census = census
         points = jax.tree.map(lambda *x: np.stack(x), *(orbit.params for orbit in census.orbits))
         data, entry = storage.pack(points._asdict())
@@ -70,7 +76,7 @@ class Atlas:
 
 
 def _ours(folder: Path) -> set[str]:
-    """Names of files that only an atlas gives, and of half-written ones."""
+    """The files of the folder that belong to an atlas, half-written ones included."""
     patterns = _ORBITS, storage.PARTIAL
     return {x for x in storage.regular(folder) if any(form.fullmatch(x) for form in patterns)}
 
@@ -83,10 +89,10 @@ def table_row(orbit: Orbit) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
-    """(census, sessions) of an atlas.
+    """(census, sessions) of the atlas in a folder.
 
     Raises:
-        RecordError: no atlas there, or a file that was damaged or edited.
+        RecordError: there is no atlas, or a file was damaged or edited.
     """
     file = folder / _MANIFEST
     manifest = storage.read_sealed(file, FORMAT, VERSION)
@@ -112,12 +118,12 @@ def load(folder: Path) -> tuple[Census, list[dict[str, Any]]]:
 
 @contextmanager
 def opened(folder: Path, problem: Problem, options: dict[str, Any]) -> Iterator[Atlas]:
-    """The atlas of a folder, made if absent, locked while the block lasts.
+    """Open the atlas in a folder, created if absent, and lock it until the block ends.
 
     Args:
         folder: of the atlas.
-        problem: which it is to be the atlas of.
-        options: of this session, kept beside its command, versions and commit.
+        problem: whose critical points it lists.
+        options: of this session, stored with its command, versions and commit.
 
     Raises:
         RecordError: an atlas of another problem, a folder that holds other files, a damaged

@@ -1,8 +1,8 @@
-"""Where to look for stationary points with H ≥ 0: starts that are feasible, one function a source.
+"""Starts for stationary points with H ≥ 0: feasible ones, one function a source.
 
 The starts of `ufm.critical.sources` with absolute values of the features, in the coordinates of
-class means; what follows eigenvectors or deflates knows free features alone. Random starts find
-minima once they have descended, and saddles by Newton's method on the free variables.
+class means. Sources that follow eigenvectors or deflate are for free features only. Random starts
+lead to minima after descent, and to saddles by Newton's method on the free variables.
 """
 
 import jax
@@ -27,14 +27,14 @@ def tied(problem: Problem, key: Array, count: int) -> Params:
 
 
 def padded(problem: Problem, key: Array, count: int) -> Params:
-    """Random starts that use only the first 1 … d−1 axes, in turn; the others are idle."""
+    """Random starts in which W and H are 0 on all but the first 1 … d−1 axes, in turn."""
     starts = random(problem, key, count)
     used = np.arange(problem.d) < 1 + np.arange(count)[:, None] % max(problem.d - 1, 1)
     return Params(starts.W * used[:, None, :], starts.H * used[:, :, None], starts.b)
 
 
 def descended(problem: Problem, key: Array, count: int) -> Params:
-    """Where projected descent from random starts has come to: near minima."""
+    """End points of projected descent from random starts, near minima."""
     return _descended(problem, random(problem, key, count))
 
 

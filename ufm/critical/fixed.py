@@ -4,9 +4,9 @@ With w_j, ω_j of the merged columns j and S_j = ∇²ℓ_j at their logits,
 
     A_j = w_j WᵀS_jW + λ_H ω_j I,    C_j = w_j WᵀS_j,    D = Σ_j w_j S_j + λ_b I,
 
-the columns meet in b alone, so a step costs one factorisation of d rows a column and one of K rows,
-of the Schur complement D − Σ_j C_jᵀA_j⁻¹C_j. Steps are halved until f falls or ‖∇f‖ does. W takes
-part in no step. Everything is traceable and meant for float64.
+the columns are coupled by b only, so a step costs one factorisation of d rows for each column and
+one of K rows, of the Schur complement D − Σ_j C_jᵀA_j⁻¹C_j. Steps are halved until f or ‖∇f‖
+decreases. W does not change. Everything is traceable and meant for float64.
 """
 
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class _Loop(NamedTuple):
 
 
 def check(problem: Problem) -> None:
-    """Refuse what the method cannot solve.
+    """Refuse problems that the method cannot solve.
 
     Args:
         problem: of the merged columns.
@@ -63,7 +63,7 @@ def check(problem: Problem) -> None:
 def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     """(‖W‖ + √N)‖G‖ + λ_H‖HΩ‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
 
-    Without a bias √N is ε√N, as in `ufm.critical.newton.scale`.
+    Without a bias √N is replaced by ε√N, as in `ufm.critical.newton.scale`.
     """
     lams = terms.decays(problem, G.dtype)
     pull = length(params.W) + problem.N**0.5 * (1.0 if problem.bias else EPS)
@@ -71,7 +71,7 @@ def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
 
 
 def _blocks(problem: Problem, params: Params) -> tuple[Array, Array, Array]:
-    """(A_j (N, d, d), C_j (N, d, K), D (K, K)) of the module's head."""
+    """(A_j (N, d, d), C_j (N, d, K), D (K, K)) of the module's docstring."""
     W, dtype, K = params.W, params.W.dtype, problem.K
     S = problem.loss.curvature(terms.logits(problem, params), problem.target(problem.labels))
     units = jnp.broadcast_to(jnp.eye(K, dtype=dtype)[:, :, None], (K, K, problem.N))
@@ -85,7 +85,7 @@ def _blocks(problem: Problem, params: Params) -> tuple[Array, Array, Array]:
 
 
 def step(problem: Problem, params: Params, slope: Params) -> Params:
-    """The Newton step −(∇²f)⁻¹∇f in (H, b), 0 in W.
+    """The Newton step −(∇²f)⁻¹∇f in (H, b), 0 in W; slope is ∇f there.
 
     Of least length in b, along which f may be constant (shifts of the logits if λ_b = 0).
     """
@@ -121,13 +121,13 @@ def _ahead(problem: Problem, state: _Loop, limit) -> _Loop:
     """The state after one step, or with status "stalled"."""
     s, before = step(problem, state.params, state.slope), terms.norm(state.slope)
     descent = sum(jnp.vdot(x, y) for x, y in zip(state.slope, s, strict=True))
-    told = descent < -64 * EPS * jnp.abs(state.value)  # otherwise rounding hides whether f falls
+    told = descent < -64 * EPS * jnp.abs(state.value)  # below that, the change of f is rounding
 
     def tried(t):
         point = jax.tree.map(lambda x, y: x + t * y, state.params, s)
         value, slope, size = _at(problem, point)
         lower = told & (value <= state.value + 1e-4 * t * descent)
-        # Not in proportion to t: where rounding is all that is left, any t shortens it by a little.
+        # Not in proportion to t: at the level of rounding any t makes it a little smaller.
         flatter = terms.norm(slope) <= (1 - 1e-4) * before
         return (point, value, slope, size), lower | flatter
 
@@ -157,10 +157,10 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
 
     Args:
         problem: with a fixed classifier and a convex loss, λ_H > 0.
-        params: where to start, unless H = 0, b = 0 is lower.
+        params: where to start; H = 0, b = 0 is the start instead if f is lower there.
         limit: most steps; may be traced.
     """
-    # A start whose softmax is saturated on the wrong side has no curvature to step by.
+    # Where the softmax is saturated in favour of a wrong class, ∇²f has no curvature for a step.
     origin = Params(params.W, jnp.zeros_like(params.H), jnp.zeros_like(params.b))
     far = terms.objective(problem, origin) < terms.objective(problem, params)
     params = jax.tree.map(lambda x, y: jnp.where(far, x, y), origin, params)

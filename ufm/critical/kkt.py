@@ -1,18 +1,19 @@
 """Stationary points with H ≥ 0: projected descent, then Newton's method on the free variables.
 
-For given W and b each feature is the one minimiser of a strongly convex function over h ≥ 0 (for a
-convex loss), so the samples of a class are equal at every stationary point: the search is for class
-means (`ufm.model.quotient`), in all d dimensions, as rotations would lose the zeros.
+For given W and b each feature is the unique minimiser of a strongly convex function over h ≥ 0 (for
+a convex loss), so the samples of a class are equal at every stationary point. The search is
+therefore for class means (`ufm.model.quotient`), in all d dimensions, since rotations would not
+keep the zeros.
 
 1. Spectral projected gradients (Birgin, Martínez and Raydan 2000): x⁺ = x + t(P(x − α∇f) − x) with
    the step α of Barzilai and Borwein and t halved until f is below the largest of the last ten.
-2. Newton steps s(σ) of `ufm.critical.newton` on F = {h > 0} ∪ {h = 0, ∂f/∂h < 0} and W, b: the
-   zeros that push outwards are released. Entries that would turn negative leave F for 0, and the
-   step is solved for again until none does: W and b then go with the features as they will be.
-   (Clamping alone stalls where multipliers are 0, as for the squared error without a bias, for
-   which ∂f/∂h = 0 at every zero: ∇²f is flat along rotations there, of which the step takes a half
-   that leaves H ≥ 0.) Every accepted step lowers the norm of the projected gradient, and σ is in
-   proportion to it.
+2. Newton steps s(σ) of `ufm.critical.newton` in W, b and F = {h > 0} ∪ {h = 0, ∂f/∂h < 0}: zeros
+   with a negative multiplier are released. Entries that would become negative leave F and are set
+   to 0, and the step is solved for again until there are none, so that W and b are consistent with
+   the features after the step. (Clamping alone stalls where multipliers are 0, as for the squared
+   error without a bias, for which ∂f/∂h = 0 at every zero: ∇²f vanishes along rotations there, and
+   half of the step along one leaves H ≥ 0.) Every accepted step lowers the norm of the projected
+   gradient, to which σ is proportional.
 
 Everything is traceable and meant for float64.
 """
@@ -40,8 +41,9 @@ _ARMIJO, _LEAST, _MOST = 1e-4, 1e-10, 1e10
 class Reached(NamedTuple):
     """A stationary point of the large problem, and how it was found.
 
-    params, residual, scale: as in `ufm.Solution`. multiplier: the smallest ∂f/∂h at a zero of H,
-    infinite where there is none. taken: steps of descent. polished: Newton's part.
+    params, residual, scale: as in `ufm.Solution`.
+    multiplier: the smallest ∂f/∂h at a zero of H, infinite where there is none.
+    taken: steps of descent.  polished: the result of Newton's method, for the class means.
     """
 
     params: Params
@@ -53,7 +55,7 @@ class Reached(NamedTuple):
 
 
 def check(problem: Problem) -> None:
-    """Refuse what is too large for matrices.
+    """Refuse problems too large for dense matrices.
 
     Raises:
         Refused: naming the number of variables.
@@ -67,7 +69,7 @@ def check(problem: Problem) -> None:
 
 
 def reach(problem: Problem, params: Params, steps: Any, newton_steps: Any) -> Reached:
-    """From a start to a stationary point of the class means, lifted. Traceable.
+    """From a start to a stationary point, by way of the class means. Traceable.
 
     Args:
         problem: with H ≥ 0.
@@ -112,7 +114,15 @@ class _Descent(NamedTuple):
 def downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
     """Spectral projected gradients from one start until Newton's method takes over. Traceable.
 
-    In the coordinates of `newton.stretch`, which leave H ≥ 0 as it is.
+    In the coordinates of `newton.stretch`, in which H ≥ 0 means the same.
+
+    Args:
+        problem: with H ≥ 0.
+        params: where to start.
+        steps: most steps; may be traced.
+
+    Returns:
+        (the last point, the number of steps).
     """
     r = newton.stretch(problem, params.W.dtype)
     problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)

@@ -2,22 +2,22 @@
 
     s(σ) = −Re (∇²f + iσ)⁻¹ ∇f = −Σ_j λ_j/(λ_j² + σ²) ⟨v_j, ∇f⟩ v_j
 
-over the eigenpairs (λ_j, v_j) of ∇²f: the Levenberg–Marquardt step for the equation ∇f = 0, from
-one complex factorisation as well conditioned as ∇²f + iσ itself. As σ → 0 it becomes the Newton
-step of least length, which does not move along the symmetry orbit; it converges to saddles and
-minima alike. σ is proportional to ‖∇f‖, so convergence is quadratic wherever the critical points
-near by are one orbit and ∇²f vanishes along that orbit only (Yamashita and Fukushima 2001, with the
-error bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖. If no step does, the
-method reports that it has stalled: ‖∇f‖ has local minima that are no zeros.
+over the eigenpairs (λ_j, v_j) of ∇²f: the Levenberg–Marquardt step for the equation ∇f = 0, by one
+complex factorisation, as well conditioned as ∇²f + iσ itself. As σ → 0 it becomes the Newton step
+of least length, which does not move along the symmetry orbit; it converges to saddles and minima
+alike. σ is proportional to ‖∇f‖, so convergence is quadratic wherever the critical points near by
+are one orbit and ∇²f vanishes along that orbit only (Yamashita and Fukushima 2001, with the error
+bound that Morse–Bott points have). Every accepted step lowers ‖∇f‖. If no step does, the method
+reports that it has stalled: ‖∇f‖ has local minima that are not zeros.
 
 Where λ_W and λ_H are far apart, lengths are those of (W/r, H r, b), see `stretch`: otherwise one of
-W and H would be long and flat, the other short and steep, and no σ would fit both. Columns of H
-that weigh ω_i in the decay are as long as √(ω_i/ω̄) h_i, so that a merged column of n samples is as
-long as they are together. With D the diagonal matrix of these units, the step is
-−D Re (D∇²f D + iσ)⁻¹ D∇f.
+W and H would be long with small curvature, the other short with large curvature, and no σ would
+suit both. A column of H with weight ω_i in the decay has the length of √(ω_i/ω̄) h_i, so that a
+merged column of n samples is as long as these samples together. With D the diagonal matrix of these
+units, the step is −D Re (D∇²f D + iσ)⁻¹ D∇f.
 
 Problems too large for a matrix, and `refine` close to a minimum, take the step of MINRES (Paige and
-Saunders 1975) from zero, which has least length too. Everything here is traceable and meant for
+Saunders 1975) from zero, which also has least length. Everything here is traceable and meant for
 float64.
 """
 
@@ -37,7 +37,7 @@ from ufm.model.problem import Params, Problem
 
 DENSE_SIZE = 2500  # variables up to which a step factorises the matrix
 EPS = 2.0**-52
-# σ/‖∇²f‖ from below: rounding in the zero modes moves a point by at most 1e-16/1e-10 then, and
+# Least σ/‖∇²f‖: rounding in the zero modes then moves a point by at most 1e-16/1e-10, and
 # eigenvalues of 1e-5 ‖∇²f‖ still converge by five digits a step.
 FLOOR = 1e-10
 RECORDS = 128  # residuals kept of a polish
@@ -58,11 +58,11 @@ class Arrival(IntEnum):
 class Polished(NamedTuple):
     """A polished point.
 
-    params: the last point. residual: ‖∇f‖ there. scale: `scale` there.
-    newton_step: length of the last Newton step tried, an estimate of the distance to the
-        critical point from where it was taken.
-    steps: factorisations. status: code of `Arrival`.
-    residuals: (RECORDS,), ‖∇f‖ before each step while there is room, NaN past the end.
+    params: the last point.  residual, scale: ‖∇f‖ and `scale` there.
+    newton_step: length of the last Newton step tried, an estimate of the distance from its start
+        to the critical point.
+    steps: how many steps were tried.  status: code of `Arrival`.
+    residuals: (RECORDS,), ‖∇f‖ before each of the first steps, NaN past the end.
     """
 
     params: Params
@@ -86,7 +86,7 @@ class _Loop(NamedTuple):
 
 
 def length(x: Array) -> Scalar:
-    """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 have one."""
+    """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 stay in range."""
     largest = jnp.max(jnp.abs(x))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return unit * jnp.linalg.norm(jnp.ravel(x / unit))
@@ -95,9 +95,13 @@ def length(x: Array) -> Scalar:
 def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖HΩ‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
 
-    Without a bias √N is ε√N: features so much shorter than at logits of order 1 are the origin,
-    whose ∇f is 0. Rounding leaves a residual of about 1e-16 of it; unlike ‖∇f‖ alone, the ratio
-    ‖∇f‖/scale is not small just because a point is near the origin.
+    Without a bias √N is replaced by ε√N: features shorter by ε than at logits of order 1 count as
+    the origin, where ∇f = 0. Rounding leaves a residual of about 1e-16 scale; unlike ‖∇f‖ alone,
+    ‖∇f‖/scale is not small just because a point is near the origin. Traceable.
+
+    Args:
+        problem, params: any point.
+        G: the gradient of the data term in the logits there.
     """
     sizes = [length(x) for x in params]
     lams = terms.decays(problem, G.dtype)
@@ -117,10 +121,10 @@ def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
 
 
 def stretch(problem: Problem, dtype) -> Scalar:
-    """r = (λ_H ω̄/λ_W)^¼ to the nearest power of two, 1 where that is 1/4 to 4 or a decay is 0.
+    """r = (λ_H ω̄/λ_W)^¼ to the nearest power of two; 1 if that is 1/4 to 4, or if a decay is 0.
 
-    (W/r, H r) has the same logits, and at decays (λ_W r², λ_H/r²), which are alike, the same f. At
-    critical points W/r and H r are of one length.
+    (W/r, H r) has the same logits, and with the decays (λ_W r², λ_H/r²), which are nearly equal,
+    the same f. At critical points W/r and H r are about equally long. Traceable.
     """
     lam_W, lam_H = (jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H))
     lam_H = lam_H * _mean_weight(problem, dtype)
@@ -130,7 +134,10 @@ def stretch(problem: Problem, dtype) -> Scalar:
 
 
 def units(problem: Problem, dtype) -> Array:
-    """D, the unit of every entry of a flattened point: r, √(ω̄/ω_i)/r and 1, powers of two."""
+    """D, the unit of every entry of a flattened point, (size,): r in W, √(ω̄/ω_i)/r in H, 1 in b.
+
+    All are rounded to powers of two. Traceable.
+    """
     r, (K, d, N) = stretch(problem, dtype), (problem.K, problem.d, problem.N)
     columns = jnp.full(N, 1 / r)
     if problem.decay_weights is not None:
@@ -160,7 +167,7 @@ def _dense_step(problem: Problem, x: Array, g: Array, D: Array, sigma: Array) ->
 
 
 def _free_step(problem: Problem, x: Array, g: Array, D: Array, sigma: Array) -> Array:
-    """The same step by MINRES on D∇²f D s = −g, shortened by σ as a limit on its accuracy."""
+    """The same step by MINRES on D∇²f D s = −g, damped in that a larger σ ends it earlier."""
     at = linearize(problem, unflatten(problem, x))
     tolerance = jnp.clip(sigma, 1e-4, _INEXACT)
 
@@ -170,18 +177,14 @@ def _free_step(problem: Problem, x: Array, g: Array, D: Array, sigma: Array) -> 
     return minres(curved, -g, tolerance, 500)
 
 
-class Step(NamedTuple):
-    """s, the step from a flattened point. g: ∇f there."""
-
-    s: Float[Array, " size"]
-    g: Float[Array, " size"]
-
-
-def step(problem: Problem, x: Float[Array, " size"], factor) -> Step:
-    """The step s(σ) of the module's head with σ = factor ‖∇f‖/(1 + ‖x‖). Traceable."""
+def step(problem: Problem, x: Float[Array, " size"], factor) -> Float[Array, " size"]:
+    """The step s(σ) from a flattened point with σ = factor ‖∇f‖/(1 + ‖x‖). Traceable."""
     g, _ = _slope(problem, x)
-    one = _dense_step if problem.size <= DENSE_SIZE else _free_step
-    return Step(_step(one, problem, x, g, units(problem, x.dtype), factor), g)
+    return _step(_default_step(problem), problem, x, g, units(problem, x.dtype), factor)
+
+
+def _default_step(problem: Problem) -> Callable:
+    return _dense_step if problem.size <= DENSE_SIZE else _free_step
 
 
 def _step(one: Callable, problem: Problem, x: Array, g: Array, D: Array, factor) -> Array:
@@ -198,15 +201,15 @@ def iterate(
     moved: Callable[[Array, Array], Array] = jnp.add,
     D: Array | float = 1.0,
 ) -> Polished:
-    """Steps that shorten the gradient, damped until they do, down to rounding. Traceable.
+    """Steps damped until they lower the gradient norm, down to rounding. Traceable.
 
     Args:
-        problem: whose point x is.
+        problem: of the point.
         x: where to start, flattened.
-        measure: x to (g, scale): the gradient that is to vanish, and the size of its terms.
-        step: (x, g, factor) to the step s, shorter for a larger factor.
+        measure: x ↦ (g, scale): the gradient to be made 0, and the size of its terms.
+        step: (x, g, factor) ↦ the step s, shorter for a larger factor.
         limit: most steps; may be traced.
-        moved: (x, s) to the point at x + s.
+        moved: (x, s) ↦ the point after the step.
         D: unit of every entry. A step is accepted if it lowers ‖Dg‖.
     """
 
@@ -245,19 +248,18 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
     """From params to the critical point that Newton's method finds from there. Traceable.
 
     Args:
-        problem: any problem; decays may be mapped over.
-        params: where to start; its dtype should be float64.
+        problem: any problem with free features; decays may be mapped over.
+        params: where to start, in float64.
         limit: most steps; may be traced.
 
     Returns:
-        A `Polished`; under `jax.vmap`, one of each for every start.
+        A `Polished`; under `jax.vmap` its fields have an entry for every start.
     """
-    one = _dense_step if problem.size <= DENSE_SIZE else _free_step
-    return _polished(one, problem, params, limit)
+    return _polished(_default_step(problem), problem, params, limit)
 
 
 def refine(problem: Problem, params: Params, limit=100) -> Polished:
-    """`polish` without a matrix: from close to a minimum, where MINRES needs few products."""
+    """`polish` without a matrix, from close to a minimum, where MINRES needs few products."""
     return _polished(_free_step, problem, params, limit)
 
 

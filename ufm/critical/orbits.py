@@ -1,4 +1,4 @@
-"""Critical points up to symmetry: telling orbits apart, and saying what each of them is.
+"""Critical points up to symmetry: which orbit a point is on, and what kind of point it is.
 
 The symmetries are (W, H) ↦ (W Qᵀ, Q H), Q ∈ O(d), and permutations of classes of equal count and
 weights. With D = diag((c_k n_k)^⅔ (ω_k n_k)^⅓), which is diag(n_k) where the classes weigh the same
@@ -7,11 +7,11 @@ by f and the sorted
 
     eigenvalues of C,   C_kk,   C_jk (j < k),   Σ_j C_jk³,
 
-(where H ≥ 0 of HᵀH too), all of which are continuous and none of which the symmetries change. Two
-points with equal fingerprints are taken for one orbit: points of one orbit have equal fingerprints;
-the converse is not proved, but no counterexample has been seen. Where H ≥ 0 only permutations of
-the axes and turns that keep the zeros are symmetries, and the number of axes in use belongs to the
-fingerprint; points whose classes share as many axes otherwise count as one.
+(where H ≥ 0, also those of HᵀH). All are continuous, and the symmetries change none of them. Two
+points with equal fingerprints count as one orbit: points of one orbit have equal fingerprints; the
+converse is not proved, but no counterexample is known. Where H ≥ 0, only permutations of the axes
+and rotations that keep the zeros are symmetries, and the fingerprint includes the number of axes in
+use; points that use equally many axes in different ways may count as one orbit.
 """
 
 from typing import NamedTuple
@@ -37,25 +37,27 @@ from ufm.theory.spectra import orbit_dimension
 # Distance of fingerprints, relative to their size, up to which two points are on one orbit: points
 # polished to 1e-14 agree to 1e-14/λ_min, some 1e-9.
 SAME = 1e-7
-_KNOWN = ("free", "nonnegative")  # features of which orbits are told apart
+_KNOWN = ("free", "nonnegative")  # features for which fingerprints are defined
 _UNUSED = 1e-6  # largest feature on an axis that is not in use, of the largest of all
 
 
 class Orbit(NamedTuple):
-    """One orbit of critical points, by a representative, and what is known of it.
+    """One orbit of critical points: a representative, and its properties.
 
     params: representative in the coordinates of `ufm.model.quotient`, NumPy float64.
-    value: f, in nats.  rank: of W.  groups: sizes of the groups of classes with equal rows of W.
-    morse_index: negative eigenvalues of ∇²f.  nullity: zero ones.
-    orbit_dimension: how many of these the symmetries O(d) and b + s1 account for.
+    value: f, in nats.  rank: of [Wᵀ, H].
+    groups: sizes of the groups of classes with equal rows of W, largest first.
+    morse_index: how many eigenvalues of ∇²f are negative.  nullity: how many are zero.
+    orbit_dimension: how many of the zero ones are due to the symmetries O(d) and b + s1.
         Where H ≥ 0 these three are of class means, on the face (`ufm.hessian.faces`).
-    smallest: least eigenvalue of ∇²f.  predicted: λ₋ of theory, (λ_W+λ_H)/2 −
-        √(((λ_W−λ_H)/2)² + ‖G‖₂²), with weights in the decay the least eigenvalue of
-        [[λ_W I, G], [Gᵀ, λ_H Ω]]; the two are compared, not assumed equal. NaN where H ≥ 0.
-    gap: certified bound on f − f*.  spectral_ratio: ‖G‖₂/μ.
-    residual: ‖∇f‖.  newton_step: length of a Newton step from a point of ‖∇f‖ ≤ 1e-14.
+    smallest: least eigenvalue of ∇²f; where H ≥ 0, of class means, on the face, off symmetries.
+    predicted: λ₋ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²), with weights in the decay the least
+        eigenvalue of [[λ_W I, G], [Gᵀ, λ_H Ω]]; computed independently of `smallest`. NaN where
+        H ≥ 0.
+    gap: certified bound on f − f*, in nats.  spectral_ratio: ‖G‖₂/μ.
+    residual: ‖∇f‖.  newton_step: length of the last Newton step of the polish.
     kind, reason: of `hessian.verdict`.
-    hits: how many polished starts ended here, by source.
+    hits: how many polished starts ended on the orbit, by source.
     """
 
     params: Params
@@ -77,9 +79,17 @@ class Orbit(NamedTuple):
 
 
 def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
-    """f and sorted invariants under the symmetries, equal along an orbit. Traceable.
+    """f, log(1 + tr C) in natural units and sorted invariants: equal along an orbit. Traceable.
 
-    The invariants are those at the head of `ufm.critical.orbits`, in units of tr C.
+    The invariants are those in the docstring of `ufm.critical.orbits`, in units of tr C. Points on
+    one orbit differ by at most 1e-7 in every entry if polished to a residual of 1e-14.
+
+    Args:
+        problem: any problem with free or nonnegative features.
+        params: any point of it.
+
+    Raises:
+        Refused: features on the sphere, a fixed classifier.
     """
     points.check_types(problem, params)
     require_free(problem)
@@ -106,14 +116,14 @@ def fingerprint(problem: Problem, params: Params) -> Float[Array, " numbers"]:
 
 
 def _invariants(C: Array) -> list[Array]:
-    """What no permutation of the rows and columns of C changes, once sorted."""
+    """Quantities that, once sorted, no permutation of the rows and columns of C changes."""
     upper = C[np.triu_indices(len(C), 1)]
     return [jnp.linalg.eigvalsh(C), jnp.diagonal(C), upper, jnp.sum(C**3, axis=0)]
 
 
 def _class_sizes(problem: Problem, dtype) -> Array:
-    """The diagonal of D of the module's head, (K,)."""
-    if problem.targets is not None:  # rows of W are no classes
+    """The diagonal of D of the module's docstring, (K,)."""
+    if problem.targets is not None:  # rows of W are not classes
         return jnp.ones(problem.K, dtype)
     D = jnp.asarray(problem.counts, dtype)
     if problem.weights is not None:
@@ -124,12 +134,12 @@ def _class_sizes(problem: Problem, dtype) -> Array:
 
 
 def unit_of(problem: Problem):
-    """(λ_H N/λ_W)^¼ up to N^¼: the size of W at logits of order 1 and balanced decays."""
+    """(λ_H/λ_W)^¼: the length of W at logits of order 1 and balanced decays, up to N^¼."""
     return (jnp.sqrt(problem.lam_H) / jnp.sqrt(problem.lam_W)) ** 0.5
 
 
 def groups(W: np.ndarray, unit: float = 1.0) -> tuple[int, ...]:
-    """Sizes of the groups of rows of W that are equal in a unit of its entries, largest first."""
+    """Sizes of the groups of equal rows of W, largest first; unit is the natural size of W."""
     tolerance = 1e-6 * max(float(np.max(np.abs(W))), 1e-6 * unit)
     left, sizes = list(range(len(W))), []
     while left:
@@ -140,13 +150,18 @@ def groups(W: np.ndarray, unit: float = 1.0) -> tuple[int, ...]:
 
 
 def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, int]) -> Orbit:
-    """Everything that `Orbit` holds, for a polished point in the coordinates of the quotient.
+    """The `Orbit` of a polished point in the coordinates of the quotient.
 
-    Verdict, gap and counts are those of the problem with one sample a class, which do not depend
-    on n; eigenvalues are those of the problem itself.
+    Verdict and gap are those of the problem with one sample a class, as neither depends on n;
+    eigenvalues and their counts are those of the problem itself.
+
+    Args:
+        problem: any class counts, λ_W, λ_H > 0, free or nonnegative features.
+        small: a critical point of `ufm.critical.search.quotient_of(problem)`.
+        newton_step, hits: stored in the result.
 
     Raises:
-        Refused: if the point is not critical.
+        Refused: a point that is not critical; features on the sphere, a fixed classifier.
     """
     require_free(problem)
     layers.require_among(problem, "critical.judge", _KNOWN)
@@ -186,14 +201,14 @@ def _rank(problem: Problem, small: Params) -> int:
     """The rank of [Wᵀ, H]."""
     W, H, unit = np.asarray(small.W), np.asarray(small.H), float(unit_of(problem))
     sizes = np.linalg.svd(np.concatenate([W.T / unit, H * unit], axis=1), compute_uv=False)
-    # Of order 1 in these units but at the origin, where rounding has a rank but no meaning.
+    # Of order 1 in these units except at the origin, where the rank is that of rounding errors.
     return int(np.sum(sizes > 1e-8 * max(float(sizes[0]), 1.0)))
 
 
 def _judged_on_face(
     problem: Problem, small: Params, newton_step: float, hits: dict[str, int]
 ) -> Orbit:
-    """`judge` where H ≥ 0: counts are of the class means' variables off the zeros of H."""
+    """`judge` where H ≥ 0: the counts are of the variables of class means off the zeros of H."""
     at = evaluate(quotient.of_width(problem, problem.d), small)
     proof = certificate.certified(at)
     face = faces.judged(at, float(proof.gap), float(proof.resolution))

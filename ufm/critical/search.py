@@ -1,10 +1,10 @@
-"""The critical points of a problem, found, told apart and judged: one row an orbit.
+"""A search for the critical points of a problem: their orbits, each with a verdict.
 
 At a critical point the samples of a class are equal and 1ᵀW = 0, so W has rank ≤ K − 1: all
 critical points for any n and any d are those of the class means in min(d, K−1) dimensions, lifted
-(`ufm.model.quotient`). There Newton's method is cheap: it runs from thousands of starts
-(`ufm.critical.sources`) until ‖∇f‖ is at rounding. Starts that do not get there are counted, and
-never accepted. A census does not prove that there are no other critical points.
+(`ufm.model.quotient`). Newton's method is cheap in these variables: it runs from thousands of
+starts (`ufm.critical.sources`) until ‖∇f‖ is at the level of rounding. Starts for which it is not
+are counted as refused. A census does not prove that there are no other critical points.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,10 +33,10 @@ NAMES = tuple(source.__name__ for source in (*FIRST, *FROM_KNOWN))
 
 
 class Census(NamedTuple):
-    """The critical points that a census found, by orbits.
+    """The critical points that a census found, as orbits.
 
     problem: the problem.
-    orbits: by rising value.
+    orbits: in ascending order of f.
     tried: number of starts, by source.
     refused: how many of them did not reach a critical point to rounding, by source.
     """
@@ -48,12 +48,12 @@ class Census(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Progress of a census: the starts of one source in one round, polished.
+    """Progress of a census: the polished starts of one source in one round.
 
     source: the name of the source.
     arrived: the critical points reached, NumPy, in the coordinates of `quotient_of(problem)`.
     census: the census so far.
-    ends_round: whether it is the last of its round, a good moment to save.
+    ends_round: whether this is the last source of the round, a good moment to save.
     """
 
     source: str
@@ -63,21 +63,22 @@ class Batch(NamedTuple):
 
 
 def quotient_of(problem: Problem) -> Problem:
-    """The problem in whose variables a census works: class means in min(d, K−1) dimensions.
+    """The problem in whose variables a census searches: class means in min(d, K−1) dimensions.
 
-    min(d, K) for a loss that is not invariant under shifts, where W may have full rank.
+    In min(d, K) dimensions for a loss that is not invariant under shifts, where W may have full
+    rank, and in all d where H ≥ 0, since rotations would not keep the zeros.
     """
-    if not layers.is_free(problem):  # rotations would lose the zeros
+    if not layers.is_free(problem):
         return quotient.of_width(problem, problem.d)
     return quotient.of_width(problem, min(problem.d, rank_bound(problem)))
 
 
 def check(problem: Problem, starts: int, rounds: int) -> None:
-    """Refuse what a census cannot be taken of.
+    """Refuse problems and options that a census does not support.
 
     Raises:
-        Refused: λ_W or λ_H zero, a quotient too large for matrices, counts below 1;
-            array-valued decays.
+        Refused: λ_W or λ_H zero, a quotient too large for dense matrices, counts below 1;
+            array-valued decays; features on the sphere, a fixed classifier.
     """
     check_free(problem)
     layers.require_among(problem, "critical.census", ("free", "nonnegative"))
@@ -110,29 +111,36 @@ def census(
     known: Census | None = None,
     on_batch: Callable[[Batch], None] | None = None,
 ) -> Census:
-    """Search for critical points of f up to its symmetries, and judge each.
+    """Search for the critical points of f up to its symmetries, and classify each.
 
     The first round draws `starts` starts from each of the sources random, tied, padded, passages
-    and descended (`ufm.critical.sources`); every further round as many from each of perturbed,
-    followed and deflated, and from random and tied again, until a round finds no new orbit or
-    `rounds` are done. A census lists what it finds; it does not prove that there is nothing else.
+    and descended (`ufm.critical.sources`). Every further round draws as many from each of
+    perturbed, followed and deflated, and from random and tied again; the search ends when a round
+    finds no new orbit, or after `rounds` of them. (Where H ≥ 0 every round uses the sources of
+    `ufm.critical.feasible`.) A census lists the orbits found; it does not prove that there are no
+    others.
 
     Args:
         problem: any class counts, any d, λ_W, λ_H > 0, λ_b ≥ 0 or no bias.
-        key: a JAX PRNG key; other keys draw other starts.
+        key: a JAX PRNG key or an integer seed; other keys draw other starts.
         starts: per source and round.
-        rounds: at most this many.
+        rounds: the most rounds.
         known: an earlier census of this problem to extend; all of its orbits are kept.
-        on_batch: called with a `Batch` after each source of each round, to show progress, to save,
-            or to use the points.
+        on_batch: called with a `Batch` after each source of each round, for example to show
+            progress or to save the census.
 
     Returns:
         A `Census`, in float64 whatever JAX's configuration.
 
     Raises:
-        Refused: see `check`.
+        Refused: see `check`; a `known` census of another problem.
     """
     check(problem, starts, rounds)
+    if known is not None and known.problem.describe() != problem.describe():
+        raise Refused(
+            "got known=a census of another problem; allowed: one of this problem, or None for a "
+            "new census"
+        )
     key = door.key(key)
     with jax.enable_x64(True):
         small = quotient_of(problem)
@@ -140,7 +148,7 @@ def census(
         for number in range(rounds):
             before = len(ledger.orbits)
             round_key = jax.random.fold_in(key, number)
-            round_sources = _sources(problem, number)
+            round_sources = _sources(problem, number if ledger.orbits else 0)
             for source in round_sources:
                 source_key = jax.random.fold_in(round_key, NAMES.index(source.__name__))
                 extra = (_representatives(ledger),) if source in FROM_KNOWN else ()
@@ -157,7 +165,7 @@ def census(
 
 
 def _sources(problem: Problem, number: int) -> tuple[Callable[..., Params], ...]:
-    """The sources of a round: for H ≥ 0 those whose starts are feasible."""
+    """The sources of a round; most of the later ones start from the orbits known by then."""
     if not layers.is_free(problem):
         return feasible.SOURCES
     return FIRST if number == 0 else (*FROM_KNOWN, sources.random, sources.tied)
@@ -166,7 +174,7 @@ def _sources(problem: Problem, number: int) -> tuple[Callable[..., Params], ...]
 def polish(problem: Problem, starts: Params) -> newton.Polished:
     """Newton's method from many starts, one after the other in one program; NumPy arrays.
 
-    Side by side all would wait for the slowest, and XLA solves batches of complex systems several
+    In a batch all would wait for the slowest, and XLA solves batches of complex systems several
     times more slowly than single ones.
     """
     return jax.tree.map(np.asarray, _polish(problem, starts))
@@ -184,7 +192,7 @@ def _fingerprints(problem: Problem, points: Params) -> Array:
 
 
 class _Ledger(NamedTuple):
-    """A census under way: orbits in the order in which they were found, and their fingerprints."""
+    """A census in progress: orbits in the order in which they were found, with fingerprints."""
 
     orbits: tuple[Orbit, ...]
     prints: tuple[np.ndarray, ...]
@@ -214,7 +222,7 @@ def _visited(
     found: newton.Polished,
     arrived: np.ndarray,
 ) -> _Ledger:
-    """The ledger after the starts of a source, every arrival counted for its orbit."""
+    """The ledger after the starts of a source; each critical point is a hit of its orbit."""
     starts = len(found.status)
     all_orbits, prints = list(ledger.orbits), list(ledger.prints)
     if len(arrived):
@@ -243,7 +251,7 @@ def _more(counts: dict[str, int], name: str, count: int) -> dict[str, int]:
 
 
 def _nearest(prints: list[np.ndarray], row: np.ndarray) -> int | None:
-    """The number of the orbit with this fingerprint."""
+    """The position of the orbit with this fingerprint, None for a new one."""
     if not prints:
         return None
     distances = np.max(np.abs(np.stack(prints) - row), axis=1)
@@ -257,5 +265,5 @@ def _census(problem: Problem, ledger: _Ledger) -> Census:
 
 
 def hits(orbit: Orbit, among: Iterable[str] = NAMES) -> int:
-    """How many starts of these sources ended on an orbit."""
+    """How many starts of the given sources ended on an orbit."""
     return sum(orbit.hits.get(name, 0) for name in among)

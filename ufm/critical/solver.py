@@ -1,15 +1,15 @@
-"""From any start to a critical point at rounding: fewer variables, descent, Newton.
+"""From any start to a critical point, to rounding: fewer variables, descent, Newton's method.
 
 1. `ufm.model.quotient`: class means in the row space, which does not raise f.
-2. L-BFGS down to a small gradient, in coordinates where λ_W and λ_H are alike.
-3. `ufm.critical.newton`: steps of minimum length, quadratic, to ‖∇f‖ ≤ 1e-14 of the terms that
-cancel.
+2. L-BFGS until the gradient is small, in coordinates in which λ_W and λ_H are nearly equal.
+3. `ufm.critical.newton`: steps of least length with quadratic convergence, to ‖∇f‖ ≤ 1e-14 of the
+   terms that cancel.
 
-Where the classifier is fixed `ufm.critical.fixed` takes the place of 2 and 3, where H ≥ 0
-`ufm.critical.kkt` that of all, and on the sphere `ufm.critical.sphere`.
+A fixed classifier replaces 2 and 3 by `ufm.critical.fixed`. Where H ≥ 0, `ufm.critical.kkt`
+replaces all of them, and on the sphere `ufm.critical.sphere` does.
 
-The result is lifted back to the problem of the caller, and its residual measured there.
-`hessian.verdict` says whether it is a minimum or a saddle.
+The result is lifted back to the original problem, and its residual is computed there.
+`hessian.verdict` tells whether it is a minimum or a saddle.
 """
 
 import dataclasses
@@ -34,31 +34,31 @@ from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
 
 _METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
-# ‖∇f‖, in units of newton.scale at the start, at which Newton's method takes over. Of large
-# problems MINRES needs hundreds of products for a step, L-BFGS one: there the descent goes on
-# longer (and MINRES, begun too far out, stalled at K = d = 1000).
+# ‖∇f‖, in units of newton.scale at the start, at which Newton's method takes over. A step takes
+# MINRES hundreds of products on large problems and L-BFGS one, so there the descent continues for
+# longer (begun too early, MINRES stalled at K = d = 1000).
 _HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
-# Variables from which MINRES finishes a descent: a tenth of the time of a factorisation at 400, a
-# hundredth at 1800. Below, both take milliseconds, and the factorisation compiles sooner.
+# Beyond so many variables MINRES finishes a descent: a tenth of the time of a factorisation at 400,
+# a hundredth at 1800. Below, both take milliseconds, and the factorisation compiles faster.
 _MANY = 100
-# Where that unit has shrunk by more since the start, as it does at decays below 1e-5, ‖∇f‖ says
-# little: this many times what it is now is the unit then.
+# The unit shrinks on the way, by far at decays below 1e-5. It is at most this many times the unit
+# at the present point.
 _SHRUNK = 1e4
-_LEAST = 1e-140  # ‖∇f‖ whose square, which L-BFGS divides by, is a number
+_LEAST = 1e-140  # ‖∇f‖ whose square, by which L-BFGS divides, does not underflow
 
 
 class Solution(NamedTuple):
     """A critical point, or where its search ended; one entry per start if there were several.
 
     params: float64.
-    residual: ‖∇f‖ at params.  scale: size of the terms that cancel in it (`newton.scale`).
-    status: "converged" (residual ≤ 1e-14 scale), "stalled" or "step_limit"; on the sphere
-        "underflow" where f is too small for its digits.
+    residual: ‖∇f‖ at params; of the projected gradient where H ≥ 0 and on the sphere.
+    scale: size of the terms that cancel in ∇f (`newton.scale`).
+    status: "converged" (residual ≤ 1e-14 scale up to rounding), "stalled" or "step_limit"; on the
+        sphere "underflow" where f is so small that float64 loses its digits.
     descent_steps, newton_steps: how many were taken.
-    residuals: ‖∇f‖ before each Newton step, in the coordinates of `quotient`, NaN past the end.
-    multiplier: where H ≥ 0, the smallest ∂f/∂h at a zero of H (infinite without zeros), on the
-        sphere the smallest of the norms' multipliers, and ‖∇f‖ is that of the projected gradient
-        throughout; None for free features.
+    residuals: ‖∇f‖ before each Newton step, in the coordinates of the quotient, NaN past the end.
+    multiplier: where H ≥ 0, the smallest ∂f/∂h at a zero of H (infinite without zeros); on the
+        sphere, the smallest multiplier of the norms; None for free features.
     """
 
     params: Params
@@ -79,33 +79,34 @@ def solve(
     steps: int = 10_000,
     newton_steps: int = 100,
 ) -> Solution:
-    """A critical point near the end of a descent from params, to a relative gradient norm of 1e-14.
+    """A critical point by descent from params and Newton's method, to a relative ‖∇f‖ of 1e-14.
 
     The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f.
 
-    Computed in float64 whatever the precision of params and of JAX's configuration. Starts that
-    share a problem are solved side by side, compiled once a shape.
+    Computed in float64 whatever the precision of params and of JAX's configuration. Several starts
+    of one problem run in one compiled call; each shape is compiled once.
 
     Args:
-        problem: any problem with λ_H > 0, one number for each decay, or one on the sphere, where
-            the point that is found has one feature a class. Where the classifier is
-            fixed, a convex loss: the point is then the global minimiser for the W of params.
+        problem: any problem with λ_H > 0 and one number for each decay, or one on the sphere, where
+            the point found has one feature a class. A fixed classifier needs a convex loss: the
+            point is then the global minimiser for the W of params.
         params: a start, or several stacked along a leading axis.
-        descend: False leaves out the descent: Newton then finds a critical point of any index
+        descend: False omits the descent: Newton's method then finds a critical point of any index
             near the start, for polishing saddles.
-        steps: most steps of L-BFGS.
+        steps: most steps of the descent.
         newton_steps: most steps of Newton's method.
 
     Returns:
-        A `Solution` with Python numbers and a name as status, or with arrays for many starts.
+        A `Solution` with Python numbers and a name as status, or with arrays for several starts.
 
     Raises:
         Refused: λ_H = 0 (samples need not collapse then), limits below 1, wrong shapes or
             entries that are not finite; negative features where H ≥ 0, vectors off the sphere, or
-            more than 2500 variables of class means there;
-            arrays that are not real floating, mixed dtypes, array-valued decays.
+            more than 2500 variables of class means there; a loss that is not convex with a fixed
+            classifier; arrays that are not real floating, mixed dtypes, array-valued decays.
     """
     _check(problem, params, steps, newton_steps)
+    descend = check.flag("descend", descend)
     many = params.W.ndim == 3
     if not layers.is_free(problem):
         return _constrained(problem, params, steps if descend else 0, newton_steps)
@@ -135,7 +136,7 @@ def solve(
             f"got decays and a start whose ∇f is no float64 number (its norm is {residual}); "
             "allowed: those where it is. Scale them down"
         )
-    # Lifting rounds: what counts is the residual of the point that is handed out.
+    # Lifting rounds: what counts is the residual of the point that is returned.
     lost = (codes == newton.Arrival.converged) & (residual > 4 * newton.POLISHED * scale)
     codes = np.where(lost, newton.Arrival.stalled, codes)
     status = np.array([newton.Arrival(int(code)).name for code in codes.ravel()])
@@ -145,7 +146,7 @@ def solve(
 
 
 def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
-    """Newton's method for a start, or many, at the end of a descent (near) or anywhere."""
+    """Newton's method for one start or many; near: whether they are ends of a descent."""
     if problem.fixed:
         return _compiled(fixed.polish, many, large)
     dense = _compiled(newton.polish, many, large)
@@ -158,7 +159,7 @@ def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
         if large or not missed.any():
             return found
         # MINRES stalls where ∇²f is nearly singular off the orbit; a factorisation may not. Points
-        # that have arrived stay.
+        # that have converged are kept.
         rest = limit - np.max(np.asarray(found.steps)[missed])
         again = dense(problem, found.params, np.int32(rest))
         again = again._replace(steps=found.steps + again.steps)
@@ -171,7 +172,7 @@ def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
     return polished
 
 
-# What solves problems whose features are not free.
+# The modules for problems whose features are not free.
 _MEMBERS = {"nonnegative": kkt, "sphere": sphere}
 
 
@@ -205,12 +206,15 @@ def _reached(problem: Problem, starts: Params, steps: Any, newton_steps: Any) ->
 
 @functools.cache
 def _compiled(f: Callable, many: bool, large: bool = False) -> Callable:
-    """f(problem, start, …) compiled, for one start or for many behind a leading axis.
+    """f(problem, start, …) compiled, for one start or, if many, for a leading axis of starts.
 
-    A map over one start would take both sides of every branch: line searches are full of them.
+    One start has a program of its own, since vmap would compute both sides of every branch, of
+    which line searches have many.
 
     Args:
-        large: whether f runs longer than it takes to compile.
+        f: a function of this module or of one that it calls.
+        many: whether there is a leading axis.
+        large: whether f takes longer to run than to compile.
     """
     options = {} if large else programs.options()
     if not many:
@@ -263,13 +267,13 @@ def _lifted(problem: Problem, small: Params, frame: Array):
 def _downhill(problem: Problem, params: Params, steps: Any, handover: Any) -> tuple[Params, Array]:
     """L-BFGS from one start until Newton's method takes over: (point, steps taken).
 
-    In the coordinates of `newton.stretch`: with decays a million apart it would need thousands of
-    steps for what are fifty there.
+    In the coordinates of `newton.stretch`, in which fifty steps do what would otherwise take
+    thousands where one decay is a million times the other.
     """
     r = newton.stretch(problem, params.W.dtype)
     problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
     W, H, b = params.W / r, params.H * r, params.b
-    # With decays so far apart a start is as far from balance: (W s, H/s) has a lower f.
+    # With decays so far apart the start is far from balanced as well: (W s, H/s) has a lower f.
     s = jnp.sqrt(newton.length(H) / newton.length(W))
     s = jnp.where((r != 1) & (s > 0) & jnp.isfinite(s), s, 1)
     params = Params(W * s, H / s, b)
@@ -299,6 +303,12 @@ def _downhill(problem: Problem, params: Params, steps: Any, handover: Any) -> tu
 
 
 def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, Array]:
-    """L-BFGS to where Newton's method takes over, many starts side by side: (points, steps)."""
+    """L-BFGS from many starts until Newton's method takes over: (points, steps taken).
+
+    Args:
+        problem: with free features.
+        starts: stacked along a leading axis, in float64.
+        steps: most steps.
+    """
     handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
     return _compiled(_downhill, True)(problem, starts, np.int32(steps), handover)

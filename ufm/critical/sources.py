@@ -1,9 +1,10 @@
-"""Where to look for critical points: starts for Newton's method, one function a source.
+"""Starts for Newton's method in a search for critical points, one function a source.
 
-From random starts Newton's method mostly converges to the origin. So there are several sources,
-each of which uses some structure: tied classes, fewer dimensions than allowed, slow passages of
-descent, the neighbourhood and the eigenvectors of known points, and deflation of known points.
-Every function returns `Params` behind one leading axis, in the coordinates of `ufm.model.quotient`.
+From random starts Newton's method mostly converges to the origin. Therefore there are several
+sources, each of which uses some structure: tied classes, fewer dimensions than allowed, slow phases
+of descent, the neighbourhood and the eigenvectors of known points, and deflation of known points.
+Every function takes a problem in the coordinates of `ufm.model.quotient`, a JAX PRNG key and the
+number of starts, and returns `Params` of so many starts along a leading axis.
 """
 
 from collections.abc import Iterator
@@ -25,9 +26,9 @@ from ufm.model.problem import Params, Problem
 
 # Standard deviations of random starts, in units of the entries at a global minimum.
 SCALES = (0.3, 1.0, 1.7, 3.0)
-# Descent that lingers at saddles: how far from 0 and from a tied point it starts, in units of the
-# entries at a minimum (small, so that it passes near them), its step where the slope is small, and
-# how many points of it are looked at, how many steps apart.
+# Descent that passes close to saddles: its distance at the start from 0 and from a tied point, in
+# units of the entries at a minimum (small, so that it passes near them); its step where the
+# gradient is small; how many points of it are recorded, and how many steps apart.
 _NEAR_ORIGIN, _NEAR_TIED = 1e-3, 1e-4
 _PASSAGE_STEP, _PASSAGE_RECORDS, _PASSAGE_STRIDE = 4.0, 80, 25
 # Noise about known points, in the same units: from the neighbourhood of one to far away.
@@ -37,10 +38,10 @@ _DEFLATED_STEPS, _DEFLATION, _APART = 12, 0.1, 1e-12
 
 
 def units(problem: Problem) -> tuple[Array, Array]:
-    """Root mean square entry of W and of H at a global minimum, by the closed form or nearly so.
+    """Root mean square entries (W, H) at a global minimum, by the closed form for equal classes.
 
-    ‖W‖² = (K−1) t √(n λ_H/λ_W) with the mean n, samples counted as they weigh in the decay; t from
-    below by 1. Traceable.
+    ‖W‖² = (K−1) t √(n λ_H/λ_W) and ‖H‖² = (K−1) t √(n λ_W/λ_H)/n for one feature a class, with the
+    margin t but at least 1, and with n the mean of n_k ω_k. Traceable.
     """
     K: int = problem.K
     n: Any = problem.N / problem.groups
@@ -82,11 +83,12 @@ def _gaussian(problem: Problem, key: Array, scales: Float[Array, " count"]) -> P
 def tied(problem: Problem, key: Array, count: int) -> Params:
     """Random starts in which the classes of a group share row, feature and bias.
 
-    Every partition of the classes with 2 … K−1 groups in turn, the classes in a random order. The
-    tied points form a fixed space of a symmetry (for equal counts), so Newton's method stays in
-    it. By fixed spaces: critical points of f restricted to it are critical points of f.
+    Every partition of the classes with 2 … K−1 groups in turn, the classes in a random order. For
+    equal counts the tied points are the fixed space of a group of symmetries: Newton's method stays
+    in it, and critical points of f restricted to it are critical points of f (principle of
+    symmetric criticality, Palais 1979).
     """
-    if problem.targets is not None:  # its columns are no classes that could be tied to rows of W
+    if problem.targets is not None:  # columns are no classes that could be tied to rows of W
         return random(problem, key, count)
     sizes = [p for p in partitions(problem.K) if 1 < len(p) < problem.K] or [(1,) * problem.K]
     table = np.stack([np.repeat(np.arange(len(p)), p) for p in sizes])
@@ -104,9 +106,9 @@ def tied(problem: Problem, key: Array, count: int) -> Params:
 def padded(problem: Problem, key: Array, count: int) -> Params:
     """Random starts that use only the first 1 … d−1 dimensions, in turn; the others are zero.
 
-    Zero coordinates are a fixed space of reflections, so Newton's method stays at that rank. So
-    does descent, which every second round of ranks goes down first: the lowest critical points of
-    each rank are minima of the narrower problem, and saddles of this one.
+    Points with these zeros are a fixed space of reflections, so Newton's method and descent do not
+    leave it. Every second round of ranks starts from the end of a descent: the lowest critical
+    points of each rank are minima of the narrower problem, and saddles of this one.
     """
     ranks = max(problem.d - 1, 1)
     widths = jnp.asarray(1 + np.arange(count) % ranks)
@@ -115,7 +117,7 @@ def padded(problem: Problem, key: Array, count: int) -> Params:
     # Fewer dimensions share the same norms.
     gain = jnp.sqrt(problem.d / widths)[:, None, None]
     starts = Params(gain * free.W * used[:, None, :], gain * free.H * used[:, :, None], free.b)
-    # All go down, so that `descended` shares the program: compiling it takes seconds.
+    # All descend, so that `descended` uses the same program, which takes seconds to compile.
     points, _ = solver.downhill(problem, starts)
     down = np.arange(count) // ranks % 2 == 1
     return jax.tree.map(
@@ -124,10 +126,10 @@ def padded(problem: Problem, key: Array, count: int) -> Params:
 
 
 def passages(problem: Problem, key: Array, count: int) -> Params:
-    """Points where ‖∇f‖ is least on the way of gradient descent from small starts.
+    """Local minima of ‖∇f‖ along runs of gradient descent from small starts.
 
-    Half of the runs start near the origin, half near a tied point: descent lingers at saddles of
-    falling index, and each local minimum of ‖∇f‖ along a run is one start.
+    Half of the runs start near the origin, half near a tied point. Descent is slow near saddles,
+    which it passes in order of decreasing index.
     """
     key_small, key_tied, key_noise, key_pick = jax.random.split(key, 4)
     runs = max(count // 4, 2)
@@ -147,7 +149,7 @@ def passages(problem: Problem, key: Array, count: int) -> Params:
 
 
 def descended(problem: Problem, key: Array, count: int) -> Params:
-    """Where descent from random starts has come to: near minima."""
+    """End points of descent from random starts, near minima."""
     return solver.downhill(problem, random(problem, key, count))[0]
 
 
@@ -157,7 +159,7 @@ def _ways(problem: Problem, starts: Params) -> tuple[Params, Array]:
 
     def step(_, params):
         g = gradient(problem, params)
-        # At most a length of 1 where the slope is steep: a path, not a method.
+        # A step of length 1 at most where the gradient is large: only the path matters.
         eta = _PASSAGE_STEP / (1 + _PASSAGE_STEP * terms.norm(g))
         return jax.tree.map(lambda x, y: x - eta * y, params, g)
 
@@ -179,9 +181,9 @@ def perturbed(problem: Problem, key: Array, count: int, known: Params) -> Params
 
 
 def followed(problem: Problem, key: Array, count: int, known: Params) -> Params:
-    """Known points moved along their eigenvectors, softest and most negative first.
+    """Known points moved along eigenvectors of their 2K lowest eigenvalues, by random lengths.
 
-    From a saddle the way along one negative eigenvector leads to saddles of neighbouring index.
+    From a saddle, a negative eigenvector points towards saddles of neighbouring index.
     """
     key_pick, key_length = jax.random.split(key)
     vectors = _eigenvectors(problem, known)
@@ -197,18 +199,18 @@ def followed(problem: Problem, key: Array, count: int, known: Params) -> Params:
 
 @jax.jit
 def _eigenvectors(problem: Problem, known: Params) -> Array:
-    """Eigenvectors of ∇²f by rising eigenvalue, (orbits, 2K, size)."""
+    """Eigenvectors of ∇²f in ascending order of eigenvalues, (orbits, 2K, size)."""
     which = min(problem.size, 2 * problem.K)
     return jax.lax.map(lambda x: jnp.linalg.eigh(dense(problem, x))[1].T[:which], known)
 
 
 def deflated(problem: Problem, key: Array, count: int, known: Params) -> Params:
-    """Where Newton's method goes from random starts when the known points are no roots any more.
+    """Newton's method from random starts for an equation that the known points do not solve.
 
-    m(x) ∇f(x) with m = Π_j (1 + s/‖φ(x) − φ_j‖²) has the critical points of f but the known ones;
-    its Newton step is that of ∇f times 1/(1 − ⟨∇ log m, s_N⟩) (Farrell, Birkisson and Funke
-    2015). φ are invariants of the symmetries, tr (WWᵀ)^p and tr (HᵀH)^p, so that a whole orbit is
-    deflated at once.
+    m(x) ∇f(x) = 0 with m = Π_j (1 + s/‖φ(x) − φ_j‖²) is solved by the critical points of f except
+    the known ones; its Newton step is that of ∇f times 1/(1 − ⟨∇ log m, s_N⟩) (Farrell, Birkisson
+    and Funke 2015). φ are invariants of the symmetries, tr (WWᵀ)^p and tr (HᵀH)^p, so that a whole
+    orbit is deflated at once.
     """
     return _deflated(problem, random(problem, key, count), known)
 
@@ -232,10 +234,10 @@ def _deflated(problem: Problem, starts: Params, known: Params) -> Params:
         return jnp.sum(jnp.log1p(_DEFLATION / (distances + _APART)))
 
     def step(_, x):
-        s = newton.step(problem, x, 1.0).s
+        s = newton.step(problem, x, 1.0)
         stretch = 1 / (1 - jnp.vdot(jax.grad(log_m)(x), s))
         length = jnp.linalg.norm(s)
-        # Where the stretched step would leave the region of interest it is cut to its size.
+        # The stretched step is at most as long as the region of interest is wide.
         most = problem.size**0.5 * (unit_W + unit_H) / 2
         most = most / jnp.maximum(length, jnp.finfo(x.dtype).tiny)
         stretch = jnp.clip(stretch, -most, most)

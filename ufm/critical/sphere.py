@@ -1,4 +1,4 @@
-"""Critical points over unit vectors: Newton's method on log f in tangents, down or to any index.
+"""Critical points over unit vectors: Newton's method for log f in tangents, down or to any index.
 
 f falls exponentially in the inverse temperature τ, and with it every gradient: at τ = 40 all are
 below any absolute tolerance long before a minimum. log f has the same critical points, its slope is
@@ -8,10 +8,10 @@ below any absolute tolerance long before a minimum. log f has the same critical 
     s = −Σ_j c_j/(|λ_j| + σ) v_j      down, taken where log f falls (σ is quartered, else times 4)
     s = −Σ_j λ_j c_j/(λ_j² + σ²) v_j  to a critical point of any index, taken where ‖∇log f‖ falls,
 
-and x⁺ is x + s with all norms made 1 again. The samples of a class share one feature here, the one
-along their mean: minima have such points, for given W each sample may as well take the best one.
-An f that is too small for its digits ends the search with the status "underflow".
-Everything is traceable and meant for float64.
+and x⁺ is x + s with all vectors normalised again. The samples of a class share one feature here,
+that along their mean: some minimiser has this form, since for given W the best feature of one
+sample is as good for the others of its class. Where f is so small that float64 loses its digits,
+the search ends with the status "underflow". Everything is traceable and meant for float64.
 """
 
 from typing import NamedTuple
@@ -58,7 +58,7 @@ class _Loop(NamedTuple):
 
 
 def check(problem: Problem) -> None:
-    """Refuse what is too large for matrices.
+    """Refuse problems too large for dense matrices.
 
     Raises:
         Refused: naming the number of tangents.
@@ -72,7 +72,7 @@ def check(problem: Problem) -> None:
 
 
 def reach(problem: Problem, params: Params, steps: Array, newton_steps: Array) -> Reached:
-    """From a start to a critical point of one feature a class, lifted. Traceable.
+    """From a start to a critical point with one feature a class, in all samples. Traceable.
 
     Args:
         problem: with features="sphere".
@@ -111,7 +111,7 @@ def _at(problem: Problem, params: Params) -> _Point:
 
 
 def _moved(problem: Problem, at: _Point, s: Array) -> _Point:
-    """The point after a step, no part of which is longer than 1."""
+    """The point after a step, which is shortened so that no vector moves by more than 1."""
     step = sphere.out_of_frames(problem, s, at.rows, at.columns)
     parts = jnp.concatenate([jnp.sum(step.W**2, axis=1), jnp.sum(step.H**2, axis=0)])
     share = 1 / jnp.maximum(1, jnp.sqrt(jnp.max(parts)))
@@ -120,7 +120,7 @@ def _moved(problem: Problem, at: _Point, s: Array) -> _Point:
 
 
 def downhill(problem: Problem, params: Params, steps: Array) -> tuple[Params, Array]:
-    """Steps along which log f falls, until Newton's method takes over: (point, steps taken)."""
+    """Steps that lower log f, until Newton's method takes over: (point, steps taken). Traceable."""
 
     def going(carry):
         at, factor, taken = carry
@@ -146,7 +146,7 @@ def downhill(problem: Problem, params: Params, steps: Array) -> tuple[Params, Ar
 
 
 def _arrived(at: _Point, factor: Scalar, steps: Array, limit: Array) -> Array:
-    """How far a polish has come."""
+    """The status of a polish, as a code of `Arrival`."""
     status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
     status = jnp.where(factor > 1e9, Arrival.stalled, status)
     status = jnp.where(at.residual <= POLISHED * at.scale, Arrival.converged, status)
@@ -158,8 +158,8 @@ def polish(problem: Problem, params: Params, limit: Array) -> Polished:
     """Newton's method for ∇log f = 0 from one start. Traceable.
 
     Args:
-        problem: of one feature a class.
-        params: where to start, of norms 1.
+        problem: with one feature a class (`sphere.merged`).
+        params: where to start, unit vectors in float64.
         limit: most steps; may be traced.
     """
 

@@ -2,16 +2,16 @@
 
     x_0 = x* + ε u,   ⟨q, x_t − x*⟩ = ε ‖Pu‖ (1 + η|λ|)^t   as long as it is small,   q = Pu/‖Pu‖
 
-u is a random unit tangent, λ < 0 the least eigenvalue of ∇²f(x*) and P the projection on all of its
-eigenspace. Gradient descent with step η multiplies the whole eigenspace by one factor, so q does
-not turn, however often λ occurs (idle dimensions and symmetries make it multiple). A run has left
-when |⟨q, x_t − x*⟩| reaches δ, which is predicted for
+u is a random unit tangent, λ < 0 the least eigenvalue of ∇²f(x*) and P the projection on its whole
+eigenspace. Gradient descent with step η multiplies this eigenspace by one factor, so the direction
+q does not change, whatever the multiplicity of λ (idle dimensions and symmetries make it larger
+than 1). A run has left the saddle when |⟨q, x_t − x*⟩| reaches δ, which is predicted for
 
     t = log(δ/(ε‖Pu‖)) / log(1 + η|λ|).
 
-‖x_t − x*‖ is at least as long, so the ball of radius δ has been left too; but the other unstable
-directions, which make that length depend on the whole spectrum, do not enter into t. From there
-the same descent goes on until the certificate says that f is the global minimum.
+‖x_t − x*‖ is at least as large, so the run has left the ball of radius δ, too; but the other
+unstable directions, through which that length depends on the whole spectrum, do not enter into t.
+The same descent then continues until the certificate proves that f is the global minimum.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from ufm import certificate, check
 from ufm.check import Refused
 from ufm.critical import newton
-from ufm.descent import loop
+from ufm.descent import arguments, loop
 from ufm.descent.content import by_content
 from ufm.descent.loop import Method, State, Status
 from ufm.hessian.curvature import dense, flatten, in_float64, unflatten
@@ -34,24 +34,24 @@ from ufm.model import layers, points
 from ufm.model.evaluation import evaluate
 from ufm.model.problem import Params, Problem
 
-GAP_TOL, SGD_GAP_TOL = 1e-6, 1e-5  # nats; the noise of minibatches dies out slowly
+GAP_TOL, SGD_GAP_TOL = 1e-6, 1e-5  # nats; the noise of minibatches decays slowly
 _EVERY = 50  # steps between two certificates
 _FADE = 4  # SGD's step size falls as (1 − step/steps)⁴
 _CLUSTER = 1e-8  # eigenvalues this far apart, in units of ‖∇²f‖, count as one
 
 
 class Escape(NamedTuple):
-    """How a run left a saddle and where it ended; arrays, an entry per run, for several runs.
+    """How a run left a saddle and where it ended; arrays with an entry per run for several runs.
 
     params: the last point, float64.
     left: steps until |⟨q, x − x*⟩| ≥ δ; −1 if that never happened.
-    predicted: log(δ/(ε‖Pu‖))/log(1 + η|λ|), for gradient descent, in steps.
+    predicted: log(δ/(ε‖Pu‖))/log(1 + η|λ|), the prediction for gradient descent, in steps.
     steps: in all.  gap: certified bound on f − f* at the last point, in nats.
     status: "certified" (gap ≤ gap_tol), "step_limit" or "diverged".
     smallest, multiplicity: λ and the dimension of its eigenspace.  part: ‖Pu‖.
     learning_rate: η.
-    resolution: ‖P∇f(x*)‖/|λ|, how far in the eigenspace the exact saddle is from the point that
-        was given; a smaller ε‖Pu‖ is meaningless.
+    resolution: ‖P∇f(x*)‖/|λ|, the distance in the eigenspace between the given point and the exact
+        saddle; a smaller ε‖Pu‖ is meaningless.
     """
 
     params: Params
@@ -95,44 +95,46 @@ def escape(
     steps: int = 40_000,
     gap_tol: float | None = None,
 ) -> Escape:
-    """Descend from saddle + ε u until the certificate closes.
+    """Descend from saddle + ε u until the certified gap is at most gap_tol.
 
     u is a random unit tangent, and q the direction of its part in the eigenspace of the least
-    eigenvalue of ∇²f.
+    eigenvalue of ∇²f (see `ufm.critical.unstable`).
 
     Computed in float64 whatever the precision of the saddle and of JAX's configuration; compiled
     once for each shape and number of runs.
 
     Args:
-        problem: any with λ_W, λ_H > 0 and at most 2500 variables.
+        problem: any with free features, λ_W, λ_H > 0 and at most 2500 variables.
         saddle: a critical point with a negative eigenvalue, polished (`ufm.solve` with
-            descend=False, `ufm.critical.search`): its residual limits how small ε may be.
-        key: a JAX PRNG key; it draws the direction u, and minibatches.
+            descend=False, `ufm.critical.census`): its residual limits how small ε may be.
+        key: a JAX PRNG key or an integer seed; it draws the direction u, and minibatches.
         epsilon: length of the perturbation, in (0, δ), or an array of lengths along one u.
-        batch_size: samples of a minibatch; None takes gradient descent.
-        learning_rate: η, for SGD falling to 0 as (1 − step/steps)⁴; None takes the inverse of the
-            largest eigenvalue at the saddle, K at most, and for SGD the share batch_size/N of it,
-            since a batch of the stiffest samples is stiffer by N/batch_size.
-        delta: distance δ from the saddle along q at which it counts as left.
+        batch_size: samples of a minibatch (SGD); None takes gradient descent.
+        learning_rate: η, for SGD decreasing to 0 as η(1 − step/steps)⁴. None takes the inverse of
+            the largest eigenvalue at the saddle, at most K; for SGD it is multiplied by
+            batch_size/N, since the curvature of a batch can be N/batch_size times as large.
+        delta: δ, the distance along q from which on the saddle counts as left.
         steps: limit on all steps.
-        gap_tol: certified gap to reach, in nats; None takes 1e-6, for SGD 1e-5.
+        gap_tol: certified gap to reach, > 0, in nats; None takes 1e-6, for SGD 1e-5.
 
     Returns:
         An `Escape`. Its gap can reach `gap_tol` only where the certificate is tight, d ≥ K−1.
 
     Raises:
-        Refused: no saddle or not critical, too large, an argument out of range, wrong shapes or
-            entries that are not finite; arrays not real floating or of decays, traced values.
+        Refused: a point that is no strict saddle, too many variables, an argument out of range,
+            wrong shapes or entries that are not finite; arrays that are not real floating,
+            array-valued decays, traced values; features that are not free, a fixed classifier.
     """
     points.check_types(problem, saddle)
     layers.require_free(problem, "critical.escape")
     key, delta = check.key(key), check.real("delta", delta, above=0)
-    each = check.several(epsilon)
-    given = [epsilon] if each is None else each
-    lengths = np.array([check.real("epsilon", x, above=0) for x in given])
-    _check(problem, lengths, batch_size, learning_rate, delta, steps)
+    lengths = _lengths(problem, epsilon, delta)
+    steps = check.integer("steps", steps, 1, 2**31 - 1)
+    if batch_size is not None:
+        batch_size = check.integer("batch_size", batch_size, 1, problem.N, f"N={problem.N}")
+    learning_rate = arguments.tolerance("learning_rate", learning_rate)
+    gap_tol = arguments.tolerance("gap_tol", gap_tol) or (SGD_GAP_TOL if batch_size else GAP_TOL)
     points.check_point(problem, saddle)
-    gap_tol = (SGD_GAP_TOL if batch_size else GAP_TOL) if gap_tol is None else gap_tol
     with jax.enable_x64(True):
         point = in_float64(saddle)
         way = unstable(problem, point, key)
@@ -168,8 +170,11 @@ def _rate(problem: Problem, way: Unstable, batch_size: int | None) -> float:
     return share * min(1 / way.largest, problem.K)
 
 
-def _check(problem: Problem, lengths, batch_size, learning_rate, delta, steps) -> None:
-    """Refuse arguments that no run can be made with."""
+def _lengths(problem: Problem, epsilon: Any, delta: float) -> np.ndarray:
+    """The lengths ε as an array; refuses those beyond δ and a problem that is too large."""
+    each = check.several(epsilon)
+    given = [epsilon] if each is None else each
+    lengths = np.array([check.real("epsilon", x, above=0) for x in given])
     if problem.size > newton.DENSE_SIZE:
         raise Refused(
             f"got a problem of {problem.size} variables; allowed are {newton.DENSE_SIZE}, since "
@@ -181,11 +186,7 @@ def _check(problem: Problem, lengths, batch_size, learning_rate, delta, steps) -
             f"got epsilon={lengths} with delta={delta}; allowed: 0 < epsilon < delta, a number or "
             "one axis of them"
         )
-    if learning_rate is not None:
-        check.real("learning_rate", learning_rate, above=0, also="or None")
-    check.integer("steps", steps, 1, 2**31 - 1)
-    if batch_size is not None:
-        check.integer("batch_size", batch_size, 1, problem.N, f"N={problem.N}")
+    return lengths
 
 
 def unstable(problem: Problem, saddle: Params, key: Array) -> Unstable:

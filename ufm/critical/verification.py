@@ -1,12 +1,13 @@
 """Checks of the theory on one problem: threshold, minimiser, certificate, spectrum, census, escape.
 
-Each check compares routes that share no code: closed forms (`theory`, `spectra`) with the
-certificate, the reductions, Newton's method from everywhere, and descent. Every critical point must
-be a global minimiser or a strict saddle, for every d ≥ K−1 and any counts and weights of the
+Each check compares methods that share no code: the closed forms (`ufm.theory`) with the
+certificate, the reductions, Newton's method from many starts, and descent. Every critical point
+must be a global minimiser or a strict saddle, for every d ≥ K−1 and any counts and weights of the
 classes (`ufm.theory.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2 for d > K; arXiv
-2407.10702 for d = K). Where the classes are alike the minimisers must be simplex ETFs (the origin
-above the threshold) of the closed form's value and spectrum; elsewhere no closed form is known, and
-what `ufm.solve` finds is the minimum if its certificate says so.
+2407.10702 for d = K). If the classes have equal counts and weights, the minimisers must be simplex
+ETFs (the origin above the threshold) with the value and the spectrum of the closed form. Otherwise
+no closed form is used: the point that `ufm.solve` finds is the minimum if its certificate proves
+it.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from ufm.model.problem import Problem
 from ufm.runtime.programs import make_room
 
 VALUE_TOL = 1e-10  # nats between the value found and the closed form
-SPECTRUM_TOL = 1e-10  # between eigenvalues of two routes, relative to the largest
+SPECTRUM_TOL = 1e-10  # between eigenvalues by two methods, relative to the largest
 ETF_TOL = 1e-6  # NC2 and NC3 of a minimiser found
 
 
@@ -39,15 +40,15 @@ class Cell(NamedTuple):
     """The theory checked on one problem.
 
     problem: the problem.
-    collapsed: whether the minimum is the origin; K² n λ_W λ_H ≥ 1 if the classes are alike.
-    value: f* in closed form, or as solved and certified.  gap: certified, at this minimiser.
-    spectrum_error: largest difference of its eigenvalues by reduction and in closed form,
+    collapsed: whether the minimum is the origin: K² n λ_W λ_H ≥ 1 for equal classes.
+    value: f* in nats, in closed form, or as solved and certified.  gap: certified, at this point.
+    spectrum_error: largest difference between its eigenvalues by reduction and in closed form,
         relative to the largest; NaN without a closed form.
-    points: polished starts that arrived at a critical point.  refused: those that did not.
-    minimisers: orbits of global minimisers, ETFs (or the origin above the threshold) where the
-        classes are alike.
+    points: polished starts that reached a critical point.  refused: those that did not.
+    minimisers: orbits of global minimisers, ETFs (or the origin above the threshold) for equal
+        classes.
     saddles: orbits of strict saddles.  local: orbits of local minimisers that are not global.
-    undecided: orbits that the verdict left open.
+    undecided: orbits for which the verdict is "undecided".
     softest: the least |most negative eigenvalue| of a saddle; NaN without saddles.
     escaped, escapes: from how many saddles a perturbed gradient descent reached the certified
         minimum, and how many were tried.
@@ -84,13 +85,17 @@ def verify(
 
     Args:
         problem: d ≥ K − 1, λ_W, λ_H > 0, any counts and weights of the classes.
-        key: a JAX PRNG key.
+        key: a JAX PRNG key or an integer seed.
         starts, rounds: of the census.
-        escapes: how many saddles, lowest first, a descent has to escape from; 0 for none.
+        escapes: from how many saddles, lowest first, descent has to escape; 0 for none.
         report: called with a line of text at each stage.
 
+    Returns:
+        A `Cell`.
+
     Raises:
-        Refused: outside the theorem's assumptions, or what `census.check` refuses.
+        Refused: a problem outside the theorem's assumptions, or one that
+            `ufm.critical.search.check` refuses.
     """
     check_assumptions(problem)
     key, escapes = check.key(key), check.integer("escapes", escapes, 0)
@@ -128,10 +133,10 @@ def verify(
 
 
 def check_assumptions(problem: Problem) -> None:
-    """Refuse a problem outside the theorem that `verify` holds against computation.
+    """Refuse a problem outside the assumptions of the theorem that `verify` checks.
 
     Raises:
-        Refused: d < K−1, a decay of 0; traced or array-valued decays.
+        Refused: d < K−1, a decay of 0; traced or array-valued decays; features that are not free.
     """
     layers.require_free(problem, "critical.verify")
     benign = next(x for x in theory.claims(problem) if x.name == "benign landscape")
@@ -154,7 +159,7 @@ class _Least(NamedTuple):
 
 
 def _closed_form(problem: Problem, key: Array) -> _Least:
-    """The closed-form minimum, its certificate, and its spectrum by two routes."""
+    """The closed-form minimum, its certificate, and its spectrum by two methods."""
     value, collapsed = float(theory.global_value(problem)), bool(theory.is_collapsed(problem))
     point = theory.global_minimizer(problem, key, jnp.float64)
     proof, wrong = certificate.certify(problem, point), []

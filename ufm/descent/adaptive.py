@@ -1,32 +1,32 @@
 """Gradient descent, heavy ball and Nesterov's method with a step that is tested before it is taken.
 
-With u the velocity in units of length, β the momentum and η the step, one step tries
+With u the velocity in units of length, β the momentum and η the step size, one step tries
 
     u⁺ = βu + η∇f,   x⁺ = x − u⁺  (heavy ball),   x⁺ = x − (η∇f + βu⁺)  (Nesterov),
 
-and takes it if the energy E = f + (c/η)‖u‖² falls enough,
+and accepts it if the energy E = f + (c/η)‖u‖² decreases enough,
 
-    f(x⁺) + (1/2η)‖u⁺‖² ≤ f(x) + (c/η)‖u‖²,   c = β/2 (heavy ball), (1+β)/4 (Nesterov),
+    f(x⁺) + (1/2η)‖u⁺‖² ≤ f(x) + (c/η)‖u‖²,   c = β/2 (heavy ball), (1+β)/4 (Nesterov);
 
-else it halves η and tries again. Heavy ball with β = 0 is plain gradient descent with Armijo's
-rule, f(x⁺) ≤ f(x) − (η/2)‖∇f‖². The left side is E⁺ + (κ/η)‖u⁺‖², κ = 1/2 − c ≥ 0: E falls at every
-step that moves, and f never exceeds f(x_0). Where η changes, u is multiplied by √(η⁺/η) if that is
-below 1, so that E does not grow by it.
+otherwise it halves η and tries again. Heavy ball with β = 0 is plain gradient descent with Armijo's
+rule, f(x⁺) ≤ f(x) − (η/2)‖∇f‖². The left side is E⁺ + (κ/η)‖u⁺‖², κ = 1/2 − c ≥ 0: E decreases at
+every step that moves, and f never exceeds f(x_0). Where η changes, u is multiplied by √(η⁺/η) if
+that is below 1, so that E does not increase by the change.
 
 The test is passed wherever the curvature between x and x⁺ is at most L and η ≤ (1−β)/L: for heavy
 ball since f(x⁺) ≤ f − ⟨∇f, u⁺⟩ + (L/2)‖u⁺‖² and η∇f = u⁺ − βu; for Nesterov the difference of the
 two sides is a quadratic form in (u⁺, u), at most −((1−β)/4η)‖u‖² there. So η stays above half of
-(1−β)/L(f(x_0)), L the bound of `ufm.descent.optimizers` on the sublevel set, which no step leaves;
-and where the landscape is flatter than that bound, as it mostly is, η grows.
+(1−β)/L(f(x_0)), with L the bound of `ufm.descent.optimizers` on the sublevel set, which no step
+leaves; and where the landscape is flatter than that bound, as it mostly is, η grows.
 
 Where the terms of the test are of the size of the rounding of f, the test decides nothing. Such a
 step is taken, and the next gradient gives the mean curvature along it,
 
-    q = ⟨∇f(x⁺) − ∇f(x), x⁺ − x⟩/‖x⁺ − x‖²:
+    q = ⟨∇f(x⁺) − ∇f(x), x⁺ − x⟩/‖x⁺ − x‖².
 
-η is halved where q > (1−β)/η, and grows where it is not.
+η is halved if q > (1−β)/η, and grows otherwise.
 
-f at the accepted point is kept, and lengths are computed from former ones: ‖βu + η∇f‖ from ‖u‖,
+f at the accepted point is stored, and lengths are computed from earlier ones: ‖βu + η∇f‖ from ‖u‖,
 ‖∇f‖ and ⟨∇f, u⟩. So a tested step costs one more value of f and a few more sums over H than an
 untested one.
 """
@@ -41,22 +41,19 @@ from jaxtyping import Array
 
 from ufm.model.objective import norm
 
-# After a test that is passed at once; until the first one that fails the step is doubled.
-GROWTH = 1.1
-FIRST = 2.0
-# Halvings at most in one step: from 1 to below every normal number.
-TRIALS = 1100
-# The test decides where its terms exceed so many units of the rounding of f.
-BLIND = 64.0
+GROWTH, FIRST = 1.1, 2.0  # factors by which η grows: FIRST until a test fails for the first time
+TRIALS = 1100  # most halvings in one step: from 1 to below every normal number
+BLIND = 64.0  # the test decides where its terms exceed so many units of the rounding of f
 
 
 class Pace(NamedTuple):
-    """What the next step depends on.
+    """The state on which the next step depends.
 
-    eta: η.  growth: by which η grows before the next trial.  value: f at the point, NaN before the
-    first step.  move: x⁺ − x of the step before, −u of heavy ball.  slope: ⟨∇f, move⟩ where it
-    began.  velocity: u of Nesterov's method, () of others.  lengths: ‖move‖, ‖u‖.  blind: whether
-    rounding decided the step before.
+    eta: η.  growth: the factor by which η grows before the next trial.
+    value: f at the point, NaN before the first step.
+    move: x⁺ − x of the last step, which is −u for heavy ball.  slope: ⟨∇f, move⟩ at its start.
+    velocity: u for Nesterov's method, () for the others.  lengths: ‖move‖, ‖u‖.
+    blind: whether rounding decided the test of the last step.
     """
 
     eta: Array
@@ -70,10 +67,10 @@ class Pace(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What lengths of steps are made of.
+    """The numbers from which lengths of steps are computed.
 
-    grad: ‖∇f‖.  move, velocity: ‖move‖ and ‖u‖ of the step before.  along_move, along: ⟨∇f, move⟩,
-    and of heavy ball and Nesterov's method ⟨∇f, u⟩.
+    grad: ‖∇f‖.  move, velocity: ‖move‖ and ‖u‖ of the last step.  along_move: ⟨∇f, move⟩.
+    along: ⟨∇f, u⟩, for heavy ball and Nesterov's method.
     """
 
     grad: Array
@@ -84,14 +81,14 @@ class _Seen(NamedTuple):
 
 
 def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformationExtraArgs:
-    """The methods of the module's head as an optax method.
+    """The methods of the module's docstring as an optax transformation.
 
-    `update` needs value and value_fn, f at params and f as a function; it takes project, which
-    gives the nearest point of the problem where not all points are.
+    `update` needs value and value_fn, f at params and f as a function; it also takes project, the
+    projection on the points of the problem where these are constrained.
 
     Args:
-        first: half of η of the first trial.
-        momentum: β in [0, 1); not used by "gd", which keeps no velocity.
+        first: half of the first η tried.
+        momentum: β in [0, 1); 0 for "gd".
         name: "gd", "heavy_ball" or "nesterov".
     """
     share = (1 + momentum) / 4 if name == "nesterov" else momentum / 2
@@ -163,7 +160,7 @@ def _tested(value: Array, kept: Array, there: Array, added: Array) -> tuple[Arra
 
 
 def _seen(name: str, grad: Any, state: Pace, projected: bool) -> _Seen:
-    """Three sums over a point at most. Of a projected step the velocity may be another by now."""
+    """At most three sums over a point. A projection may have changed the velocity of a step."""
     move, velocity = state.lengths
     if projected:
         move = velocity = norm(state.move)
@@ -173,12 +170,12 @@ def _seen(name: str, grad: Any, state: Pace, projected: bool) -> _Seen:
 
 
 def _kept(momentum: Any, state: Pace, eta: Array) -> Array:
-    """By which u is multiplied: β, less where η falls."""
+    """The factor of u: β, smaller where η decreases."""
     return momentum * jnp.minimum(1, jnp.sqrt(eta / state.eta))
 
 
 def _stepped(name: str, momentum: Any, grad: Any, state: Pace, eta: Array) -> tuple[Any, Any]:
-    """(x⁺ − x before it is projected, u⁺) with a step η; () for a velocity that is not kept."""
+    """(x⁺ − x before projection, u⁺) with a step η; u⁺ is () where no velocity is stored."""
     if name == "gd":
         return jax.tree.map(lambda g: -eta * g, grad), ()
     kept = _kept(momentum, state, eta)
@@ -195,11 +192,11 @@ def _parts(name: str, momentum: Any, state: Pace, eta: Array) -> tuple[Any, Any]
 
 
 def _lengths(name: str, momentum: Any, seen: _Seen, state: Pace, eta: Array) -> tuple[Array, Array]:
-    """(‖x⁺ − x‖, ‖u⁺‖) of a step that is not projected."""
+    """(‖x⁺ − x‖, ‖u⁺‖) of a step without projection."""
     if name == "gd":
         return eta * seen.grad, eta * seen.grad
     cosine = seen.along / seen.grad / seen.velocity
-    # 0/0 of the first step; beyond 1 by rounding, or where the sum left the numbers.
+    # NaN is 0/0 at the first step; beyond ±1 by rounding, or where the sum over- or underflowed.
     cosine = jnp.clip(jnp.where(jnp.isnan(cosine), 0, cosine), -1, 1)
 
     def length(a, c):
@@ -214,13 +211,13 @@ def _lengths(name: str, momentum: Any, seen: _Seen, state: Pace, eta: Array) -> 
 
 
 def _slope(name: str, momentum: Any, seen: _Seen, state: Pace, eta: Array) -> Array:
-    """⟨∇f, x⁺ − x⟩ of a step that is not projected."""
+    """⟨∇f, x⁺ − x⟩ of a step without projection."""
     a, c = _parts(name, momentum, state, eta)
     return -(a * seen.grad * seen.grad + c * seen.along)
 
 
 def _growth(momentum: Any, seen: _Seen, state: Pace) -> Array:
-    """By which η grows before the next trial."""
+    """The factor by which η grows before the next trial."""
     length = seen.move
     turned = (seen.along_move - state.slope) / length  # q‖x⁺ − x‖
     steep = state.blind & (turned > (1 - momentum) * (length / state.eta))

@@ -20,13 +20,13 @@ from ufm.runtime import programs
 
 _objective = programs.once(objective)
 EVERY = 100  # steps between records by default
-EARLY = 64  # more than there are records before that
+EARLY = 64  # more than the records that come at shorter distances at first
 
 
 class Checked(NamedTuple):
-    """The arguments of `descend`, converted: settings of the method, and what `Limits` holds.
+    """The arguments of `descend`, converted.
 
-    early: whether records come densely at first. value: f at the start.
+    early: whether records are denser at first.  record: the further columns.  value: f at params.
     """
 
     settings: optimizers.Settings
@@ -59,7 +59,7 @@ def check(
     """Convert the arguments of `descend` and refuse invalid ones, before a step is taken.
 
     Raises:
-        Refused: with what was got, what is allowed and how to mend it.
+        Refused: as `descend`.
     """
     check_point(problem, params)
     layers.check_feasible(problem, params)
@@ -104,24 +104,40 @@ def _check_decays(problem: Problem, dtype: Any) -> None:
 
 
 def limit(name: str, value: Any) -> int:
-    """A number of steps, as the compiled loop counts them."""
+    """A number of steps, 1 to 2³¹ − 1, as the compiled loop counts in 32 bits.
+
+    Raises:
+        Refused: no such integer.
+    """
     return door.integer(name, value, 1, 2**31 - 1)
 
 
 def stride(record_every: Any) -> tuple[int, bool]:
-    """(steps between records, whether these come densely at first)."""
+    """(steps between records, whether records are denser at first).
+
+    Raises:
+        Refused: neither None nor a number of steps.
+    """
     if record_every is None:
         return EVERY, True
     return limit("record_every", record_every), False
 
 
 def tolerance(name: str, value: Any) -> float | None:
-    """A tolerance, or None for none."""
+    """A tolerance > 0, or None for none.
+
+    Raises:
+        Refused: anything else.
+    """
     return None if value is None else door.real(name, value, above=0, also="or None")
 
 
 def check_resolution(gap_tol: float | None, dtype: Any) -> None:
-    """Refuse a tolerance that the gap in the precision of a run cannot resolve."""
+    """Refuse a tolerance below the rounding of the gap in the precision of a run.
+
+    Raises:
+        Refused: gap_tol < ε of the dtype.
+    """
     eps = float(jnp.finfo(dtype).eps)
     if gap_tol is not None and gap_tol < eps:
         raise Refused(
@@ -131,6 +147,10 @@ def check_resolution(gap_tol: float | None, dtype: Any) -> None:
 
 
 def check_batch(problem: Problem, batch_size: int) -> None:
-    """Refuse minibatches of more samples than there are."""
+    """Refuse minibatches larger than the set of samples.
+
+    Raises:
+        Refused: batch_size > N.
+    """
     if batch_size > problem.N:
         raise Refused(f"got batch_size={batch_size}; allowed: 1 to N={problem.N}")

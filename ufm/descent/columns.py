@@ -1,7 +1,7 @@
 """Columns that a user adds to a history: functions of (problem, params), by name.
 
 A function that JAX can trace becomes part of the compiled loop. One that it cannot trace, marked
-by `host`, runs in Python between two records: the run is then one compiled call a record.
+by `host`, is called in Python at every record: the run then needs one compiled call for each.
 """
 
 import inspect
@@ -31,10 +31,13 @@ class Host:
 
 
 def host(function: Function) -> Host:
-    """Mark a function of (problem, params) that JAX cannot trace, for `record=` of a descent.
+    """Mark a function that JAX cannot trace, for `record=` of a descent or of a sweep.
 
-    It is called with the problem and the arrays of a point at every record, and may use NumPy,
-    SciPy or anything else. The run is then cut into one compiled call a record.
+    The run is then split into one compiled call for each record.
+
+    Args:
+        function: of (problem, params), called at every record; it may use NumPy, SciPy or any
+            other library, and returns one real number.
 
     Raises:
         Refused: no function of two arguments.
@@ -60,8 +63,8 @@ def _off_the_orbit(problem: Problem, params: Params) -> float:
     return hessian.smallest(problem, params, orbit=True)
 
 
-# Columns that have a name here, in float64 whatever the precision of the run. Near a critical point
-# the orbit's eigenvalues are of the order of ‖∇f‖, some below 0, where `index` counts them.
+# Columns that can be named, in float64 whatever the precision of the run. Near a critical point the
+# eigenvalues of the orbit are of the order of ‖∇f‖; `index` counts those below 0.
 NAMED = {
     "index": Host(_index),  # Morse index: negative eigenvalues of ∇²f
     "lam_min": Host(_smallest),  # smallest eigenvalue of ∇²f
@@ -70,9 +73,9 @@ NAMED = {
 
 
 class Columns(NamedTuple):
-    """What a run records beside the history that every run has.
+    """The columns of a run beyond those of every history.
 
-    traced: compiled into the loop. host: called between two records.
+    traced: compiled into the loop.  host: called in Python at every record.
     """
 
     traced: Traced = ()
@@ -80,12 +83,12 @@ class Columns(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """The names of all columns."""
         return tuple(name for name, _ in (*self.traced, *self.host))
 
 
 Record = tuple[tuple[str, Any], ...]
-# What a user gives: names, or a function, a marked one or a name by the name of a column.
+# What a user gives: names; or by the name of the column a function, a marked one or a name.
 Recorded = Sequence[str] | Mapping[str, Function | Host | str] | None
 
 
@@ -93,9 +96,9 @@ def given(record: Any, taken: tuple[str, ...]) -> Record:
     """The columns asked for, checked: pairs of a name and a function, marked or not.
 
     Args:
-        record: names of `NAMED`, or a dict of a function or such a name by the column's own name;
-            None and empty ones ask for nothing.
-        taken: names of columns that are there already.
+        record: names of `NAMED`, or a dict from names of columns to functions or such names; None
+            or an empty one for no columns.
+        taken: the names of the columns that exist already.
 
     Raises:
         Refused: another name, no function of (problem, params), a column that exists.
@@ -128,7 +131,7 @@ def _name(name: Any, taken: tuple[str, ...]) -> str:
 
 
 def _function(name: Any, f: Any) -> Any:
-    """A function of two arguments, or what a name stands for."""
+    """A function of two arguments, or the one that a name of `NAMED` stands for."""
     if isinstance(f, Host):
         return f
     if isinstance(f, str) and f in NAMED:
@@ -151,14 +154,14 @@ def _function(name: Any, f: Any) -> Any:
 
 
 def split(record: Record) -> Columns:
-    """The functions that are compiled and those that are called."""
+    """The columns, split into those that are compiled and those that are called."""
     host = tuple((name, f.function) for name, f in record if isinstance(f, Host))
     traced = tuple((name, by_content(f)) for name, f in record if not isinstance(f, Host))
     return Columns(traced, host)
 
 
 def described(record: Record) -> dict[str, str]:
-    """The columns as stored with a run: a function by its name."""
+    """The columns as a run stores them: functions by their names."""
     names = {f: name for name, f in NAMED.items()}
     return {name: names.get(f) or _told(f) for name, f in record}
 
@@ -170,10 +173,10 @@ def _told(f: Any) -> str:
 
 
 def check_traceable(columns: Columns, problem: Problem, params: Params) -> None:
-    """Refuse a function that cannot be compiled, or gives no number, before anything runs.
+    """Refuse a function that cannot be compiled, or that returns no number, before anything runs.
 
     Args:
-        columns: what is recorded.
+        columns: of the run.
         problem, params: a point, or the shapes of one.
 
     Raises:
@@ -198,7 +201,7 @@ def check_traceable(columns: Columns, problem: Problem, params: Params) -> None:
 
 
 def check_features(columns: Columns, problem: Problem) -> None:
-    """Refuse the named columns where features are constrained: they concern the whole ∇²f.
+    """Refuse the columns of `NAMED` where features are constrained: they are of the whole ∇²f.
 
     Raises:
         Refused: naming the column.
@@ -210,7 +213,7 @@ def check_features(columns: Columns, problem: Problem) -> None:
 
 
 def called(columns: Columns, problem: Problem, params: Params) -> dict[str, float]:
-    """The columns of the host at a point.
+    """The columns that Python computes, at a point.
 
     Raises:
         Refused: a function that returns no number.

@@ -1,11 +1,11 @@
-"""Functions compared by what they do: their code, and every value that it can see.
+"""Functions compared by content: their code, and all values that it can access.
 
-What is compiled into a program is a part of its name, and JAX compares functions by identity:
-`optax.cosine_decay_schedule(0.1, 1000)`, made twice, would be compiled twice. Two functions are
-equal here if their code is, and their defaults, the variables that they enclose and the globals
-that they name are equal in turn. Numbers, text, arrays, tuples, lists, dicts, partial functions and
-functions can be compared; whatever holds anything else is equal to itself alone. Globals of optax,
-JAX, NumPy and this package are taken as fixed.
+JAX compares functions that are compiled into a program by identity: a schedule such as
+`optax.cosine_decay_schedule(0.1, 1000)`, made twice, would be compiled twice. Here two functions
+are equal if their code is equal and their defaults, enclosed variables and the globals that they
+name are equal in turn. Numbers, text, arrays, tuples, lists, dicts, partial functions and functions
+can be compared; an object that contains anything else equals only itself. Globals of optax, JAX,
+NumPy and this package are assumed not to change.
 """
 
 import functools
@@ -34,20 +34,23 @@ class ByContent:
 
 
 class _Unknown(Exception):
-    """A value whose content cannot be told."""
+    """A value whose content cannot be compared."""
 
 
 def by_content(value: Any) -> ByContent:
-    """A value with its content, or with its identity where the content cannot be compared."""
+    """A value with its content, or with its identity where that cannot be compared.
+
+    Hashable, so that it can be a static argument of a compiled function.
+    """
     try:
         return ByContent(value, _content(value, ()))
     except _Unknown:
-        # The value is held, so that no other one gets its number.
+        # The value stays alive, so that no other object gets its id.
         return ByContent(value, ("itself", id(value)))
 
 
 def _content(x: Any, above: tuple[Any, ...]) -> Any:
-    """The content of x; above: the functions that this one is part of, for those in a circle."""
+    """The content of x; above: the functions that contain it, for references in a circle."""
     kind = type(x)
     if isinstance(x, _PLAIN):
         return kind, repr(x)

@@ -1,8 +1,8 @@
-"""Optax's factories, such as `optax.adamw`: found by name, with hyperparameters that are traced.
+"""Optax's factories, such as `optax.adamw`: found by name, with traced hyperparameters.
 
-A factory takes hyperparameters and makes a transformation. The numbers among them are arguments of
-a compiled program, so that all learning rates share one; all else (flags, integers, schedules,
-masks) is compiled in, and compared by content.
+A factory takes hyperparameters and returns a transformation. Real numbers among them are arguments
+of the compiled program, so that all learning rates share one program; everything else (flags,
+integers, schedules, masks) is compiled in and compared by content (`ufm.descent.content`).
 """
 
 import difflib
@@ -24,7 +24,7 @@ Static = tuple[tuple[str, ByContent], ...]
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """The factories of optax that take a learning rate."""
+    """The names of optax's factories that take a learning rate, sorted."""
     found = []
     for name, f in vars(optax).items():
         if name.startswith(("_", "scale_by")) or not inspect.isfunction(f):
@@ -35,14 +35,14 @@ def names() -> tuple[str, ...]:
 
 
 def named(name: str, own: tuple[str, ...]) -> Factory:
-    """The factory "adamw" or "optax.adamw" of optax.
+    """A factory of optax by its name, "adamw" or "optax.adamw".
 
     Args:
-        name: with "optax." where the name alone has a meaning of its own here.
-        own: the names that have, for the message.
+        name: with "optax." where the name alone is one of `own`.
+        own: the names of this package's methods, for the message.
 
     Raises:
-        Refused: no such factory, with the nearest name.
+        Refused: no such factory; the message suggests the nearest name.
     """
     bare = name.removeprefix("optax.")
     if bare in names():
@@ -56,7 +56,7 @@ def named(name: str, own: tuple[str, ...]) -> Factory:
 
 
 def name_of(factory: Any, own: tuple[str, ...]) -> str:
-    """The name that `named` finds a factory by: of optax's own functions and their names.
+    """The name by which `named` finds a factory of optax, given as a function or by name.
 
     Raises:
         Refused: no factory of optax.
@@ -76,11 +76,11 @@ def name_of(factory: Any, own: tuple[str, ...]) -> str:
 def checked(factory: Factory, given: Mapping[str, Any]) -> dict[str, float | ByContent]:
     """Hyperparameters of a factory, converted: traced ones as floats, others with their content.
 
-    A number is traced if it is a float, or if its default is one; so are learning rates.
+    A number is traced if it or its default is a float, or if it is a learning rate.
 
     Raises:
-        Refused: a name that the factory lacks, a value that it needs or cannot take, a factory that
-            looks at a number while it builds, or that builds no transformation.
+        Refused: a hyperparameter that the factory does not have or cannot use, or a missing one; a
+            factory that branches on a number while it builds, or that returns no transformation.
     """
     told = getattr(factory, "__name__", check.shown(factory))
     try:
@@ -104,20 +104,20 @@ def checked(factory: Factory, given: Mapping[str, Any]) -> dict[str, float | ByC
 
 
 def split(values: Mapping[str, float | ByContent]) -> tuple[Static, dict[str, Any]]:
-    """(what is compiled in, what is traced), each by name in one order."""
+    """(what is compiled in, what is traced), each sorted by name."""
     pairs = sorted(values.items())
     static = tuple((name, x) for name, x in pairs if isinstance(x, ByContent))
     return static, {name: x for name, x in pairs if not isinstance(x, ByContent)}
 
 
 def build(factory: Factory, static: Static, traced: Mapping[str, Any]) -> Any:
-    """The transformation at these hyperparameters; traceable."""
+    """The transformation with these hyperparameters; traceable."""
     return factory(**{name: x.value for name, x in static}, **traced)
 
 
 @functools.lru_cache(maxsize=256)  # cells of a sweep differ in their numbers alone
 def _try(factory: ByContent, static: Static, traced: tuple[str, ...]) -> None:
-    """Refuse a factory that cannot be built with these names traced."""
+    """Refuse a factory that cannot be called with these hyperparameters traced."""
     told = getattr(factory.value, "__name__", check.shown(factory.value))
     built: list[Any] = []
     try:

@@ -3,10 +3,10 @@
     f(x + t p) ≤ f(x) + 10⁻⁴ t ⟨∇f(x), p⟩,   |⟨∇f(x + t p), p⟩| ≤ 0.9 |⟨∇f(x), p⟩|
 
 the strong Wolfe conditions, by Algorithms 3.5 and 3.6 of Nocedal and Wright, *Numerical
-Optimization*. Near a minimum, where f(x + t p) − f(x) is rounding, slopes take the place of the
-first condition: equations (23) and (27) of Hager and Zhang (2006), *ACM Transactions on
+Optimization*. Near a minimum, where f(x + t p) − f(x) is rounding, a condition on the slopes
+replaces the first one: equations (23) and (27) of Hager and Zhang (2006), *ACM Transactions on
 Mathematical Software* 32. The decisions are those of `optax.scale_by_zoom_linesearch`, whose
-program evaluates f and ∇f at three places, each as much to compile as the rest of the search.
+program contains f and ∇f three times, each as much to compile as the rest of the search.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 STEPS = 20
 _DECREASE, _CURVATURE, _APPROXIMATE = 1e-4, 0.9, 1e-6
-_SHORTEST = 1e-5  # a bracket below which a decrease will do
+_SHORTEST = 1e-5  # length of a bracket below which any decrease is accepted
 HIGHEST = jax.lax.Precision.HIGHEST
 
 Point = Float[Array, "3"]  # t, f(x + t p), ⟨∇f(x + t p), p⟩
@@ -27,8 +27,9 @@ Point = Float[Array, "3"]  # t, f(x + t p), ⟨∇f(x + t p), p⟩
 class _Line(NamedTuple):
     """The search so far.
 
-    low, high, last: the bracket, high at t = ∞ until there is one, and what was its other end
-    before.  kept: the point to take, (t, f, –), and grad, ∇f there.  tried: evaluations.
+    low, high: the ends of the bracket; high is at t = ∞ until there is one.
+    last: the end that was replaced last.
+    kept: the best point so far.  grad: ∇f there.  tried: how many evaluations.
     """
 
     low: Point
@@ -43,17 +44,18 @@ class _Line(NamedTuple):
 def search(
     evaluate: Callable[[Any], tuple[Array, Any]], params: Any, p: Any, value: Array, grad: Any
 ) -> tuple[Array, Array, Any]:
-    """(t, f, ∇f) where the search from x along p ends, t = 1 tried first. Traceable.
+    """(t, f, ∇f) at the end of a search from x along p, which tries t = 1 first. Traceable.
 
     Args:
-        evaluate: x to (f, ∇f).
+        evaluate: x ↦ (f, ∇f).
         params: x, any tree of arrays.
         p: the direction.
         value, grad: f, ∇f at x.
 
     Returns:
-        t with the conditions above; after 20 evaluations without one, or in a bracket shorter than
-        1e-5, the best one with the first condition, else the last one; 0 where f is not finite.
+        t that satisfies the conditions of the module's docstring. If none is found within 20
+        evaluations or in a bracket longer than 1e-5: the best t that satisfies the first one, else
+        the last t tried; 0 if f is not finite at any of them.
     """
     zero = jnp.zeros((), value.dtype)
     begun = jnp.stack([zero, value, inner(grad, p)])
@@ -75,12 +77,12 @@ def _judged(line: _Line, begun: Point, new: Point, g: Any) -> _Line:
     zooming = high[0] < jnp.inf
     falls = _falls(begun, new)
     good = falls & (jnp.abs(new[2]) <= _CURVATURE * jnp.abs(begun[2]))
-    # The new point is the far end of the bracket, or its near one.
+    # The new point replaces the far end of the bracket, or the near one.
     far = ~falls | ((new[1] >= low[1]) & (zooming | (tried > 0)))
     turned = ~far & (new[2] * (high[0] - low[0]) >= 0)
     ahead = jnp.where(far, new, jnp.where(turned, low, high))
     short = zooming & (jnp.abs(high[0] - low[0]) <= _SHORTEST)
-    # Of the points that fall the lowest, while there is no bracket the longest.
+    # The lowest of the points that satisfy the first condition; without a bracket the farthest.
     best = falls & (~zooming | (new[1] < kept[1]))
     ended = ~good & ((tried + 1 >= STEPS) | (short & (best | (kept[0] > 0))))
     stuck = ended & ~(kept[0] > 0) & jnp.isfinite(new[1] + new[2])
@@ -93,7 +95,7 @@ def _judged(line: _Line, begun: Point, new: Point, g: Any) -> _Line:
 
 
 def _falls(begun: Point, new: Point) -> Array:
-    """Whether f falls enough, or is level up to 1e-6 |f| and its slope has become flatter."""
+    """Whether f decreases enough, or stays within 1e-6 |f| while its slope becomes flatter."""
     t, f, slope = new
     enough = f - begun[1] - _DECREASE * t * begun[2] <= 0
     level = f - begun[1] - _APPROXIMATE * jnp.abs(begun[1]) <= 0
@@ -102,9 +104,9 @@ def _falls(begun: Point, new: Point) -> Array:
 
 
 def _next(line: _Line) -> Array:
-    """Where to evaluate: twice as far; in a bracket the least point of a cubic, or of a parabola.
+    """The next t: twice the last one; in a bracket the minimum of a cubic or else of a parabola.
 
-    Half way where these are near its ends.
+    The middle of the bracket where these minima are near its ends.
     """
     (a, f_a, slope), (b, f_b, _), (c, f_c, _) = line.low, line.high, line.last
     B, C = b - a, c - a
@@ -124,6 +126,6 @@ def _next(line: _Line) -> Array:
 
 
 def inner(x: Any, y: Any) -> Array:
-    """⟨x, y⟩ of two trees of arrays."""
-    parts = jax.tree.map(lambda x, y: jnp.tensordot(x, y, x.ndim, precision=HIGHEST), x, y)
+    """⟨x, y⟩ of two trees of arrays; one for every entry of the leading axis that only x has."""
+    parts = jax.tree.map(lambda x, y: jnp.tensordot(x, y, y.ndim, precision=HIGHEST), x, y)
     return jax.tree.reduce(jnp.add, parts)

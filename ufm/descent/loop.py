@@ -2,11 +2,11 @@
 
     x_{t+1} = x_t + u_t,   u_t = optimizer(∇f(x_t)), or of a minibatch estimate of ∇f
 
-(where H ≥ 0 and on the sphere the nearest point to that, `ufm.descent.projected`).
+(where H ≥ 0 and on the sphere the projection of that, `ufm.descent.projected`).
 
 The loop runs in chunks of `record_every` steps, or of fewer at first. After each chunk the point is
-measured and the stopping rules are tested, all inside the compiled program. Failure is a status,
-never an exception or a NaN passed on.
+measured and the stopping rules are tested, all inside the compiled program. A failure becomes a
+status; it raises no exception and returns no NaN.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,7 @@ from ufm.metrics import measures as metrics
 from ufm.model import layers
 from ufm.model import objective as terms
 from ufm.model.fixed import held
-from ufm.model.objective import (
-    add_decay,
-    gradient,
-    gradient_norm,
-    logits,
-    objective,
-    weighed,
-)
+from ufm.model.objective import add_decay, gradient, gradient_norm, logits, objective, weighed
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
 
@@ -53,7 +46,7 @@ class Status(IntEnum):
 
     @property
     def sentence(self) -> str:
-        """How, in words."""
+        """How a run with this status ended, in words."""
         return _SENTENCES[self]
 
 
@@ -67,31 +60,23 @@ _SENTENCES = {
 }
 
 
+# The columns of every history.
 HISTORY = (
-    "step",
-    "loss",
-    "grad_norm",
-    "gap",
-    "nc1",
-    "nc2",
-    "nc3",
-    "nc4",
-    "norm_W",
-    "norm_H",
-    "norm_b",
+    "step", "loss", "grad_norm", "gap", "nc1", "nc2", "nc3", "nc4", "norm_W", "norm_H", "norm_b",
     "accuracy",
-)
-# f may rise for a while on the way down, but not by four orders of magnitude.
-LARGE = 2**25  # bytes of H from which on a run holds as few arrays of its size as it can
+)  # fmt: skip
+LARGE = 2**25  # bytes of H from which on a run holds as few arrays of that size as possible
+# f may increase for a while, but not by four orders of magnitude.
 EXPLOSION = 1e4
 
 
 class State(NamedTuple):
     """Everything that the next step depends on; a run resumes from it bit for bit.
 
-    params, opt_state: the point and the optimiser's memory. step: steps taken. start: f at the
-    first point, with which divergence is judged. key, order: PRNG key of the minibatches and the
-    permutation of samples of the current epoch (None for full batches).
+    params, opt_state: the point and the state of the optimiser.  step: steps taken.
+    start: f at the first point, the reference for divergence.
+    key, order: PRNG key of the minibatches and the permutation of samples of the current epoch;
+        None for full batches.
     """
 
     params: Params
@@ -105,9 +90,10 @@ class State(NamedTuple):
 class Method(NamedTuple):
     """The part of the optimiser that is compiled in.
 
-    optimizer: its name, or a transformation or a factory. schedule: of a named one's learning rate.
-    batch_size: of minibatches. static: hyperparameters of a factory that are not numbers. adapts:
-    whether a named one tests its steps (`ufm.descent.adaptive`).
+    optimizer: its name, or a transformation or a factory.
+    schedule: the learning rate of a named one, if it is a schedule.
+    batch_size: of minibatches.  static: hyperparameters of a factory that are not numbers.
+    adapts: whether a named one tests its steps (`ufm.descent.adaptive`).
     """
 
     optimizer: str | ByContent
@@ -120,7 +106,7 @@ class Method(NamedTuple):
         """The optax transformation at the (traced) hyperparameters.
 
         Args:
-            hyper: (learning rate, momentum) of a named method, a dict of a factory's.
+            hyper: (learning rate, momentum) of a named method; for a factory, a dict by name.
         """
         if isinstance(self.optimizer, ByContent):
             found = self.optimizer.value
@@ -133,14 +119,14 @@ class Method(NamedTuple):
 
 
 def is_brief(problem: Problem, method: Method) -> bool:
-    """Whether a descent takes less time than compiling: L-BFGS of some hundred small steps."""
+    """Whether a descent is faster than its compilation: L-BFGS takes some hundred small steps."""
     return method.optimizer == "lbfgs" and problem.size <= 2500
 
 
 class Limits(NamedTuple):
-    """Traced stopping rules: steps in all, steps between records, ‖∇f‖ and gap to stop at.
+    """Traced stopping rules: limit on steps, steps between records, tolerances of ‖∇f‖ and gap.
 
-    early: whether records come densely at first, until the steps between them are record_every.
+    early: whether records are denser at first, until the steps between them are record_every.
     """
 
     steps: Any
@@ -150,18 +136,23 @@ class Limits(NamedTuple):
     early: Any = False
 
     def stride(self, at):
-        """Steps from the record at a step to the next: 1, …, 1, 2, …, a quarter of those taken."""
+        """Steps from the record after `at` steps to the next: record_every, or at first at/4."""
         every = self.record_every
         dense = jnp.minimum(jnp.maximum(1, at // 4), every - at)
         return jnp.minimum(jnp.where(self.early & (at < every), dense, every), self.steps - at)
 
 
 def criteria(problem: Problem, params: Params, squares: Params | None = None) -> dict[str, Array]:
-    """What ends a run, "loss", "grad_norm" and "gap" at a point; squares as in `decay`."""
+    """The quantities of the stopping rules at a point: "loss", "grad_norm" and "gap". Traceable.
+
+    Args:
+        problem, params: the point.
+        squares: as for `ufm.model.objective.decay`.
+    """
     R = G = None
     loss = objective(problem, params, squares)
     if blocks.count(problem.K, params.H) == 1:
-        # As an array: XLA would repeat the exponentials in every kernel that reads it.
+        # The barrier makes R an array: XLA would compute the exponentials in every kernel again.
         R = jax.lax.optimization_barrier(terms.residual(problem, params, problem.labels))
         G = weighed(problem, R, problem.labels)
     bound = certificate.lower_bound(problem, params, R, any_size=False).value
@@ -170,12 +161,14 @@ def criteria(problem: Problem, params: Params, squares: Params | None = None) ->
 
 
 def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
-    """One row of the history at a point; traceable. Keys as in `Run.history`, less "step".
+    """One row of the history at a point, with the keys of `Run.history` but "step". Traceable.
 
-    record: further columns, functions of (problem, params).
+    With a target matrix NC1–NC4, which need classes, are NaN, and a prediction is right if it is
+    among the largest targets.
 
-    NC1–NC4 are of classes: NaN with a target matrix, where a prediction is right if it is among the
-    largest targets.
+    Args:
+        problem, params: the point.
+        record: further columns, functions of (problem, params).
     """
     labels = problem.labels
 
@@ -202,7 +195,7 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
             found = metrics.measure(*params, labels, scores)
             return {name: getattr(found, name) for name in names}
 
-        # Both this and ‖∇f‖ need an array as large as H: of large ones one after the other.
+        # This and ‖∇f‖ each need an array as large as H. The branch orders them if H is large.
         if params.H.nbytes < LARGE:
             row |= collapse()
         else:
@@ -219,7 +212,14 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
 def start(
     problem: Problem, params: Params, method: Method, hyper, key=None, value: Any = None
 ) -> State:
-    """State before the first step; traceable. value: f at params, where it is known."""
+    """The state before the first step. Traceable.
+
+    Args:
+        problem, params: where to start.
+        method, hyper: the compiled and the traced part of the optimiser.
+        key: of the minibatches; None for full batches.
+        value: f at params, where it is known.
+    """
     opt_state = method.transformation(hyper).init(params)
     order = None if method.batch_size is None else minibatch.epoch_order(problem, key, 0)
     value = objective(problem, params) if value is None else value
@@ -243,7 +243,7 @@ def closed_form(problem: Problem) -> Callable[[Params], Array]:
 
 
 def step(problem: Problem, method: Method, hyper, state: State) -> State:
-    """One step of the optimiser; traceable."""
+    """One step of the optimiser. Traceable."""
     optimizer, params, order = method.transformation(hyper), state.params, state.order
     extra: dict[str, Any] = {}
     if method.batch_size is not None:
@@ -253,7 +253,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         data = minibatch.gradient(problem, params, columns)
         grad = layers.of(problem).along(params, data)
     elif method.optimizer == "lbfgs":
-        # The line search has evaluated the point it chose; its state remembers ∇f there.
+        # The line search has evaluated the point that it chose; its state holds ∇f there.
         data = grad = state.opt_state[1].grad
         extra = {"evaluate": partial(_evaluated, problem)}
     else:
@@ -273,7 +273,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
             extra["project"] = partial(layers.project, problem)
     updates, opt_state = optimizer.update(grad, state.opt_state, params, **extra)
     # Every update waits for both products, which read the old W and H: otherwise XLA copies W and H
-    # before each step. The bare products: with decay the factor would read W and H once more.
+    # before each step. Without decay, which would make the factor read W and H once more.
     read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
     done = jnp.where(read, 1, jnp.nan)
     updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
@@ -285,7 +285,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
 
 
 def _sound(value, first):
-    """Whether an objective value is finite and has not exploded."""
+    """Whether f is finite and has not exploded; first: f at the start."""
     return jnp.isfinite(value) & (value <= EXPLOSION * (1 + first))
 
 
@@ -315,8 +315,8 @@ def trajectory(
 ) -> tuple[State, dict[str, Array], Array]:
     """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
 
-    This is what `descend` compiles; under `jax.vmap` over decays, starts or hyperparameters it
-    runs a whole sweep in one call.
+    `ufm.descend` compiles this function; under `jax.vmap` over decays, starts or hyperparameters
+    it runs a whole sweep in one call.
 
     Args:
         problem, state, method, hyper: see `start`.
@@ -324,8 +324,8 @@ def trajectory(
         records: static capacity of the history, at least chunks + 1.
         chunks: how many chunks to run, by default records − 1.
         record: further columns of the history, or None for no column but "step"; static.
-        keep: whether a diverged run, and one that has ended among others that are mapped over, ends
-            at the point of its last sound record, which takes the memory of a second state.
+        keep: whether a diverged run, and one that has ended while others under the map go on,
+            returns the state of its last sound record; this takes the memory of a second state.
 
     Returns:
         (state, history, status): history holds arrays of length `records`, whose row 0 is the
@@ -349,7 +349,7 @@ def trajectory(
 
     def body(i, carry):
         at, *carry = carry
-        # Row 0 is the start itself, a chunk of no steps: the point is measured in one place.
+        # Row 0 is the start itself, a chunk of 0 steps: so the program measures in one place only.
         count = jnp.where(i == 0, 0, limits.stride(at))
         going = anyone(carry[-1] == Status.running)
         return at + count, *jax.lax.cond(
@@ -357,10 +357,10 @@ def trajectory(
         )
 
     steps = jnp.full(records, -1, state.step.dtype)
-    # One row a record: to write a dozen arrays is a dozen kernels.
+    # One row a record: writing to a dozen arrays would be a dozen kernels.
     table = jnp.full((records, len(columns)), jnp.nan, state.params.W.dtype)
     status = jnp.asarray(Status.running, jnp.int32)
-    # Mapped over from the start, like the state: batching traces a loop again if its carry is not.
+    # Batched from the start, like the state: vmap traces a loop again if its carry becomes batched.
     mapped = jnp.isnan(state.start)
     steps, table, status = (jnp.where(mapped, x, x) for x in (steps, table, status))
     begun = (state.step, state, steps, table, status)
@@ -369,7 +369,7 @@ def trajectory(
 
 
 def last_sound(problem: Problem, state: State, method: Method, hyper, count) -> State:
-    """Repeat a chunk that diverged, one checked step at a time, up to its last sound point."""
+    """The last sound state of a chunk that diverged, by repeating it one checked step at a time."""
 
     def ahead(state):
         return step(problem, method, hyper, state)

@@ -11,9 +11,16 @@ from ufm.model.problem import Params, Problem
 def draw(problem: Problem, key: Array, step, order: Array, batch_size: int) -> tuple[Array, Array]:
     """(columns of the next minibatch, order of the epoch): without replacement within an epoch.
 
-    Every epoch draws a fresh permutation of the N samples and serves its first ⌊N/B⌋·B entries
-    in batches of B; which samples an epoch leaves out is part of the draw, so that each batch is
-    a uniform sample without replacement.
+    Every epoch draws a new permutation of the N samples and uses its first ⌊N/B⌋·B entries in
+    batches of B. The samples left out are random as well, so each batch is a uniform sample without
+    replacement. Traceable.
+
+    Args:
+        problem: the model, with N samples.
+        key: PRNG key of the run.
+        step: steps taken before.
+        order: the permutation (N,) of the present epoch.
+        batch_size: B ≤ N.
     """
     per_epoch = problem.N // batch_size
     epoch, position = step // per_epoch, step % per_epoch
@@ -26,7 +33,7 @@ def draw(problem: Problem, key: Array, step, order: Array, batch_size: int) -> t
 
 
 def epoch_order(problem: Problem, key: Array, epoch) -> Array:
-    """Permutation of the samples in an epoch, from the run's key."""
+    """Permutation (N,) of the samples in an epoch, from the run's key. Traceable."""
     samples = jnp.arange(problem.N, dtype=jnp.int32)
     return jax.random.permutation(jax.random.fold_in(key, epoch), samples)
 
@@ -36,7 +43,11 @@ def gradient(problem: Problem, params: Params, columns: Array) -> Params:
 
     With G_B = [c_i r_i]/B on the B columns:  ∇_W = G_B H_Bᵀ + λ_W W,  ∇_b = G_B 1 + λ_b b, and
     ∇_H = Wᵀ G_B + (N/B) λ_H H_B Ω_B on the batch, 0 elsewhere. Each sample is drawn with
-    probability B/N, so the mean over draws is ∇f.
+    probability B/N, so the expectation is ∇f. Traceable.
+
+    Args:
+        problem, params: any point.
+        columns: (B,), the samples of the batch.
     """
     W, H, b = params
     H_B = H[:, columns]

@@ -42,7 +42,7 @@ from ufm.descent.lbfgs import lbfgs
 from ufm.model import layers
 from ufm.model.problem import Problem, require
 
-LearningRate = float | str | Callable[[int], float] | None
+LearningRate = float | str | Callable[[int], float] | None  # as `ufm.descend` takes it
 
 NAMES = ("gd", "heavy_ball", "nesterov", "sgd", "adam", "lbfgs")
 FULL_BATCH_ONLY = ("gd", "heavy_ball", "nesterov", "lbfgs")
@@ -53,10 +53,10 @@ STEPS = ("auto", "safe")
 
 
 def rate(optimizer: str, learning_rate: Any) -> Any:
-    """The learning rate that a named method runs with: the given one, or its default for None.
+    """The learning rate of a method: the given one, or for None the default of a named method.
 
-    "auto", an adaptive step, is the default of the full-batch methods; None stands for the line
-    search of "lbfgs" and for what is left to a factory of optax.
+    The default of the full-batch methods is "auto", an adaptive step. None for "lbfgs", which has a
+    line search, and for a factory of optax, which has its own default.
     """
     if optimizer == "lbfgs":
         return None
@@ -66,11 +66,14 @@ def rate(optimizer: str, learning_rate: Any) -> Any:
 
 
 def curvature_bound(problem: Problem, value):
-    """L(F) of the module's head: ‖∇²f‖ from above wherever f ≤ F.
+    """L(F) of the module's docstring: an upper bound on ‖∇²f‖ wherever f ≤ F. Traceable.
 
     Args:
         problem: λ_W and λ_H must be positive for a finite bound.
-        value: F, for example f at the start of a run.
+        value: F ≥ 0 in nats, for example f at the start of a run.
+
+    Raises:
+        Refused: features on the sphere; an F that is no number ≥ 0.
     """
     require(problem)
     layers.require_among(problem, "optimizers.curvature_bound", ("free", "nonnegative"))
@@ -97,13 +100,16 @@ def curvature_bound(problem: Problem, value):
 def safe_step(problem: Problem, value, momentum=0.0):
     """η = (1−β)/L(F), F = f(x_0): with it full-batch gd, heavy ball and Nesterov never diverge.
 
-    Half of the proven limit derived in the module's head. Without decay (λ_W or λ_H = 0) the
-    bound is infinite and η = 0.
+    Half of the limit proven in the docstring of `ufm.descent.optimizers`. Without decay (λ_W or
+    λ_H = 0) the bound L is infinite and η = 0. Traceable.
 
     Args:
         problem: the model.
-        value: F = f(x_0), the objective at the start.
+        value: F = f(x_0), the objective at the start, in nats.
         momentum: β in [0, 1).
+
+    Raises:
+        Refused: features on the sphere; an F that is no number ≥ 0.
     """
     return (1 - momentum) / curvature_bound(problem, value)
 
@@ -113,9 +119,15 @@ def named(
 ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation behind a name of `NAMES`; hyperparameters may be traced.
 
-    gd: x − η∇f.  heavy_ball, sgd: Polyak's momentum β.  nesterov: Nesterov's.
-    adam: optax's defaults.  lbfgs: history 10, zoom line search (no learning rate).
-    With `adapts` gd, heavy_ball and nesterov take steps of `adaptive`, the learning rate first.
+    gd: x − η∇f.  heavy_ball, sgd: Polyak's momentum β.  nesterov: Nesterov's momentum.
+    adam: optax's defaults.  lbfgs: history 10, strong Wolfe line search (no learning rate).
+
+    Args:
+        name: of the method.
+        learning_rate: η, a number or a schedule.
+        momentum: β.
+        adapts: whether gd, heavy_ball and nesterov test their steps (`ufm.descent.adaptive`); the
+            learning rate is then half of the first η tried.
     """
     if adapts:
         return adaptive(learning_rate, momentum, name)
@@ -133,9 +145,10 @@ def named(
 class Settings(NamedTuple):
     """A method and its hyperparameters, converted and checked; None stands for a default.
 
-    optimizer: a name of `NAMES`, an optax transformation or a factory of such. learning_rate: a
-    float, "auto", "safe" or an optax schedule. momentum: a float. batch_size: an int.
-    hyperparameters: all those of a factory, as `factories.checked` gives them.
+    optimizer: a name of `NAMES`, an optax transformation or a factory of such.
+    learning_rate: a float, "auto", "safe" or an optax schedule.
+    momentum: a float.  batch_size: an int.
+    hyperparameters: all those of a factory, from `factories.checked`.
     """
 
     optimizer: Any
@@ -152,13 +165,13 @@ def settings(
     batch_size: Any = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """The method that `descend` runs and a cell of a sweep names, or a refusal.
+    """The method of a descent or of a cell of a sweep, with its hyperparameters checked.
 
-    The one place that converts and checks hyperparameters: numbers of any library are taken.
+    Numbers of any library are accepted and converted.
 
     Args:
-        optimizer, learning_rate, momentum, batch_size: as for `descend`.
-        hyperparameters: further ones, of a factory of optax; with "adam" they make it optax's.
+        optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`.
+        hyperparameters: further ones, of a factory of optax; with "adam" they select optax.adam.
 
     Raises:
         Refused: an unknown method, a hyperparameter out of range or one that the method lacks.
@@ -183,7 +196,7 @@ def settings(
 
 
 def _factory(optimizer: Any) -> Callable[..., Any]:
-    """A factory of optax, by name or as it is."""
+    """A factory of optax transformations, given by its name in optax or as a function."""
     if isinstance(optimizer, str):
         return factories.named(optimizer, NAMES)
     way = getattr(optimizer, "gradient_transformation", None)

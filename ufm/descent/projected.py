@@ -1,30 +1,32 @@
-"""Steps of descent for features that are not free: the step of the method, then the nearest point.
+"""Steps of descent for features that are not free: the step of the method, then the projection.
 
-    x⁺ = P(x + u),   P(W, H, b) = (W, max(H, 0), b) for H ≥ 0, all norms made 1 on the sphere
+    x⁺ = P(x + u),   P(W, H, b) = (W, max(H, 0), b) for H ≥ 0; on the sphere all norms become 1
 
 **H ≥ 0.** Momentum follows the step that was taken: where P shortens the step of an entry from u
-to x⁺ − x, its velocity shrinks by the same factor. Heavy ball is then x⁺ = P(x + β(x − x⁻) − η∇f),
-iPiano of Ochs et al. 2014 (arXiv 1404.4805), whose x⁺ minimises ⟨∇f, y⟩ + ‖y − x − βv‖²/2η over a
-convex set, v = x − x⁻. Compared with y = x, of this strongly convex function,
+to x⁺ − x, its velocity is multiplied by the same factor. Heavy ball is then x⁺ = P(x + β(x − x⁻) −
+η∇f), the method iPiano of Ochs et al. 2014 (arXiv 1404.4805), whose x⁺ minimises
+⟨∇f, y⟩ + ‖y − x − βv‖²/2η over a convex set, v = x − x⁻. Compared with its value at y = x, for this
+strongly convex function,
 
     ⟨∇f, v⁺⟩ ≤ −‖v⁺‖²/η + (β/η)⟨v⁺, v⟩,
 
-so E = f + (β/2η)‖v‖² falls as in `ufm.descent.optimizers` and, where the projected step is what is
-tested, in `ufm.descent.adaptive`: "safe" and "auto" are proven for gd (β = 0) and heavy ball. No
-such proof is known to us for Nesterov's method, and L-BFGS measures lengths by its own metric, in
-which P is not the nearest point: these two are refused.
+so E = f + (β/2η)‖v‖² decreases as in `ufm.descent.optimizers` and, where the projected step is
+tested, in `ufm.descent.adaptive`: "safe" and "auto" are proven for gd (β = 0) and heavy ball. We
+know no such proof for Nesterov's method, for which both are refused, and L-BFGS measures lengths in
+another metric, in which P is not the projection: it is refused altogether.
 
-**Sphere.** The methods see the Riemannian gradient g, and velocities are projected on the tangent
-spaces after each step (those of "auto" stay the chord v = x − x⁻). With a = x + βv − ηg and one
-unit vector x at a time, x⁺ = a/‖a‖ maximises ⟨a, y⟩ over the sphere, and
+**Sphere.** The methods use the Riemannian gradient g, and velocities are projected on the tangent
+spaces after each step (with "auto" the velocity is the chord v = x − x⁻). With a = x + βv − ηg and
+one unit vector x at a time, x⁺ = a/‖a‖ maximises ⟨a, y⟩ over the sphere, and
 ⟨a, x⁺ − x⟩ = ‖a‖·‖x⁺ − x‖²/2. As ⟨g, x⟩ = 0 and ⟨v, x⟩ = ‖v‖²/2 ≥ 0, ‖a‖ ≥ ⟨a, x⟩ ≥ 1, and
 ⟨x, x⁺ − x⟩ = −‖x⁺ − x‖²/2. So, with v⁺ = x⁺ − x,
 
     ⟨g, v⁺⟩ ≤ −‖v⁺‖²/η + (β/η)⟨v⁺, v⟩,
 
-the inequality above. ∇f adds the multiplier's ⟨∇f, x⟩⟨x, v⁺⟩ ≤ |⟨∇f, x⟩|·‖v⁺‖²/2 to it. With Λ the
-largest |⟨∇f, x⟩| and L a bound of ∇²f on the products of balls, both finite, L + Λ takes the place
-of L: "auto" is proven for gd and heavy ball, its steps stay above half of (1−β)/(L + Λ).
+which is the inequality above. With ∇f in place of g there is the term of the multiplier in
+addition, ⟨∇f, x⟩⟨x, v⁺⟩ ≤ |⟨∇f, x⟩|·‖v⁺‖²/2. With Λ the largest |⟨∇f, x⟩| and L a bound on ∇²f on
+the products of balls, both finite, L + Λ replaces L: "auto" is proven for gd and heavy ball, and
+its steps stay above half of (1−β)/(L + Λ).
 """
 
 from typing import Any
@@ -43,11 +45,11 @@ def check(problem: Problem, optimizer: Any, rate: Any) -> None:
 
     Args:
         problem: the model.
-        optimizer: as `ufm.descend` takes it.
-        rate: learning rate, as `optimizers.rate` gives it.
+        optimizer: as for `ufm.descend`.
+        rate: the learning rate, from `optimizers.rate`.
 
     Raises:
-        Refused: naming a method to take.
+        Refused: naming methods that are allowed.
     """
     if layers.is_free(problem) or not isinstance(optimizer, str):
         return
@@ -64,21 +66,21 @@ def check(problem: Problem, optimizer: Any, rate: Any) -> None:
     if rate == "safe" and problem.features == "sphere":
         raise Refused(
             "got learning_rate='safe' with features='sphere'; allowed: 'auto', a number or a "
-            "schedule, since that step is made of decays, which the sphere has not"
+            "schedule, since that step is derived from decays, of which the sphere has none"
         )
 
 
 def moved(
     problem: Problem, optimizer: Any, params: Params, updates: Params, state: Any
 ) -> tuple[Params, Any]:
-    """(the point after the updates, the state of the optimiser that goes with it). Traceable.
+    """(the point after the updates, the state of the optimiser there). Traceable.
 
     Args:
         problem, params: where the step begins.
-        optimizer: name of the method; others than its own momentum are left as they are, as is one
-            (None) that has tested its projected step itself.
-        updates: u of the module's head.
-        state: of the optimiser after it made them.
+        optimizer: name of the method, whose velocity is adjusted if it is one of heavy_ball, sgd
+            and nesterov; None for a method that has projected its step itself.
+        updates: u of the module's docstring.
+        state: of the optimiser after it computed them.
     """
     ahead = optax.apply_updates(params, updates)
     if layers.is_free(problem):

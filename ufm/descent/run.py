@@ -1,7 +1,7 @@
 """Descent on the model by any optimiser: `descend`, its result, and a result as plain arrays.
 
-The work is done in `ufm.descent.loop`, compiled; the host sees the run at its end, or at the end
-of every segment if it asks for segments (progress, checkpoints).
+The steps run in the compiled loop of `ufm.descent.loop`; Python sees the run at its end, or after
+every segment if it asks for segments (progress, checkpoints).
 """
 
 import math
@@ -54,12 +54,12 @@ def descend(
 
     Args:
         problem: the model.
-        params: where to start; its dtype is the precision of the run. With `resume` only shapes and
-            dtype matter.
+        params: where to start; its dtype is the precision of the run. With `resume` its values do
+            not matter, only its shapes and dtype.
         optimizer: "gd", "heavy_ball", "nesterov" (full batch), "sgd" (minibatches, momentum),
             "adam", "lbfgs"; an optax transformation, schedules included; or a factory of optax by
-            name or as a function ("adamw", optax.adamw, one of your own), whose hyperparameters
-            are keywords. Numbers among these are traced: all learning rates are one program.
+            name or as a function ("adamw", optax.adamw, your own), whose hyperparameters are
+            keywords. Numbers among these are traced, so that all learning rates share a program.
         steps: limit on the steps in all, those of a resumed run included.
         learning_rate: a number, an optax schedule, or for the full-batch methods "auto" (each step
             is tested before it is taken and grows where the landscape is flat:
@@ -70,29 +70,28 @@ def descend(
         batch_size: minibatches of this size, drawn without replacement epoch by epoch.
         key: PRNG key of the minibatches, or an integer seed; needed with batch_size.
         record_every: steps between records; tolerances are tested, and runs end, at records. By
-            default 100, and fewer at first: every step, then a quarter more at a time.
+            default 100, and fewer at first: every step, then a quarter of the steps taken.
         grad_tol: end with status "converged" once ‖∇f‖ ≤ grad_tol; on the sphere, where f has no
-            scale of its own, once ‖∇f‖/f is.
-        gap_tol: end with status "certified" once the certified gap and its rounding are ≤ gap_tol,
-            on the sphere ≤ gap_tol f.
-        record: further columns of the history: a dict of functions of (problem, params) by the
-            names of the columns, compiled into the loop; of functions marked by `ufm.host`, called
-            in Python at every record; or names: "index" (negative eigenvalues of ∇²f), "lam_min"
-            (the smallest one), "lam_min_off_orbit". `record=("index", "lam_min")` will do for
-            names.
-        on_segment: cuts the run into compiled calls of about a second and is called with the run
-            so far after each (progress, checkpoints). The cuts do not change the run.
-        resume: an earlier run of the same problem and optimiser to go on from, or its arrays as
-            `pack` gave them.
+            natural scale, once ‖∇f‖ ≤ grad_tol f.
+        gap_tol: end with status "certified" once the certified gap plus its rounding is ≤ gap_tol,
+            in nats; on the sphere once it is ≤ gap_tol f.
+        record: further columns of the history, as a dict by their names: functions of (problem,
+            params), compiled into the loop; functions marked by `ufm.host`, called in Python at
+            every record; or "index" (negative eigenvalues of ∇²f), "lam_min" (the smallest one),
+            "lam_min_off_orbit". A sequence of these names also works: ("index", "lam_min").
+        on_segment: splits the run into compiled calls of about a second; it is called with the run
+            so far after each of them (progress, checkpoints). The result does not depend on it.
+        resume: an earlier run of the same problem and optimiser to continue, or its arrays as
+            returned by `pack`.
         hyperparameters: of a factory, such as b2=0.99; learning_rate and momentum are passed to it
-            where they are given.
+            if they are given.
 
     Returns:
-        A `Run`; status is "converged", "certified", "step_limit", "diverged", or "underflow" where
-        on the sphere f is too small for its digits.
+        A `Run`; its status is "converged", "certified", "step_limit", "diverged", or, on the
+        sphere, "underflow" where f is so small that floating point loses its digits.
 
     Raises:
-        Refused: for arguments outside these ranges, before anything is computed.
+        Refused: for arguments outside these ranges, before a step is taken.
     """
     asked = check(
         problem, params, optimizer, steps=steps, learning_rate=learning_rate, momentum=momentum,
@@ -111,30 +110,33 @@ def descend(
 def _begun(
     problem: Problem, params: Params, asked: Checked, resume: "Run | Mapping | None"
 ) -> tuple[Method, tuple, Run, Callable[[], State] | None]:
-    """(method, what of it is traced, the run before its next step, how a fresh state is made)."""
+    """(method, its traced part, the run before its next step, what makes a new state again)."""
     value = resume.state.start if isinstance(resume, Run) else asked.value
-    method, hyper = prepare(problem, value, *asked.settings)
-    _check_step(problem, params, hyper)
-    # Python's numbers, wherever they are from: "safe" and 0.1 are then one program.
-    hyper = jax.tree.map(float, hyper)
-    again = None
+    method, hyper = _prepared(problem, params, asked, value)
     if isinstance(resume, Run):
         run = _continued(problem, params, method, hyper, asked.key, resume)
     else:
         fresh = partial(_start, problem, params, method, hyper, asked.key, asked.value)
         state = fresh()._replace(params=jax.tree.map(jnp.asarray, params))
-        run = Run(params, {}, 0, Status.running.name, state)
         if resume is None:
-            again = fresh
-        else:
-            run = unpack(state, resume)
+            return method, hyper, Run(params, {}, 0, Status.running.name, state), fresh
+        run = unpack(state, resume)
+        # "safe" follows from f at the first point of the run, which params need not be.
+        hyper = _prepared(problem, params, asked, run.state.start)[1]
     if run.history:
         _check_columns(run, asked.record)
-    return method, hyper, run, again
+    return method, hyper, run, None
+
+
+def _prepared(problem: Problem, params: Params, asked: Checked, value: Any) -> tuple[Method, Any]:
+    """`prepare` with Python's numbers, so that "safe" and 0.1 are one program."""
+    method, hyper = prepare(problem, value, *asked.settings)
+    _check_step(problem, params, hyper)
+    return method, jax.tree.map(float, hyper)
 
 
 def _check_columns(run: Run, record: columns.Columns) -> None:
-    """Refuse to go on with a run that records other columns."""
+    """Refuse to continue a run that records other columns."""
     kept, wanted = set(run.history) - set(HISTORY), set(record.names)
     if kept != wanted:
         raise Refused(
@@ -152,7 +154,7 @@ def _driven(
     on_segment: Callable[[Run], None] | None,
     again: Callable[[], State] | None,
 ) -> Run:
-    """The run taken to its end, segment by segment."""
+    """The finished run, computed segment by segment."""
     limits = Limits(
         jnp.int32(asked.steps),
         jnp.int32(asked.record_every),
@@ -178,7 +180,7 @@ def _driven(
 
 
 def _check_step(problem: Problem, params: Params, hyper: Any) -> None:
-    """Refuse a step size that is 0 in the precision of the run: nothing would ever move."""
+    """Refuse a step size that is 0 in the precision of the run, with which no point would move."""
     if (
         not isinstance(hyper, tuple)
         or not hyper
@@ -196,7 +198,7 @@ def _check_step(problem: Problem, params: Params, hyper: Any) -> None:
 def _continued(
     problem: Problem, params: Params, method: Method, hyper: Any, key: Array | None, run: Run
 ) -> Run:
-    """An earlier run, ready to go on, if its state is one of this method."""
+    """An earlier run, ready to continue, if its state belongs to this method."""
     like = jax.eval_shape(lambda: start(problem, params, method, hyper, key))
     got, wanted = (
         jax.tree.map(lambda x: (jnp.shape(x), x.dtype), state) for state in (run.state, like)
@@ -218,15 +220,13 @@ def prepare(
     batch_size: int | None = None,
     hyperparameters: Any = (),
 ) -> tuple[Method, Any]:
-    """The static and the traced part of an optimiser, defaults filled in.
-
-    Traceable: learning_rate and momentum may be tracers, to be mapped over.
+    """(static part, traced part) of an optimiser, with defaults filled in. Traceable.
 
     Args:
         problem: the model.
         value: f at the start, from which "safe" derives the step.
-        optimizer, learning_rate, momentum, batch_size, hyperparameters: as `optimizers.settings`
-            gives them.
+        optimizer, learning_rate, momentum, batch_size, hyperparameters: the fields of
+            `optimizers.Settings`; learning_rate and momentum may be traced.
     """
     if not isinstance(optimizer, str):
         static, traced = factories.split(dict(hyperparameters))
@@ -245,7 +245,11 @@ def prepare(
 
 
 def pack(run: Run) -> dict[str, np.ndarray]:
-    """A run as plain arrays, "state/…" and "history/…", for a file; `unpack` is the inverse."""
+    """A run as plain arrays, "state/…" and "history/…", for a file; `unpack` is the inverse.
+
+    Raises:
+        Refused: no `Run`.
+    """
     if not isinstance(run, Run):
         raise Refused(f"got a {type(run).__name__} as run; allowed: a ufm.Run")
     arrays = {f"state/{i}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(run.state))}
@@ -256,16 +260,18 @@ def unpack(like: State, arrays: Mapping[str, np.ndarray]) -> Run:
     """The run that `pack` took apart, with status "running".
 
     Args:
-        like: a state of the same problem, optimiser and key, from `start`; it gives the structure.
+        like: a state of the same problem, optimiser and key, which gives the structure
+            (`ufm.descent.loop.start`).
         arrays: what `pack` returned.
 
     Raises:
-        Refused: if the arrays belong to another structure.
+        Refused: arrays of another structure, or incomplete ones.
     """
     leaves, structure = jax.tree.flatten(like)
     restored = []
     for i, leaf in enumerate(leaves):
         x = arrays.get(f"state/{i}")
+        x = None if x is None else np.asarray(x)
         plain = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         if x is None or x.shape != plain.shape or x.dtype != plain.dtype:
             got = "nothing" if x is None else f"{x.dtype}{x.shape}"

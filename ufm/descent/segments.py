@@ -1,4 +1,4 @@
-"""A run and its segments: compiled calls of the loop, each of which goes on from a `Run`."""
+"""A run and its segments: compiled calls of the loop, each of which continues a `Run`."""
 
 import functools
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from ufm.model.problem import Params, Problem
 from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
 
-# Capacity of a segment's history; one number, so that runs of any length are one program. A segment
-# measures its first point once more, which 64 records show (up to 1.3 times as slow) and 1024 hide;
-# 32,768 are 2.9 MB, beyond the cache, and up to 1.2 times as slow again.
+# Capacity of a segment's history; one number, so that runs of any length share a program. A segment
+# measures its first point once more: with 64 records a run is up to 1.3 times as slow by that, with
+# 1024 it is not. 32,768 records are 2.9 MB, beyond the cache, and up to 1.2 times as slow again.
 SEGMENT_RECORDS = 1024
 
 
@@ -35,13 +35,13 @@ class Run(NamedTuple):
     """A finished or interrupted descent.
 
     params: the last point (the last finite one if the run diverged).
-    history: dict of NumPy arrays over the recorded steps: step, loss (f), grad_norm (‖∇f‖), gap
+    history: dict of NumPy arrays (records,): step, loss (f, in nats), grad_norm (‖∇f‖), gap
         (certified, in the precision of params), nc1 … nc4 (`ufm.metrics.Collapse`), norm_W,
         norm_H, norm_b (Frobenius), accuracy (share of samples with argmax(Wh+b) = y), and the
         columns of `record`.
     steps: steps taken to reach params.
     status: one of the names of `Status`, as a string.
-    state: what `descend(…, resume=run)` continues from.
+    state: from which `descend(…, resume=run)` continues.
     """
 
     params: Params
@@ -72,7 +72,7 @@ def _taken(
 
 @functools.cache
 def _trajectory(brief: bool) -> Callable:
-    """`_taken` compiled; its opt_state is used up, so that there is one and not two at a time."""
+    """`_taken` compiled; the memory of its opt_state is reused, so that there is only one."""
     return jax.jit(
         _taken,
         static_argnums=(3, 6, 8),  # method, records, record
@@ -82,7 +82,7 @@ def _trajectory(brief: bool) -> Callable:
 
 
 def _copied(tree: Any) -> Any:
-    """A copy in memory, for which nothing is compiled: neither it, nor a program that takes it."""
+    """A copy in memory, without compiling: neither the copy nor a program that takes it."""
 
     def copied(x: Any) -> Array:
         place = x.sharding if getattr(x, "committed", False) else None
@@ -104,12 +104,20 @@ def run_segment(
     record: columns.Columns,
     again: Callable[[], State] | None,
 ) -> Run:
-    """As many chunks; the history is that of the segment, without the point where it began."""
+    """The run after so many chunks, with the history of these alone.
+
+    Args:
+        problem, method, hyper, limits: see `ufm.descent.loop.trajectory`.
+        run: the run so far; only a new one, whose history is empty, records its first point.
+        chunks: how many, at most.
+        record: the further columns.
+        again: makes the state of a new run once more; None for a run that is continued.
+    """
     if not record.host:
         return _call(problem, run, method, hyper, limits, chunks, record, again)
     parts: list[dict[str, np.ndarray]] = []
     while len(parts) < max(1, chunks) and run.status == Status.running.name:
-        # Of a run that begins the start alone.
+        # The first call of a new run only measures its start.
         chunk = 1 if run.history else 0
         run = _call(problem, run, method, hyper, limits, chunk, record, again)
         again = None
@@ -132,10 +140,7 @@ def _call(
     record: columns.Columns,
     again: Callable[[], State] | None,
 ) -> Run:
-    """One compiled call; its history lacks the point where it began, and the host's columns.
-
-    again: makes the state of a fresh run once more; None where the state belongs to others too.
-    """
+    """One compiled call: `run_segment` without the columns that Python computes."""
     begun = run.state._replace(opt_state=None)
 
     def ahead(chunks: int, opt_state: Any) -> Any:
@@ -154,7 +159,7 @@ def _call(
         status = Status(int(code))  # waits for the end
         sound = int(np.sum(np.asarray(history["step"]) >= 0))
         if status is Status.diverged:
-            # The program keeps no earlier point: it takes the same steps again, up to the last one.
+            # The program keeps no earlier point: it repeats the steps up to the last sound record.
             kept = again().opt_state if again else kept
             state = begun._replace(opt_state=kept)
             state = ahead(sound - 1, _copied(kept))[0] if sound else state

@@ -1,17 +1,17 @@
 """Probes of the Hessian: products, extreme eigenpairs, density, exact index and spectrum.
 
-Which to use: `product` inside jit and for anything matrix-free; `dense` up to 16,384 variables;
+Which to use: `product` inside jit and in matrix-free methods; `dense` up to 16,384 variables;
 `inertia` for the index at any point and any N; `spectrum` for all eigenvalues at a critical point,
-any d and n; `smallest` (on or off the symmetry orbit) and `largest` for one eigenvalue of any
-point; `extreme` for a few eigenpairs of any point with their residuals; `density` for the
-shape of the whole spectrum. `verdict` says what a critical point is and why. Everything but the
-products works in float64 whatever the precision of params.
+any d and n; `smallest` (on or off the symmetry orbit) and `largest` for one eigenvalue at any
+point; `extreme` for a few eigenpairs at any point, with their residuals; `density` for the shape of
+the whole spectrum. `verdict` says what kind of critical point a point is, and why. Everything
+except the products works in float64 whatever the precision of params.
 
-∇²f is that of f as a function of all W, H and b. Where the features are not free or the classifier
-is fixed, the products and `dense` are still those of this f; functions that return eigenvalues
-refuse such problems, because only eigenvalues on the free variables would be meaningful. Where
-H ≥ 0 `inertia` is on the face of a point, the zeros of H held; on the sphere `inertia` and
-`spectrum` are of the Hessian in tangents.
+∇²f is that of f as a function of all W, H and b. A fixed classifier is refused by all of these but
+`verdict`. Where the features are not free, the products and `dense` are still those of this f;
+functions that return eigenvalues refuse such problems, because only eigenvalues on the free
+variables would be meaningful. Two exceptions: where H ≥ 0, `inertia` counts on the face of a point,
+with the zeros of H fixed; on the sphere, `inertia` and `spectrum` are of the Hessian in tangents.
 """
 
 from ufm.hessian.curvature import (

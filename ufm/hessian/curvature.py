@@ -1,4 +1,4 @@
-"""The Hessian as an operator: products, the dense matrix, the tangents of the symmetry orbit.
+"""The Hessian as an operator: products, the dense matrix, projection off the symmetry orbit.
 
     ∇²f[Δ, Δ] = Σ_i w_i δz_iᵀ S_i δz_i + 2⟨G, ΔW ΔH⟩ + λ_W‖ΔW‖² + λ_H Σ_i ω_i‖Δh_i‖² + λ_b‖Δb‖²
     δZ = ΔW H + W ΔH + Δb 1ᵀ,   S_i = ∇²ℓ,   G = [w_i ∇ℓ] at the logits
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ufm import check
 from ufm.check import Refused
 from ufm.linalg.products import matmul
 from ufm.losses.loss import Curvature
@@ -30,10 +31,10 @@ _BLOCK_BYTES = 2**26  # working memory of one block of products
 
 
 class Linearization(NamedTuple):
-    """A point with S and G, which are computed once for all products there.
+    """A point with S and G, computed once for all products at that point.
 
     problem, params: the point.
-    S: the Hessians of the loss in the logits of every sample.
+    S: the Hessians S_i of the loss in the logits, one for each sample.
     G: [w_i ∇ℓ], (K, N).
     """
 
@@ -44,10 +45,14 @@ class Linearization(NamedTuple):
 
 
 def linearize(problem: Problem, params: Params) -> Linearization:
-    """Precompute S and G at a point, for many products by `apply`. Traceable.
+    """Compute S and G at a point once, for many products by `apply`. Traceable.
+
+    Args:
+        problem: any problem whose classifier is not fixed.
+        params: any point, in the dtype in which the products are to run.
 
     Raises:
-        Refused: if shapes or dtypes of params do not fit the problem.
+        Refused: shapes or dtypes of params that do not fit the problem; a fixed classifier.
     """
     require_free(problem)
     points.check_params(problem, params)
@@ -68,7 +73,7 @@ def gauss_newton(at: Linearization, tangent: Params) -> Params:
 
     Args:
         at: from `linearize`.
-        tangent: shapes of the params, or any leading axes in common: one tangent each.
+        tangent: `Params` of the point's shapes, or with common leading axes for many tangents.
     """
     W, H, _ = at.params
     dZ = matmul(tangent.W, H) + matmul(W, tangent.H)
@@ -80,11 +85,11 @@ def gauss_newton(at: Linearization, tangent: Params) -> Params:
 
 
 def remainder(at: Linearization, tangent: Params) -> Params:
-    """(G ΔHᵀ + λ_W ΔW, ΔWᵀ G + λ_H ΔH, λ_b Δb): what the Hessian has beside Gauss–Newton.
+    """(G ΔHᵀ + λ_W ΔW, ΔWᵀ G + λ_H ΔH Ω, λ_b Δb): the Hessian less its Gauss–Newton part.
 
     Args:
         at: from `linearize`.
-        tangent: shapes of the params, or any leading axes in common: one tangent each.
+        tangent: `Params` of the point's shapes, or with common leading axes for many tangents.
     """
     dW, dH, db = tangent
     lam_W, lam_H, lam_b = terms.decays(at.problem, at.G.dtype)
@@ -94,35 +99,39 @@ def remainder(at: Linearization, tangent: Params) -> Params:
 
 
 def apply(at: Linearization, tangent: Params) -> Params:
-    """∇²f[tangent] at a point from `linearize`, in closed form: six matrix products.
+    """∇²f[tangent] at a point from `linearize`, in closed form: six matrix products. Traceable.
 
-    The tangent has the shapes of the params, or leading axes, one tangent each. The result is 0 in
-    b if there is no bias.
+    Args:
+        at: from `linearize`.
+        tangent: `Params` of the point's shapes, or with common leading axes for many tangents.
+
+    Returns:
+        `Params` of the same shapes, 0 in b if there is no bias.
     """
     return jax.tree.map(jnp.add, gauss_newton(at, tangent), remainder(at, tangent))
 
 
 def check_tangent(problem: Problem, params: Params, tangent: Params) -> None:
-    """Refuse tangents whose shapes or dtypes do not fit; leading axes must agree.
+    """Refuse tangents whose shapes or dtypes do not fit the point.
 
     Raises:
-        Refused: trailing shapes differ from W (K, d), H (d, N), b (K,), or leading ones differ;
-            a dtype other than that of the params; params that do not fit themselves.
+        Refused: trailing shapes other than W (K, d), H (d, N), b (K,), or different leading axes;
+            a dtype other than that of the params; params that do not fit the problem.
     """
     points.check_params(problem, params)
     points.check_types(problem, tangent)
     leading = set()
-    for name, point, arrow in zip("WHb", params, tangent, strict=True):
-        shape = jnp.shape(arrow)
+    for name, point, part in zip("WHb", params, tangent, strict=True):
+        shape = jnp.shape(part)
         batch = len(shape) - point.ndim
         if batch < 0 or shape[batch:] != point.shape:
             raise Refused(
                 f"got a tangent whose {name} has shape {shape}; allowed: {point.shape}, or that "
                 "behind leading axes for many tangents at once"
             )
-        if getattr(arrow, "dtype", None) != point.dtype:
+        if getattr(part, "dtype", None) != point.dtype:
             raise Refused(
-                f"got a tangent whose {name} is {getattr(arrow, 'dtype', type(arrow).__name__)} "
+                f"got a tangent whose {name} is {getattr(part, 'dtype', type(part).__name__)} "
                 f"at params of {point.dtype}; cast one of them"
             )
         leading.add(shape[:batch])
@@ -135,30 +144,43 @@ def check_tangent(problem: Problem, params: Params, tangent: Params) -> None:
 def product(problem: Problem, params: Params, tangent: Params) -> Params:
     """∇²f(params)[tangent], in the dtype of the params; equal to forward-over-reverse autodiff.
 
+    Traceable. `linearize` and `apply` share the evaluation of the point between many products.
+
     Args:
-        problem: any problem.
+        problem: any problem whose classifier is not fixed.
         params: any point.
-        tangent: `Params` of the point's shapes, or with leading axes, one tangent each.
+        tangent: `Params` of the point's shapes, or with common leading axes for many tangents.
+
+    Returns:
+        `Params` of the shapes of the tangent, 0 in b if there is no bias.
 
     Raises:
-        Refused: shapes or dtypes that do not fit.
+        Refused: shapes or dtypes that do not fit; a fixed classifier.
     """
     check_tangent(problem, params, tangent)
     return apply(linearize(problem, params), tangent)
 
 
 def gauss_newton_product(problem: Problem, params: Params, tangent: Params) -> Params:
-    """The Gauss–Newton part of `product`, decay left out: Σ_i w_i J_iᵀ S_i J_i [tangent].
+    """The Gauss–Newton part of `product`, without decay: Σ_i w_i J_iᵀ S_i J_i [tangent].
+
+    J_i = ∂z_i/∂(W, H, b). Arguments and result are those of `product`.
 
     Raises:
-        Refused: shapes or dtypes that do not fit.
+        Refused: shapes or dtypes that do not fit; a fixed classifier.
     """
     check_tangent(problem, params, tangent)
     return gauss_newton(linearize(problem, params), tangent)
 
 
 def flatten(problem: Problem, tangent: Params) -> Float[Array, "... size"]:
-    """W row-major, H row-major, b (left out without a bias), behind any leading axes."""
+    """A tangent as a vector: W row-major, H row-major, b (left out without a bias).
+
+    Leading axes, one tangent each, stay in front. Traceable.
+
+    Raises:
+        Refused: no `Params`; a problem whose classifier is fixed.
+    """
     points.check_types(problem, tangent)
     require_free(problem)
     batch = tangent.b.shape[:-1]
@@ -167,10 +189,10 @@ def flatten(problem: Problem, tangent: Params) -> Float[Array, "... size"]:
 
 
 def unflatten(problem: Problem, vector: Float[Array, "... size"]) -> Params:
-    """The inverse of `flatten`; b = 0 without a bias.
+    """The inverse of `flatten`; b = 0 without a bias. Traceable.
 
     Raises:
-        Refused: if the last axis is not `problem.size` long.
+        Refused: a last axis that is not `problem.size` long; a fixed classifier.
     """
     require_free(problem)
     K, d, N = problem.K, problem.d, problem.N
@@ -185,14 +207,10 @@ def unflatten(problem: Problem, vector: Float[Array, "... size"]) -> Params:
     return Params(W, H, b)
 
 
-def _traced(*trees) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
-
-
 def matrix(problem: Problem, params: Params) -> Float[Array, "size size"]:
     """∇²f as a symmetric matrix in the order of `flatten`, in the dtype of params. Traceable.
 
-    All columns at once where their products take little memory, otherwise block by block.
+    All columns are computed at once where this takes little memory, otherwise block by block.
     """
     at, size = linearize(problem, params), problem.size
     row_bytes = 8 * (4 * problem.K * problem.N + 4 * size)
@@ -219,9 +237,13 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
     Computed and returned in float64 whatever the precision of params; under jit or vmap in that
     of the params.
 
+    Args:
+        problem: any problem whose classifier is not fixed, with at most 16,384 variables.
+        params: any point.
+
     Raises:
         Refused: wrong shapes, entries that are not finite, or a matrix beyond 2 GiB;
-            arrays that are not real floating, or mixed dtypes.
+            arrays that are not real floating, or mixed dtypes; a fixed classifier.
     """
     require_free(problem)
     points.check_params(problem, params)
@@ -232,7 +254,7 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
             f"allowed are {DENSE_LIMIT / 2**30:.0f}. Use hessian.extreme for single eigenpairs, "
             "hessian.inertia for the index, hessian.spectrum at critical points"
         )
-    if _traced(problem, params):
+    if check.traced(problem, params):
         return matrix(problem, params)
     points.check_finite(params)
     with jax.enable_x64(True):
@@ -240,13 +262,13 @@ def dense(problem: Problem, params: Params) -> Float[Array, "size size"]:
 
 
 class OrbitTangents(NamedTuple):
-    """The tangent space of the symmetry orbit at a point, ready for projections.
+    """The tangent space of the symmetry orbit at a point, in the form that `project_out` takes.
 
     W, H: the point.
-    axes: eigenvectors of WᵀW + HHᵀ, (d, d).
-    inverse: 1/(s_i + s_j) for its eigenvalues s, 0 where both vanish, (d, d).
-    free_bias: the unit direction of b along which f is constant, 1/√K for a bias without decay and
-        a loss that is invariant under shifts; 0 where there is none, (K,).
+    axes: eigenvectors of M = WᵀW + HHᵀ, (d, d).
+    inverse: 1/(s_i + s_j) for the eigenvalues s of M, 0 where both vanish, (d, d).
+    free_bias: the unit direction of b along which f is constant, (K,): n/‖n‖ with n the null
+        direction of the loss (1 for one that is invariant under shifts) if λ_b = 0; otherwise 0.
     """
 
     W: Float[Array, "K d"]
@@ -259,8 +281,8 @@ class OrbitTangents(NamedTuple):
 def orbit(problem: Problem, params: Params) -> OrbitTangents:
     """The tangents (W Aᵀ, A H, 0), A antisymmetric, and (0, 0, n) if λ_b = 0, n ℓ's null direction.
 
-    The Hessian vanishes along them at a critical point. Directions in which W and H are zero to
-    rounding turn nothing and are left out.
+    The Hessian vanishes along them at a critical point. Rotations within the directions in which W
+    and H are zero to rounding do not move the point and are left out. Traceable.
     """
     W, H, b = params
     s, axes = jnp.linalg.eigh(matmul(W.T, W) + matmul(H, H.T))
@@ -275,10 +297,11 @@ def orbit(problem: Problem, params: Params) -> OrbitTangents:
 
 
 def project_out(at: OrbitTangents, tangent: Params) -> Params:
-    """The part of a tangent orthogonal to the orbit: least squares in A, d³ work, no basis stored.
+    """The part of a tangent orthogonal to the orbit, by least squares: O(d³), without a basis.
 
-    Minimising ‖(ΔW, ΔH) − (W Aᵀ, A H)‖ over antisymmetric A asks for AM + MA = C − Cᵀ with
-    M = WᵀW + HHᵀ and C = ΔH Hᵀ + ΔWᵀW, which is diagonal in the axes of M.
+    The minimum of ‖(ΔW, ΔH) − (W Aᵀ, A H)‖ over antisymmetric A solves AM + MA = C − Cᵀ with
+    M = WᵀW + HHᵀ and C = ΔH Hᵀ + ΔWᵀW, an equation that is diagonal in the eigenvectors of M.
+    Leading axes, one tangent each, stay in front. Traceable.
     """
     W, H, axes, inverse, free_bias = at
     dW, dH, db = tangent

@@ -6,13 +6,14 @@ exceeds its dimension), the plane of (u aᵀ, 0) and (0, −a vᵀ) holds an exa
 
     λ = (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²) < 0,
 
-so the point is a strict saddle. (With weights Ω in the decay of the features GΩ^-½ stands for G,
-and the lowest eigenvector of [[λ_W I, G], [Gᵀ, λ_H Ω]] for the plane.) For d ≥ K−1 there always is
-one (`ufm.theory.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2, for d > K). Below,
-without an orthogonal direction, the smallest eigenvalue is computed, and the index counted.
+so the point is a strict saddle. (With weights Ω in the decay of the features, GΩ^-½ replaces G, and
+the lowest eigenvector of [[λ_W I, G], [Gᵀ, λ_H Ω]] replaces the plane.) For d ≥ K−1 a always exists
+(`ufm.theory.landscape`; Zhu et al. 2021, arXiv 2105.02375, theorem 3.2, for d > K).
+For d < K−1 and without an orthogonal direction, the smallest eigenvalue is computed and the index
+counted.
 
-(W, H) ↦ (sW, H/s) turns the decays into one, μ, and leaves the signs of all eigenvalues (Sylvester)
-and all comparisons below as they are: nothing here depends on λ_H/λ_W.
+(W, H) ↦ (sW, H/s) with s = (λ_W/λ_H)^¼ makes both decays μ. It changes neither the signs of the
+eigenvalues (Sylvester) nor the comparisons below, so nothing here depends on λ_H/λ_W.
 """
 
 from typing import NamedTuple
@@ -23,13 +24,12 @@ import numpy as np
 import scipy.linalg
 
 from ufm import certificate
-from ufm.check import Refused
 from ufm.hessian import ends, faces, fixed, reduction, sphere
 from ufm.hessian.curvature import Linearization, apply, in_float64, linearized
 from ufm.hessian.faces import Kind
 from ufm.hessian.reduction import Core
 from ufm.hessian.signs import Inertia
-from ufm.hessian.stationarity import EPS, logit_rounding, measured
+from ufm.hessian.stationarity import CAUTION, EPS, SHARE, logit_rounding, measured, require_decay
 from ufm.model import layers
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
@@ -37,18 +37,16 @@ from ufm.theory import landscape, squared
 from ufm.theory.spectra import orbit_dimension
 
 BLIND = 1e-2  # uncertainty of a residual, in the terms that cancel, beyond which nothing is decided
-SHARE = 1e-6  # of f*, by which a global minimiser may exceed it
-_CAUTION = 64  # times an estimated error is certain
 
 
 class Witness(NamedTuple):
     """A direction at a critical point and the curvature along it.
 
     direction: a unit tangent, float64.
-    curvature: ⟨direction, ∇²f direction⟩ by `hessian.product` at the point itself.
-    predicted: the curvature that theory predicts.
-    explicit: True for the plane of (u aᵀ, −a vᵀ) known from theory, False for a computed
-        eigenvector.
+    curvature: ⟨direction, ∇²f direction⟩ at the point, by `hessian.apply`.
+    predicted: the eigenvalue of ∇²f that belongs to the direction.
+    explicit: True if the direction lies in the plane of (u aᵀ, 0) and (0, −a vᵀ) known from theory,
+        False if it is a computed eigenvector.
     """
 
     direction: Params
@@ -62,10 +60,10 @@ class Verdict(NamedTuple):
 
     kind: "global minimiser", "local minimiser", "strict saddle", "not critical" or "undecided".
     reason: one sentence with the numbers that decide.
-    residual: ‖∇f‖.  gap: certified bound on f − f*.  spectral_ratio: ‖G‖₂/μ.
+    residual: ‖∇f‖.  gap: certified bound on f − f*, in nats.  spectral_ratio: ‖G‖₂/μ.
     curvature: Rayleigh quotient of the witness; NaN if the point is not critical.
-    inertia: counts of the Hessian's eigenvalues, where they were needed; its tolerance is in the
-        units of ∇²f where λ_W = λ_H = μ.
+    inertia: the signs of the eigenvalues of ∇²f where the verdict needed them, otherwise None; its
+        tolerance is in the units of ∇²f in the coordinates in which λ_W = λ_H = μ.
     """
 
     kind: Kind
@@ -78,9 +76,9 @@ class Verdict(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A verdict with what it was made of: for those who ask more of the point.
+    """A verdict with the certificate and the core from which it was derived.
 
-    proof: the certificate.  core: of the critical point; None if the point is not critical.
+    core: of the critical point; None if the point is not critical or its features are not free.
     """
 
     verdict: Verdict
@@ -91,11 +89,16 @@ class Judged(NamedTuple):
 def witness(problem: Problem, point: Params) -> Witness:
     """The direction of negative curvature at a critical point that is not a global minimiser.
 
-    At a global minimiser the same construction yields a direction of curvature ≥ 0.
+    Where a direction orthogonal to the row space of [Wᵀ, H] exists it lies in the plane of
+    (u aᵀ, 0) and (0, −a vᵀ), otherwise it is the computed eigenvector of the smallest eigenvalue
+    (see `ufm.hessian.decision`). At a global minimiser its curvature is ≥ 0.
 
     Args:
         problem: any class counts, any d, λ_W, λ_H > 0.
         point: a critical point, in float64.
+
+    Returns:
+        A `Witness`.
 
     Raises:
         Refused: a point that is not critical, wrong shapes or entries that are not finite;
@@ -138,7 +141,7 @@ def _orthogonal_direction(core: Core) -> tuple[Params, float]:
 
 
 def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
-    """The lowest eigenpair on the core, turned back into a tangent of the whole problem."""
+    """The lowest eigenpair on the core, as a tangent of the whole problem."""
     (K, s), M = core.W.shape, core.H.shape[1]
     reduction.check_memory(K * (s + core.bias) + s * M, "core Hessian", core)
     values, vectors = scipy.linalg.eigh(reduction.core_matrix(core), subset_by_index=[0, 0])
@@ -151,57 +154,62 @@ def _smallest_eigenvector(core: Core) -> tuple[Params, float]:
 
 
 class _Doubt(NamedTuple):
-    """How far off the numbers of a point may be, from what its residual and rounding leave.
+    """The errors of a point that its residual and rounding leave open.
 
-    entries: relative error of the entries of G, and so of what the data term holds in place.
-    decayed: relative error of what only the decay holds in place, in logits.
+    entries: relative error of the entries of G, and so of what the data term determines.
+    decayed: relative error of what only the decay determines, in logits.
     """
 
     entries: float
     decayed: float
 
     def of(self, size: float, mu: float) -> float:
-        """Error of a number `size` large beside which decay counts as μ."""
-        return _CAUTION * (self.entries * (size + mu) + self.decayed * mu)
+        """Error of a quantity of this size that decay changes by about μ."""
+        return CAUTION * (self.entries * (size + mu) + self.decayed * mu)
 
 
 def verdict(problem: Problem, point: Params) -> Verdict:
     """Decide what kind of critical point a point is.
 
-    The steps are taken in this order, each with its own proof.
+    The conditions are tested in this order; each answer has its own proof.
 
     1. ∇f is not small beside the terms that cancel in it (`ufm.hessian.stationarity`): "not
        critical". If rounding leaves more than 1e-2 of them uncertain: "undecided".
-    2. ‖G‖₂ > μ, and a direction orthogonal to the row space, or d ≥ K−1, where every critical
-       point but the minimisers has one, and negative curvature: "strict saddle".
-    3. certified gap f − f* within rounding and residual, and these within 1e-6 f*: "global
-       minimiser". For the squared error f* is known where the certificate is not tight, as with
-       fewer dimensions than modes (`ufm.theory.squared`); the reason says so.
-    4. no such direction (r = d): eigenvalues of ∇²f off the symmetry orbit. A negative one makes a
-       "strict saddle"; only positive ones, a "local minimiser".
-    5. otherwise "undecided".
+    2. ‖G‖₂ > μ, and a direction orthogonal to the row space exists, or d ≥ K−1 (every critical
+       point that is not a minimiser then has one) and the curvature is negative: "strict saddle".
+    3. The certified gap f − f* is within rounding and residual, and these are within 1e-6 f*:
+       "global minimiser". For the squared error f* is also known where the certificate is not
+       tight, as with fewer dimensions than modes (`ufm.theory.squared`); the reason then says so.
+    4. There is no orthogonal direction (r = d): the eigenvalues of ∇²f off the symmetry orbit
+       decide. A negative one means "strict saddle"; if all are positive, "local minimiser".
+    5. Otherwise "undecided".
 
-    Where the classifier is fixed step 3 decides alone, of the problem in (H, b), which is convex
-    for a convex loss; spectral_ratio and curvature are NaN then.
+    Where the classifier is fixed, step 3 alone decides on the problem in (H, b), which is convex
+    for a convex loss; spectral_ratio and curvature are then NaN.
 
     Every comparison in 2 to 4 allows for 64 times the estimated error: the relative rounding of the
-    entries of G, times the size of what is compared, and (1 + max|Z|) μ times the share of ∇f that
-    is uncertain. With λ_W = λ_H = λ and logits of order 10 minima are decided down to the smallest
-    λ, saddles whose G is of order 1 down to some 1e-11.
+    entries of G times the size of what is compared, plus (1 + max|Z|) μ times the uncertain share
+    of ∇f. With λ_W = λ_H = λ and logits of order 10, minima are decided down to the smallest λ and
+    saddles whose G is of order 1 down to about 1e-11.
 
-    Where H ≥ 0 the residual is that of the projected gradient, and what decides beside the
-    certificate are the multipliers at the zeros of H and the curvature on the face of the others
-    (`ufm.hessian.faces`): a "strict saddle" has negative curvature there, a "local minimiser"
-    positive one off the symmetries of the face and positive multipliers.
+    Where H ≥ 0, the residual is that of the projected gradient. Beside the certificate, the
+    multipliers at the zeros of H and the curvature on the face of the other entries decide
+    (`ufm.hessian.faces`): a "strict saddle" has negative curvature there; a "local minimiser" has
+    positive multipliers and positive curvature off the symmetries of the face.
 
-    On the sphere the gradient is the Riemannian one, and the curvature and counts are of all
-    tangents (`ufm.hessian.tangents`, `ufm.hessian.sphere`); spectral_ratio is NaN. Only the
-    certificate says "global minimiser", and an f without digits is "undecided".
+    On the sphere, the gradient is the Riemannian one, and curvature and counts are those of the
+    Hessian in tangents (`ufm.hessian.tangents`, `ufm.hessian.sphere`); spectral_ratio is NaN. Only
+    the certificate proves a "global minimiser", and a point whose f is too small for float64 to
+    have digits is "undecided".
 
     Args:
-        problem: any class counts, any d, λ_W, λ_H > 0; λ_W = 0 too where W is fixed, none on the
-            sphere.
-        point: any point; a critical one in float64 is needed for anything but "not critical".
+        problem: any class counts, any d, λ_W, λ_H > 0. λ_W may be 0 where W is fixed; on the sphere
+            there are no decays.
+        point: any point. Points known only in float32 are mostly "not critical": polish them first
+            by `ufm.solve`.
+
+    Returns:
+        A `Verdict`.
 
     Raises:
         Refused: λ_W or λ_H zero (f then has no minimum), wrong shapes, non-finite entries;
@@ -217,11 +225,7 @@ def judged(at: Evaluated) -> Judged:
         return _with_fixed_classifier(at)
     if not layers.is_free(problem):
         return _constrained(at)
-    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
-        raise Refused(
-            f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
-            "without decay the infimum is not attained"
-        )
+    require_decay(problem)
     slope, proof = measured(at), certificate.certified(at)
     evidence = (slope.residual, float(proof.gap), float(proof.spectral_ratio))
     if not slope.critical:
@@ -241,7 +245,7 @@ def judged(at: Evaluated) -> Judged:
     return Judged(Verdict(kind, reason, *evidence, curvature, counts), proof, core)
 
 
-# What is asked at points of features that are not free.
+# Where features are not free.
 _FACES = {"nonnegative": faces.judged, "sphere": sphere.judged}
 
 
@@ -278,7 +282,7 @@ def _decided(
     error = doubt.of(sigma, mu)
     least = landscape.benign_width(problem)
     wide = least is not None and problem.d >= least
-    # Without an idle dimension rounding alone keeps W from the lower rank that the theorem gives.
+    # Without an idle dimension W has full rank by rounding alone: the theorem gives a lower one.
     if (core.idle or (wide and curvature < 0)) and sigma - mu > error:
         theorem = (
             f", a strict saddle by the theorem for d >= {landscape.width_name(problem)} "
@@ -316,15 +320,16 @@ def _decided(
 
 
 def _known_minimum(problem: Problem) -> float | None:
-    """f* of the squared error, which no convex bound reaches where d is below its modes."""
+    """f* of the squared error; the convex bound is not tight where d is below its modes."""
     return squared.global_value(problem) if squared.fails(problem) is None else None
 
 
 def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
     """Signs of the eigenvalues of a core without idle dimensions, those of the orbit left out.
 
-    In the coordinates of μ. The tangents (W Aᵀ, A H), A antisymmetric, and 1 in b if λ_b = 0 are
-    known: c QᵀQ, Q an orthonormal basis of them, moves their zeros out of the way.
+    In the coordinates in which λ_W = λ_H = μ. The tangents of the orbit, (W Aᵀ, A H) with A
+    antisymmetric and 1 in b if λ_b = 0, are known: adding c QᵀQ, with Q an orthonormal basis of
+    them, shifts their eigenvalues from 0 to c.
     """
     (K, s), M = core.W.shape, core.H.shape[1]
     lam_W, lam_H, lam_b = core.decays
@@ -343,7 +348,7 @@ def _off_the_orbit(problem: Problem, core: Core, doubt: _Doubt) -> Inertia:
 
 
 def from_counts(problem: Problem, core: Core, counts: Inertia) -> tuple[Kind, str]:
-    """The verdict on a critical point by its inertia alone, and the sentence that says why."""
+    """(kind, reason) of a critical point by its inertia alone."""
     orbit, least = orbit_dimension(problem, core.W.shape[1]), landscape.benign_width(problem)
     if counts.negative:
         return "strict saddle", f"the Hessian has {counts.negative} negative eigenvalues"

@@ -9,17 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm import check
-from ufm.hessian.curvature import (
-    Linearization,
-    apply,
-    flatten,
-    in_float64,
-    linearize,
-    unflatten,
-)
+from ufm.hessian.curvature import Linearization, apply, flatten, linearize, unflatten
 from ufm.linalg.tridiagonal import tridiagonal
 from ufm.model import layers
-from ufm.model.points import check_point
+from ufm.model.points import check_point, in_float64
 from ufm.model.problem import Params, Problem
 
 
@@ -29,9 +22,9 @@ class Density(NamedTuple):
     grid: (points,) in the units of ∇²f.
     density: (points,), integrates to 1.
     standard_error: (points,), standard deviation over probes / √probes.
-    width: standard deviation of the Gaussian that smooths.
-    nodes, weights: (probes, steps), the quadrature of every probe; Σ weights g(nodes) estimates
-        tr g(∇²f)/size, weights of each probe add up to 1.
+    width: standard deviation of the Gaussian that smooths, in the units of ∇²f.
+    nodes, weights: (probes, steps), the quadrature of every probe. The weights of a probe add up to
+        1, and Σ weights g(nodes) estimates tr g(∇²f)/size.
     """
 
     grid: Float[Array, " points"]
@@ -55,20 +48,25 @@ def density(
     """(1/size) Σ_i N(x; λ_i, width²), by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
 
     Every probe is a random sign vector v/√size, whose Lanczos matrix T = Q diag(θ) Qᵀ gives nodes
-    θ_j and weights Q_1j². Full reorthogonalisation; if a Krylov space is exhausted (few distinct
-    eigenvalues), the remaining nodes have weight 0.
+    θ_j and weights Q_1j². Lanczos vectors are fully reorthogonalised; if a Krylov space is
+    exhausted (few distinct eigenvalues), the remaining nodes have weight 0.
 
     Args:
-        problem, params: any point.
-        key: a JAX PRNG key; it draws the probes.
+        problem, params: any point of a problem with free features.
+        key: a JAX PRNG key, or an integer seed; it draws the probes.
         probes: at least 2, for an error bar.
-        steps: Lanczos steps a probe, at least 2; memory is steps × size.
-        points: length of the grid, which covers the nodes and 4 widths beyond.
-        width: smoothing > 0; None takes 1/100 of the range of the nodes.
+        steps: Lanczos steps of each probe, at least 2; memory is steps × size numbers.
+        points: length of the grid, which covers the nodes and 4 widths on either side.
+        width: standard deviation of the smoothing, > 0, in the units of ∇²f; None takes 1/100 of
+            the range of the nodes.
+
+    Returns:
+        A `Density`, in float64.
 
     Raises:
         Refused: probes, steps, points or width out of range; wrong shapes, non-finite entries;
-            arrays that are not real floating, or mixed dtypes.
+            arrays that are not real floating, or mixed dtypes; features that are not free, a fixed
+            classifier.
     """
     counts = (("probes", probes), ("steps", steps), ("points", points))
     probes, steps, points = (check.integer(name, value, 2, 2**31 - 1) for name, value in counts)

@@ -1,15 +1,15 @@
 """Extreme eigenpairs of the Hessian at any point, from products alone.
 
-The search of `ufm.linalg.lanczos` in float64, helped by a model of ∇²f that has its eigenvectors in
-closed form. With G = UΣVᵀ, S̄ = Σ w_i S_i, m = Σ w_i and Q the eigenvectors of WᵀW + HHᵀ it keeps,
-for each singular value g_j and each axis q_a, one 2×2 block
+The search of `ufm.linalg.lanczos` in float64, preconditioned by a model of ∇²f whose eigenvectors
+have a closed form. With G = UΣVᵀ, S̄ = Σ w_i S_i, m = Σ w_i and Q the eigenvectors of WᵀW + HHᵀ, it
+has one 2×2 block for each singular value g_j and each axis q_a,
 
     [[λ_W + α_j χ_a, g_j], [g_j, λ_H + ω_a]]   on   (u_j q_aᵀ, q_a v_jᵀ),
 
 α_j = u_jᵀ S̄ u_j/m,  χ_a = Σ w_i ⟨q_a, h_i⟩²,  ω_a = q_aᵀ WᵀS̄W q_a/(mN), and λ_H + ω_a on the
-columns of H orthogonal to V: the whole remainder and the diagonal of Gauss–Newton. |model − θ|⁻¹
-steers the search (a preconditioner in the sense of Davidson); what is returned is measured with ∇²f
-itself.
+columns of H orthogonal to V. It contains all of ∇²f but the Gauss–Newton part, of which it has the
+diagonal. |model − θ|⁻¹ is the preconditioner, in the sense of Davidson; the eigenpairs returned are
+measured with ∇²f itself.
 """
 
 import functools
@@ -23,14 +23,7 @@ from jaxtyping import Array, Float
 from ufm import check
 from ufm.check import Refused
 from ufm.hessian import curvature
-from ufm.hessian.curvature import (
-    Linearization,
-    OrbitTangents,
-    apply,
-    flatten,
-    in_float64,
-    unflatten,
-)
+from ufm.hessian.curvature import Linearization, OrbitTangents, apply, flatten, unflatten
 from ufm.hessian.signs import inertia
 from ufm.linalg import lanczos
 from ufm.linalg.products import matmul
@@ -42,21 +35,20 @@ FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the mo
 
 
 class Extreme(NamedTuple):
-    """Extreme eigenpairs of ∇²f, from the wanted end inwards.
+    """Extreme eigenpairs of ∇²f, outermost first.
 
-    values: (k,) float64.
+    values: (k,) float64, in the units of ∇²f.
     vectors: (k, size), orthonormal rows in the order W row-major, H row-major, b
-        (`hessian.unflatten` makes tangents of them).
-    residuals: (k,), ‖∇²f v − θ v‖: some eigenvalue lies within it of θ.
-    converged: (k,), residual ≤ tol · norm and the search has ended.
-    signs: (k,) −1, 1, or 0 where |value| ≤ residual + resolution: the sign is undecided.
+        (`hessian.unflatten` turns them into tangents).
+    residuals: (k,), ‖∇²f v − θ v‖; there is an eigenvalue within that distance of θ.
+    converged: (k,), whether residual ≤ tol · norm and the search has ended.
+    signs: (k,), −1 or 1, or 0 where |value| ≤ residual + resolution: the sign is undecided.
     resolution: how far rounding of the params to their own precision may move an eigenvalue
         (a bound to first order): about 1e-7 relative for float32, 1e-16 for float64.
-    norm: ‖∇²f‖ as estimated, from below.
-    products: Hessian products with one vector, in total.
+    norm: an estimate of ‖∇²f‖ from below.
+    products: the number of Hessian products with one vector.
     status: "converged", "iteration_limit" or "not_finite".
-    missed: with `exact`, how many more eigenvalues lie outside the last value than were found
-        there; otherwise None.
+    missed: with `exact`, how many eigenvalues beyond the last value were not found; otherwise None.
     """
 
     values: Float[Array, " k"]
@@ -72,10 +64,11 @@ class Extreme(NamedTuple):
 
 
 class Preconditioner(NamedTuple):
-    """The closed-form model of ∇²f at a point; see the module's head.
+    """The closed-form model of ∇²f at a point; see the module's docstring.
 
-    U (K, K), V (N, K) with zero columns where g_j vanishes, Q (d, d); values (K, d, 2) and axes
-    (K, d, 2, 2) of the blocks; rest (d,) = λ_H + ω; bias: one number for b.
+    U (K, K), V (N, K) with zero columns where g_j vanishes, Q (d, d); eigenvalues (K, d, 2) and
+    axes (K, d, 2, 2) of the blocks; rest (d,) = λ_H + ω; bias: the eigenvalue for b, λ_b + Σ_j α_j
+    m/K.
     """
 
     U: Array
@@ -88,7 +81,7 @@ class Preconditioner(NamedTuple):
 
 
 def preconditioner(at: Linearization) -> Preconditioner:
-    """The model at a point; K³ + d³ and two products of the size of the point."""
+    """The model at a point, in O(K³ + d³) and two products of the size of the point. Traceable."""
     W, H, _ = at.params
     N, dtype = at.problem.N, at.G.dtype
     lam_W, lam_H, lam_b = terms.decays(at.problem, dtype)
@@ -117,7 +110,7 @@ def preconditioner(at: Linearization) -> Preconditioner:
 def _steer(
     problem: Problem, at: Preconditioner, orbit: OrbitTangents | None, block: Array, theta: Array
 ) -> Array:
-    """|model − θ|⁻¹ on a block of rows; with an orbit, off it, and a multiple of 1 along it."""
+    """|model − θ|⁻¹ on a block of rows; with an orbit, off the orbit, and a multiple of 1 on it."""
     whole = unflatten(problem, block)
     dW, dH, db = inner = whole if orbit is None else curvature.project_out(orbit, whole)
     floor = FLOOR * jnp.max(jnp.abs(at.values))
@@ -190,20 +183,35 @@ def _started(
 def resolution(problem: Problem, params: Params) -> float:
     """How far an eigenvalue moves at most, to first order, if params are rounded to their dtype.
 
-    With u the unit roundoff, c = ‖W‖₂ + ‖[H; 1]‖₂, ‖δz_i‖ ≤ u(2‖W‖_F‖h_i‖ + ‖b‖) and ‖δS_i‖ ≤
-    ‖δz_i‖: w[c u(‖W‖_F + ‖H‖_F) + max‖δz_i‖ c² + ½(Σ‖δz_i‖²)^½], w = max w_i. At least the rounding
-    of the float64 computation itself.
+    With u the unit roundoff, β = sup‖S_i‖, c = ‖W‖₂ + ‖[H; 1]‖₂, ‖δz_i‖ ≤ u(2‖W‖_F‖h_i‖ + ‖b‖),
+    ‖δS_i‖ ≤ max(2β, (2β)^{3/2})‖δz_i‖ and w = max w_i it is
+
+        w[2β(c u(‖W‖_F + ‖H‖_F) + ½(Σ‖δz_i‖²)^½) + max(2β, (2β)^{3/2}) max‖δz_i‖ c²],
+
+    plus the rounding of the float64 computation itself. 2β is 1 for cross-entropy, and taken as 1
+    where the loss has no bound. The bound on δS_i holds for cross-entropy, with soft targets and
+    scaled logits too, for binary cross-entropy and for the squared error; for other losses it is
+    an estimate.
+
+    Args:
+        problem, params: any point.
+
+    Returns:
+        A number in the units of ∇²f.
     """
+    curved = 2 * float(problem.loss.smoothness(problem.targets))
+    curved = curved if np.isfinite(curved) else 1.0
     u = max(float(jnp.finfo(params.W.dtype).eps) / 2, float(np.finfo(np.float64).eps) / 2)
     W, H, b = (np.asarray(x, np.float64) for x in params)
     lifted = np.vstack([H, np.ones((int(problem.bias), problem.N))])
     c = np.linalg.norm(W, 2) + np.linalg.norm(lifted, 2)
     length = np.linalg.norm(W)
     dz = u * (2 * length * np.linalg.norm(H, axis=0) + np.linalg.norm(b))
-    moved = c * u * (length + np.linalg.norm(H)) + np.max(dz) * c**2 + np.linalg.norm(dz) / 2
+    moved = curved * (c * u * (length + np.linalg.norm(H)) + np.linalg.norm(dz) / 2)
+    moved += max(curved, curved**1.5) * np.max(dz) * c**2
     decays = max(float(problem.lam_W), np.max(problem.class_decays), float(problem.lam_b))
-    largest = np.max(problem.class_weights)
-    return float(largest * moved + 8 * np.finfo(np.float64).eps * (decays + largest * c**2))
+    data = np.max(problem.class_weights) * np.array([moved, curved * c**2])
+    return float(data[0] + 8 * np.finfo(np.float64).eps * (decays + data[1]))
 
 
 def extreme(
@@ -224,22 +232,25 @@ def extreme(
     copies may be missed (see `ufm.linalg.lanczos`), and `exact` counts them.
 
     Args:
-        problem, params: any point; float32 params are taken as exact, and `resolution` bounds the
-            effect of their rounding.
-        k: pairs, 1 … size.
+        problem, params: any point of a problem with free features; float32 params are taken as
+            exact, and `resolution` bounds the effect of their rounding.
+        k: the number of pairs, 1 … size.
         which: "smallest" (most negative) or "largest".
-        key: a JAX PRNG key for the start; None takes a fixed one.
+        key: a JAX PRNG key or an integer seed for the start; None takes a fixed key.
         orbit: restrict ∇²f to the tangents orthogonal to the O(d) orbit (and to b ∝ 1 if λ_b = 0),
-            on which it vanishes at critical points.
-        exact: count by `hessian.inertia` what lies outside the last value; see `missed`.
-        tol: residual allowed, relative to ‖∇²f‖.
+            along which it vanishes at critical points.
+        exact: count by `hessian.inertia` the eigenvalues beyond the last value; see `missed`.
+        tol: the residual allowed, relative to ‖∇²f‖.
         max_products: most Hessian products; if the search reaches it, no pair counts as converged.
+
+    Returns:
+        An `Extreme`.
 
     Raises:
         Refused: k out of range (with `orbit`: beyond size − d(d−1)/2 − 1), `exact` with
-            `orbit`, an unknown end, wrong shapes, entries that are not finite;
-            arrays that are not real floating, mixed dtypes, array-valued decays, traced
-            values.
+            `orbit`, an unknown end, wrong shapes, entries that are not finite; arrays that are not
+            real floating, mixed dtypes, array-valued decays, traced values; features that are not
+            free, a fixed classifier.
     """
     points.check_point(problem, params)
     layers.require_free(problem, "hessian.extreme")
@@ -248,12 +259,12 @@ def extreme(
     size, room = problem.size, problem.size
     if orbit:
         room = size - problem.d * (problem.d - 1) // 2 - 1
-    k = check.integer("k", k, 1, room, f"this Hessian has {room} eigenpairs to give")
+    k = check.integer("k", k, 1, room, f"this Hessian has {room} eigenpairs")
     if orbit and exact:
         raise Refused("got exact and orbit; inertia counts on all tangents: choose one of them")
     sizes, sign = lanczos.plan(size, k, which), 1 if which == "smallest" else -1
     with jax.enable_x64(True):
-        at, closed, tangents = _prepared(problem, in_float64(params))
+        at, closed, tangents = _prepared(problem, points.in_float64(params))
         off = tangents if orbit else None
         key = jax.random.key(0) if key is None else key
         draw, key = jax.random.split(key)

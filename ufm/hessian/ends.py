@@ -1,15 +1,15 @@
 """The smallest and the largest eigenvalue of ∇²f at any point; large problems without the matrix.
 
-Outside the core of `ufm.hessian.reduction` all eigenvalues are in closed form; a core of some
-hundred rows is solved as a matrix. A larger one has an eigenvalue below all those of its H-block
-exactly where the complement C(σ) of `ufm.hessian.schur` is singular. The eigenvalues of C(σ), in
-order, fall with σ, since
+Outside the core of `ufm.hessian.reduction` all eigenvalues have closed forms; a core of a few
+hundred rows is solved as a matrix. For a larger one, a σ below all eigenvalues of the H-block is an
+eigenvalue exactly if the complement C(σ) of `ufm.hessian.schur` is singular. The eigenvalues of
+C(σ), in order, decrease with σ, since
 
     C'(σ) = −1 − B (A − σ)⁻² Bᵀ,
 
-so the smallest is the only zero of the lowest of them, which Brent's method finds in some ten
-steps; above the H-block the same holds of the largest. Where there is none below the H-block the
-count of negative eigenvalues is bisected.
+so the smallest eigenvalue of ∇²f is the only zero of the lowest one, which Brent's method finds in
+about ten steps; above the H-block the same holds for the largest. If there is no eigenvalue below
+the H-block, the smallest one is found by bisection on the count of negative eigenvalues.
 
 Off the symmetry orbit, with the rows of Q an orthonormal basis of its q tangents, the eigenvalues
 of ∇²f on the complement of Q are those of the bordered matrix [[∇²f − σ, Qᵀ], [Q, 0]], which has q
@@ -35,17 +35,22 @@ BESIDE = 1e-10  # how near to an eigenvalue of the H-block a zero is looked for,
 
 
 def smallest(problem: Problem, params: Params, *, orbit: bool = False) -> float:
-    """The smallest eigenvalue of ∇²f, to rounding (about 1e-15 ‖∇²f‖).
+    """The smallest eigenvalue of ∇²f, to rounding (about 1e-15 ‖∇²f‖), in the units of ∇²f.
+
+    For convex ℓ and d ≥ K: (λ_W+λ_H)/2 − √(((λ_W−λ_H)/2)² + ‖G‖₂²) at a critical point that is not
+    a global minimiser (`ufm.theory.landscape`), and 0, along the symmetry orbit, at a minimiser
+    other than the origin.
 
     Args:
-        problem: any problem, any class counts, with scalar decays.
-        params: any point, upcast to float64.
+        problem: any problem with free features, any class counts, with scalar decays.
+        params: any point, converted to float64.
         orbit: restrict ∇²f to the tangents orthogonal to the O(d) orbit (and to b ∝ 1 if λ_b = 0),
             along which it vanishes at critical points, as `extreme` does.
 
     Raises:
-        Refused: a core, or tangents of it, beyond 2 GiB; wrong shapes, entries that are not
-            finite; arrays that are not real floating, array-valued decays, traced values.
+        Refused: a matrix beyond 2 GiB; wrong shapes, entries that are not finite; arrays that are
+            not real floating, array-valued decays, traced values; features that are not free, a
+            fixed classifier.
     """
     orbit = check.flag("orbit", orbit)
     layers.require_free(problem, "hessian.smallest")
@@ -53,14 +58,18 @@ def smallest(problem: Problem, params: Params, *, orbit: bool = False) -> float:
 
 
 def of_core(problem: Problem, core: Core, orbit: bool = False) -> float:
-    """`smallest` at a point that has been reduced to its core."""
+    """`smallest` at a point that has been reduced to its core.
+
+    Raises:
+        Refused: a matrix beyond 2 GiB.
+    """
     rows = tangents(problem, core) if orbit else np.zeros((0, size_of(core)))
     outer = _outside(core, orbit)
     if size_of(core) <= DENSE:
         return min(outer, _dense(core, rows)[0])
     reduction.check_memory(len(rows) + schur.width_of(core), "Schur complement", core)
     error = signs.rounding(core)
-    poles = _poles(core)
+    poles = schur.poles(core)
     least = _least(core, error.size)
     top = float(min(outer, np.min(poles)))
     top -= BESIDE * abs(top) + 64 * EPS * error.size
@@ -80,11 +89,11 @@ def of_core(problem: Problem, core: Core, orbit: bool = False) -> float:
 
 
 def largest(problem: Problem, params: Params) -> float:
-    """The largest eigenvalue of ∇²f, to rounding (about 1e-15 ‖∇²f‖).
+    """The largest eigenvalue of ∇²f, to rounding (about 1e-15 ‖∇²f‖), in the units of ∇²f.
 
     Args:
-        problem: any problem, any class counts, with scalar decays.
-        params: any point, upcast to float64.
+        problem: any problem with free features, any class counts, with scalar decays.
+        params: any point, converted to float64.
 
     Raises:
         Refused: as `smallest`.
@@ -95,7 +104,7 @@ def largest(problem: Problem, params: Params) -> float:
     if size_of(core) <= DENSE:
         return max(outer, _dense(core, np.zeros((0, size_of(core))))[1])
     reduction.check_memory(schur.width_of(core), "Schur complement", core)
-    error, top = signs.rounding(core), float(np.max(_poles(core)))
+    error, top = signs.rounding(core), float(np.max(schur.poles(core)))
     low = top + BESIDE * abs(top) + 64 * EPS * error.size
 
     def highest(sigma: float) -> float:
@@ -107,12 +116,19 @@ def largest(problem: Problem, params: Params) -> float:
     return max(outer, _zero(highest, low, low + 2 * (error.size + error.pairing), error.size))
 
 
-def outermost(core: Core, k: int, sign: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k smallest (sign 1) or largest (−1) eigenvalues of ∇²f, and ‖∇²f v − θv‖ of each.
+def outermost(core: Core, k: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """(θ, ‖∇²f v − θv‖) of the k smallest and of the k largest eigenvalues, outermost first.
 
-    Each eigenvalue is there as often as it occurs. For a core of some hundred rows, which is solved
-    as a matrix: nothing is compiled. Outside the core, where v is in closed form, the residual is
-    the rounding of θ.
+    Eigenvalues are repeated according to their multiplicity. For a core of at most `DENSE` rows,
+    which is solved as a matrix, without compiling. Outside the core, where θ and v have closed
+    forms, the residual is the rounding of θ.
+
+    Args:
+        core: of a point.
+        k: at most the number of eigenvalues.
+
+    Returns:
+        (smallest, largest), a pair of arrays (k,) each, in the units of ∇²f.
     """
     matrix = reduction.core_matrix(core)
     values, vectors = np.linalg.eigh(matrix)
@@ -122,22 +138,23 @@ def outermost(core: Core, k: int, sign: int) -> tuple[np.ndarray, np.ndarray]:
     values = np.concatenate([values, outer])
     rounding = EPS * np.max(np.abs(values))
     residuals = np.concatenate([residuals, np.full(len(outer), rounding)])
-    order = np.argsort(sign * values, kind="stable")[:k]
-    return values[order], residuals[order]
+    orders = (np.argsort(sign * values, kind="stable")[:k] for sign in (1, -1))
+    return tuple((values[order], residuals[order]) for order in orders)
 
 
 def size_of(core: Core) -> int:
-    """Rows of its matrix."""
+    """K(s+1) + sM, the rows of the matrix of a core."""
     return schur.width_of(core) + core.H.size
 
 
 def tangents(problem: Problem, core: Core) -> np.ndarray:
-    """Orthonormal rows in the order of `core_matrix`: the symmetry orbit's tangents in the core.
+    """An orthonormal basis, as rows, of the tangents of the symmetry orbit in the core.
 
-    (W Aᵀ, A H) for antisymmetric A, and the null direction of the loss in b if λ_b = 0.
+    (W Aᵀ, A H) for antisymmetric A, and the null direction of the loss in b if λ_b = 0; the columns
+    are in the order of `reduction.core_matrix`.
 
     Raises:
-        Refused: beyond 2 GiB.
+        Refused: a basis beyond 2 GiB.
     """
     (K, s), M = core.W.shape, core.H.shape[1]
     pairs, width = np.stack(np.tril_indices(s, -1), axis=1), s + core.bias
@@ -157,12 +174,12 @@ def tangents(problem: Problem, core: Core) -> np.ndarray:
 
 
 def _dense(core: Core, rows: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest eigenvalue of the core off some orthonormal rows."""
+    """The smallest and the largest eigenvalue of the core on the complement of orthonormal rows."""
     matrix = reduction.core_matrix(core)
     if not len(matrix) - len(rows):
         return np.inf, -np.inf
     if len(rows):
-        # (1 − QᵀQ) M (1 − QᵀQ), and beyond its largest eigenvalue along Q.
+        # (1 − QᵀQ) M (1 − QᵀQ), plus a multiple of QᵀQ beyond its largest eigenvalue.
         half = rows @ matrix
         matrix = matrix - rows.T @ half - half.T @ rows + rows.T @ (half @ rows.T) @ rows
         matrix += 2 * np.max(np.sum(np.abs(matrix), axis=1)) * (rows.T @ rows)
@@ -190,15 +207,8 @@ def _outside(core: Core, orbit: bool) -> float:
     return least
 
 
-def _poles(core: Core) -> np.ndarray:
-    """The eigenvalues of the H-block of the core."""
-    (_, s), M = core.W.shape, core.H.shape[1]
-    own = core.decay[:, None] + reduction.feature_eigenvalues(core, np.arange(M))
-    return np.concatenate([own.ravel(), np.repeat(core.decay, s - core.rank)])
-
-
 def _least(core: Core, size: float) -> float:
-    """A bound from below: min(λ_b, λ₋) for a convex loss (`ufm.theory.landscape`)."""
+    """A lower bound on all eigenvalues: min(λ_b, λ₋) for a convex loss (`ufm.theory.landscape`)."""
     bounds = [float(np.min(reduction.free(core)[0]))] + [core.decays[2]] * core.bias
     return min(bounds) - (0.0 if core.convex else size)
 
@@ -209,8 +219,8 @@ def _eigenvalue(C: np.ndarray, index: int) -> float:
 
 
 def _zero(f: Callable[[float], float], low: float, high: float, size: float) -> float:
-    """The zero of a function that falls from low to high."""
-    while f(low) < 0:  # by rounding: the bound is attained
+    """The zero of a decreasing function between low and high, to rounding of `size`."""
+    while f(low) < 0:  # by rounding, where the zero is at low itself
         low -= 1e-8 * size
     if f(high) > 0:
         return high
@@ -218,7 +228,7 @@ def _zero(f: Callable[[float], float], low: float, high: float, size: float) -> 
 
 
 def _bisected(core: Core, rows: np.ndarray, poles: np.ndarray, ends: tuple[float, float]) -> float:
-    """The smallest eigenvalue of the core off some rows, among those of the H-block."""
+    """The smallest eigenvalue on the complement of rows, where it is not below the H-block."""
     low, high = ends
     while high - low > 64 * EPS * max(abs(low), abs(high)):
         middle = (low + high) / 2
@@ -233,7 +243,7 @@ def _bisected(core: Core, rows: np.ndarray, poles: np.ndarray, ends: tuple[float
 
 
 def _bordered(core: Core, rows: np.ndarray, sigma: float) -> np.ndarray:
-    """C(σ) of [[∇²f − σ, Qᵀ], [Q, 0]] on (W, b) and the border; see the module's head."""
+    """C(σ) of [[∇²f − σ, Qᵀ], [Q, 0]] on (W, b) and the border; see the module's docstring."""
     (K, s), (q, n) = core.W.shape, (len(rows), schur.width_of(core))
     features, width = lifted(core), n // K
     F = np.zeros((n + q, n + q))

@@ -1,20 +1,20 @@
 """What a stationary point with H ≥ 0 is: second-order conditions on the face on which it lies.
 
-At a stationary point with multipliers M = ∇_H f ≥ 0 at the zeros of H (Karush, Kuhn, Tucker) it is
-the variables off these zeros that decide, if M > 0 (strict complementarity): negative curvature
-among them makes a saddle, positive curvature but for symmetries a local minimum. For convex ℓ the
-samples of a class are equal there, and what is judged is the point of class means
-(`ufm.model.quotient`), whose Hessian has the same signs.
+The multipliers at a stationary point are M = ∇_H f ≥ 0 at the zeros of H (Karush, Kuhn, Tucker).
+If M > 0 (strict complementarity), the variables other than these zeros decide: negative curvature
+among them means a saddle; curvature that is positive except along symmetries, a local minimum. For
+convex ℓ the samples of a class are equal there, so the conditions are tested at the point of class
+means (`ufm.model.quotient`), whose Hessian has the same signs.
 
-**Symmetries of a face.** (W Qᵀ, Q H) is feasible beside the point for the rotations that keep the
-zeros: its tangents are (−W A, A H) with A antisymmetric and (A H)_ik = 0 wherever H_ik = 0, such as
-those among axes which a class has for itself. With b ↦ b + s n where b has no decay, these are the
-zeros that ∇²f must have.
+**Symmetries of a face.** Rotations (W Qᵀ, Q H) near the identity that keep the zeros of H leave the
+point feasible. Their tangents are (−W A, A H) with A antisymmetric and (A H)_ik = 0 wherever
+H_ik = 0, such as rotations among axes that only one class uses. Together with b ↦ b + s n, where b
+has no decay, they account for the eigenvalues of ∇²f that must be 0.
 
 **Idle axes**, on which W and H are 0, have no multiplier: M = WᵀG + … = 0 there. The second
-derivative along (x, h ≥ 0) on such an axis is λ_W‖x‖² + 2⟨x, Gh⟩ + λ_H hᵀΩh and touches no other
-variable. So the point is a saddle if ‖GΩ^-½h‖ > μ‖h‖ for some h ≥ 0, and the axis is held in place
-if ρ((Ω^-½GᵀGΩ^-½)₊) < μ² (`ufm.linalg.perron`).
+derivative along (x, h ≥ 0) on such an axis is λ_W‖x‖² + 2⟨x, Gh⟩ + λ_H hᵀΩh and involves no other
+variable. So the point is a saddle if ‖GΩ^-½h‖ > μ‖h‖ for some h ≥ 0, and f has positive curvature
+on the axis if ρ((Ω^-½GᵀGΩ^-½)₊) < μ² (`ufm.linalg.perron`).
 """
 
 import dataclasses
@@ -26,27 +26,38 @@ import numpy as np
 
 from ufm.check import Refused
 from ufm.hessian import curvature
+from ufm.hessian.reduction import by_class
 from ufm.hessian.signs import Inertia
-from ufm.hessian.stationarity import EPS, ORIGIN, TOLERANCE, length, logit_rounding
+from ufm.hessian.stationarity import (
+    CAUTION,
+    EPS,
+    ORIGIN,
+    SHARE,
+    TOLERANCE,
+    length,
+    logit_rounding,
+    require_decay,
+)
 from ufm.model import quotient
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params
 
 Kind = Literal["global minimiser", "local minimiser", "strict saddle", "not critical", "undecided"]
 
-_CAUTION = 64  # times an estimated error is certain
 _IDLE = 1e-6  # largest entries of W and H on an idle axis, of the largest of all
 _SMALL = 1e-4  # entries up to which all are small, where λ_W = λ_H
 _MOST = 2500  # variables of class means whose Hessian is computed
 
 
 class Face(NamedTuple):
-    """What was found on a face.
+    """The verdict on a point with H ≥ 0 or on the sphere, and the numbers behind it.
 
-    kind, reason: as in `ufm.hessian.Verdict`.  curvature: least second derivative off symmetries.
-    counts: of the eigenvalues of ∇²f on the variables that are not held at 0; None if not critical.
-    multiplier: the smallest at a zero of H on an axis in use; infinite without one.
-    symmetries: how many zeros the symmetries of the face account for.
+    kind, reason: as in `ufm.hessian.Verdict`.
+    curvature: least eigenvalue of ∇²f on the free variables, symmetries left out.
+    counts: signs of the eigenvalues of ∇²f on the free variables; None if not critical.
+    multiplier: the smallest at a zero of H on an axis in use, infinite without one; on the sphere
+        the smallest multiplier of the norms.
+    symmetries: how many of the zero eigenvalues are due to symmetries.
     """
 
     kind: Kind
@@ -58,9 +69,9 @@ class Face(NamedTuple):
 
 
 def scale(at: Evaluated) -> float:
-    """The size of the terms that cancel in ∇f at a point."""
+    """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖HΩ‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0."""
     problem, (W, H, b) = at.problem, at.params
-    # Without a bias the origin is stationary, and so is what lies closer to it than float64 tells.
+    # Without a bias the origin is stationary, and so are points that float64 cannot tell from it.
     pull = length(W) + length(H) + problem.N**0.5 * (1.0 if problem.bias else EPS)
     decays = problem.class_decays[problem.labels]
     lam_b = float(problem.lam_b) if problem.bias else 0.0
@@ -69,42 +80,37 @@ def scale(at: Evaluated) -> float:
 
 
 def judged(at: Evaluated, gap: float, resolution: float) -> Face:
-    """What a point is, by its certificate or by the conditions of the module's head.
+    """The verdict on a point, by its certificate or by the conditions in the module's docstring.
 
     Args:
         at: a point with H ≥ 0.
-        gap, resolution: of its certificate.
+        gap, resolution: of its certificate, in nats.
 
     Raises:
         Refused: λ_W or λ_H zero; a loss that is not convex; more than 2500 variables of class
             means.
     """
     problem = at.problem
-    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
-        raise Refused(
-            f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
-            "without decay the infimum is not attained"
-        )
+    require_decay(problem)
     if not problem.loss.convex:
         raise Refused(
             f"got the loss {type(problem.loss).__name__} with features={problem.features!r}; "
             "allowed: a convex loss, for which the samples of a class are equal"
         )
     share = at.grad_norm / (scale(at) or 1.0)
-    allowed = TOLERANCE
-    if share > allowed:
+    if share > TOLERANCE:
         reason = (
             f"|projected grad f| = {at.grad_norm:.3g} is {share:.3g} of the terms that cancel "
-            f"(allowed: {allowed:.3g}); polish the point with ufm.solve"
+            f"(allowed: {TOLERANCE:.3g}); polish the point with ufm.solve"
         )
         return Face("not critical", reason, float("nan"), None, float("nan"))
     held = float(problem.lam_W) * np.sum(at.params.W**2) + float(problem.lam_b) * np.sum(
         at.params.b**2
     )
     held += np.sum(at.params.H**2 * problem.class_decays[problem.labels])
-    slack = 16 * resolution + _CAUTION * (share + logit_rounding(at.params)) * float(held)
+    slack = 16 * resolution + CAUTION * (share + logit_rounding(at.params)) * float(held)
     face = _of_means(_balanced(at))
-    if gap <= slack <= 1e-6 * at.value:
+    if gap <= slack <= SHARE * at.value:
         reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
         return face._replace(kind="global minimiser", reason=reason)
     return face
@@ -119,14 +125,13 @@ def _balanced(at: Evaluated) -> Evaluated:
             "computed. Lower K or d"
         )
     W, H, b = at.params
-    H = np.stack([x.mean(axis=1) for x in np.split(H, np.cumsum(at.problem.counts)[:-1], axis=1)],
-                 axis=1)  # fmt: skip
+    H = np.stack([x.mean(axis=1) for x in by_class(at.problem, H)], axis=1)
     turn = float(problem.lam_W) ** 0.25 / float(problem.lam_H) ** 0.25
     mu = float(problem.mu)
     problem = dataclasses.replace(problem, lam_W=mu, lam_H=mu)
     W, H = W * turn, H / turn
-    # Features shorter than anything that f can tell are 0, as `stationarity.settled` has them, and
-    # an axis is idle if all on it is small: f knows the squares of that.
+    # Features so short that f does not change with them are set to 0, as in `stationarity.settled`.
+    # An axis is idle if all entries on it are small: f depends on their squares.
     top = [max(float(np.max(np.abs(x))), _SMALL) for x in (W, H)]
     idle = (np.abs(W).max(axis=0) <= _IDLE * top[0]) & (H.max(axis=1) <= _IDLE * top[1])
     H = np.where(~idle[:, None] & (top[1] * ORIGIN < H), H, 0.0)
@@ -140,7 +145,7 @@ def _of_means(at: Evaluated) -> Face:
     entries = logit_rounding(at.params)
     multipliers = at.gradient.H[~idle][H[~idle] == 0]
     least = float(np.min(multipliers, initial=np.inf))
-    doubt = _CAUTION * (entries * float(np.max(np.abs(W).T @ np.abs(at.G))) + at.grad_norm)
+    doubt = CAUTION * (entries * float(np.max(np.abs(W).T @ np.abs(at.G))) + at.grad_norm)
     values, known, error = _eigenvalues(at, idle, entries)
     negative = int(np.sum(values < -error))
     zero = int(np.sum(np.abs(values) <= error))
@@ -152,7 +157,7 @@ def _of_means(at: Evaluated) -> Face:
     if idle.any():
         G = at.G / np.sqrt(problem.class_decays / mu)
         found, bound = _over_orthant(G)
-        slack = _CAUTION * (entries * (found + mu) + at.grad_norm)
+        slack = CAUTION * (entries * (found + mu) + at.grad_norm)
         if found > mu + slack:
             reason = f"on an idle axis |G h| = {found:.6g} |h| exceeds mu = {mu:.6g} for an h >= 0"
             return Face("strict saddle", reason, mu - found, counts, least, known)
@@ -183,9 +188,9 @@ def _eigenvalues(at: Evaluated, idle: np.ndarray, entries: float) -> tuple[np.nd
     size = float(np.max(np.sum(np.abs(matrix), axis=1), initial=0.0))
     matrix = matrix + size * (rows.T @ rows)
     values = np.linalg.eigvalsh(matrix) if len(matrix) else np.zeros(0)
-    # Of a point known to ∇f: its third derivatives are of the order of the second ones.
-    error = _CAUTION * (entries * size + at.grad_norm * (1 + size / float(problem.lam_W) ** 0.5))
-    # Those of the symmetries stand at `size` now, among the positive ones.
+    # The point is known to ∇f, and third derivatives are of the order of the second ones.
+    error = CAUTION * (entries * size + at.grad_norm * (1 + size / float(problem.lam_W) ** 0.5))
+    # The eigenvalues of the symmetries are `size` now, among the positive ones.
     return values, len(rows), error
 
 
@@ -203,9 +208,7 @@ def _symmetries(at: Evaluated, idle: np.ndarray) -> np.ndarray:
         turns.append(np.concatenate([(-W @ A).ravel(), turned.ravel(), np.zeros(len(b))]))
     rows = np.zeros((0, W.size + H.size + len(b)))
     if pairs:
-        left_of = np.array(left).reshape(len(pairs), -1)
-        kept = _null(left_of) @ np.array(turns)
-        rows = kept
+        rows = _null(np.array(left).reshape(len(pairs), -1)) @ np.array(turns)
     null = problem.loss.null(problem.K)
     if problem.bias and float(problem.lam_b) == 0 and null is not None:
         shift = np.concatenate([np.zeros(W.size + H.size), np.asarray(null, float)])
@@ -216,7 +219,7 @@ def _symmetries(at: Evaluated, idle: np.ndarray) -> np.ndarray:
 
 
 def _null(left: np.ndarray) -> np.ndarray:
-    """Rows that combine the pairs into turns which move no zero."""
+    """Orthonormal coefficients, as rows, that combine the pairs to rotations that move no zero."""
     if left.shape[1] == 0:
         return np.eye(len(left))
     U, s, _ = np.linalg.svd(left, full_matrices=True)

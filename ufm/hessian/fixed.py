@@ -4,26 +4,29 @@ f is convex in (H, b) for a convex loss, and its certificate exceeds f − f* by
 
     ‖∇_H f Ω^-½‖²/(2λ_H) + ‖∇_b f‖²/(2λ_b),
 
-so it closes at every critical point: no eigenvalue is asked for (arXiv 2203.09081 for the problem).
+so its gap is 0 at every critical point, and no eigenvalue is needed. The problem is that of Yang et
+al. 2022, arXiv 2203.09081.
 """
 
 from typing import Literal
 
 from ufm.certificate import Certificate
 from ufm.check import Refused
-from ufm.hessian.stationarity import Stationarity, logit_rounding
+from ufm.hessian.stationarity import CAUTION, SHARE, Stationarity, logit_rounding
 from ufm.model.problem import Problem
 
 Known = Literal["global minimiser", "not critical", "undecided"]
-
-SHARE = 1e-6  # of f*, by which a global minimiser may exceed it
-_CAUTION = 64  # times an estimated error is certain
 
 
 def decided(problem: Problem, slope: Stationarity, proof: Certificate) -> tuple[Known, str]:
     """(kind, reason) of a point that has been measured and certified: see `ufm.hessian.verdict`.
 
-    A loss that is not convex leaves a critical point whose certificate does not close "undecided".
+    A critical point with a positive certified gap is "undecided", as a loss that is not convex may
+    leave one.
+
+    Args:
+        problem: with a fixed classifier.
+        slope, proof: the `Stationarity` and the certificate of the point.
 
     Raises:
         Refused: λ_H = 0, where f need not have a minimum.
@@ -37,7 +40,7 @@ def decided(problem: Problem, slope: Stationarity, proof: Certificate) -> tuple[
         return "not critical", f"{slope.told()}; polish the point with ufm.solve"
     gap, value = float(proof.gap), float(proof.value)
     error = logit_rounding(slope.at.params) + slope.uncertainty**2
-    slack = 16 * float(proof.resolution) + _CAUTION * error * value
+    slack = 16 * float(proof.resolution) + CAUTION * error * value
     if gap <= slack <= SHARE * value:
         return "global minimiser", (
             f"f exceeds the global minimum for this classifier by at most {gap:.3g} (slack "

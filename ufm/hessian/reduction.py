@@ -1,18 +1,18 @@
 """Two reductions that make Hessians of any size small, and the exact spectrum they give.
 
-Each is an orthogonal change of variables, so every eigenvalue stays in place:
+Each is an orthogonal change of variables, which leaves all eigenvalues as they are:
 
-* **Equal samples.** m samples of one class with equal features are one column in the coordinate
-  √m h, and m−1 copies of the block λ_j I + w_j WᵀS_jW (their differences), w_j the weight of one
-  of them in the loss and λ_j = λ_H ω_j its decay.
+* **Equal samples.** m samples of one class with equal features become one column in the coordinate
+  √m h, and m−1 copies of the block λ_j I + w_j WᵀS_jW for their differences, with w_j the weight of
+  one of them in the loss and λ_j = λ_H ω_j its decay.
 * **Idle dimensions.** In each of the d − s directions orthogonal to the s-dimensional row space of
-  [Wᵀ, H] what is left is [[λ_W I, Ĝ], [Ĝᵀ, diag λ_j]], Ĝ = [√m_j g_j]. Where all λ_j are λ_H it
-  has for every singular value g of Ĝ the eigenvalues (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²), and λ_W
-  or λ_H for the rest.
+  [Wᵀ, H] the Hessian is [[λ_W I, Ĝ], [Ĝᵀ, diag λ_j]], Ĝ = [√m_j g_j]. Where all λ_j are λ_H, its
+  eigenvalues are (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²) for every singular value g of Ĝ, and λ_W or
+  λ_H for the rest.
 
-The remaining core has K(s+1) + sM variables for M distinct columns: at a critical point with
-λ_H > 0 all samples of a class are equal and W and H share their row space of dimension r < K, so
-it is an eigenproblem of size 2Kr + K whatever d and n are.
+The remaining core has K(s+1) + sM variables for M distinct columns. At a critical point with
+λ_H > 0 all samples of a class are equal, and W and H have the same row space of dimension r < K: it
+is then an eigenproblem of size 2Kr + K whatever d and n are.
 
 Everything here is NumPy in float64 on the host, independent of JAX's configuration.
 """
@@ -40,17 +40,17 @@ SAMPLE_BLOCK = 256
 
 
 class Core(NamedTuple):
-    """A point after merging equal samples and turning idle dimensions away, in NumPy float64.
+    """A point with equal samples merged and idle dimensions removed, in NumPy float64.
 
     W (K, s), H (s, M), b (K,); S: Hessians of the loss in the logits of the M columns.
     G: (K, M), w_j ∇ℓ of one sample of each column.
-    merged: (M,), samples merged in each column, which is their mean.
+    merged: (M,), how many samples each column, their mean, stands for.
     weight, decay: (M,), w_j and λ_j of one of these samples.
-    rank: the first `rank` of the s dimensions hold the rows of W; the others see only H.
+    rank: the rows of W lie in the first `rank` of the s dimensions; W is 0 in the others.
     frame: (d, s), orthonormal; W frameᵀ and frame H are the point itself.
     idle: d − s.
-    decays: λ_W, λ_H, λ_b.
-    convex: whether ℓ is.  smoothness: a bound on ‖S_j‖₂.
+    decays: λ_W, λ_H, λ_b.  bias: whether the model has one.
+    convex: whether ℓ is convex.  smoothness: a bound on ‖S_j‖₂.
     """
 
     W: np.ndarray
@@ -71,7 +71,7 @@ class Core(NamedTuple):
 
     @property
     def owner(self) -> np.ndarray:
-        """Column of every sample, (N,)."""
+        """The column that stands for each sample, (N,)."""
         return np.repeat(np.arange(len(self.merged)), self.merged)
 
     @property
@@ -81,7 +81,7 @@ class Core(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """‖GΩ^-½‖₂ of all samples: at most μ only at global minimisers, of the critical points."""
+        """‖GΩ^-½‖₂ of all samples; for convex ℓ critical points where it is ≤ μ are global."""
         lam_H = self.decays[1]
         scale = np.sqrt(lam_H / self.decay) if lam_H > 0 else 1.0
         return float(np.linalg.norm(self.pairing * scale, 2))
@@ -93,11 +93,11 @@ def reduce(problem: Problem, point: Params, spread: float | None = None) -> Core
     Args:
         problem: any problem, with scalar decays.
         point: any point, upcast to float64.
-        spread: a class whose features differ by at most this much in every entry counts as
-            equal and is replaced by its mean; None takes rounding, 64 ε max|H|.
+        spread: features of a class that differ from their mean by at most this much in every entry
+            count as equal and are replaced by the mean; None takes rounding, 64 ε max|H|.
 
     Raises:
-        Refused: as `ufm.model.evaluation.evaluate`.
+        Refused: as `ufm.model.evaluation.evaluate`; features that are not free, a fixed classifier.
     """
     layers.require_free(problem, "hessian.reduction")
     return reduced(residuals(problem, point), spread)
@@ -116,12 +116,17 @@ def reduced(at: Evaluated | Residuals, spread: float | None = None) -> Core:
 
 
 def _spread(x: np.ndarray) -> float:
-    """How far columns are from their mean, in any entry."""
+    """The largest difference of an entry from the mean of its row."""
     return float(np.max(np.abs(x - np.mean(x, axis=1, keepdims=True))))
 
 
 def gathered(at: Evaluated | Residuals, equal: list[bool]) -> Core:
-    """A point with the classes that are `equal` merged, in the coordinates that it has."""
+    """The core of a point in its own coordinates, without idle dimensions removed.
+
+    Args:
+        at: the point.
+        equal: for each class, whether its samples are merged.
+    """
     problem, (W, H, b) = at.problem, at.params
     merge = partial(_merged, problem, equal)
     S = jax.tree.map(merge, at.S)
@@ -148,18 +153,18 @@ def gathered(at: Evaluated | Residuals, equal: list[bool]) -> Core:
 
 
 def _smoothness(problem: Problem, S: Curvature) -> float:
-    """sup‖S‖ of the loss; at these points, where no bound is known."""
+    """sup‖S‖ of the loss; where no bound is known, a bound on the S at hand."""
     bound = float(problem.loss.smoothness(problem.targets))
     return bound if np.isfinite(bound) else float(np.max(np.abs(S.matrices()).sum(axis=2)))
 
 
 def spread_out(problem: Problem, core: Core) -> Core:
-    """The core of a problem at a point from that of its class means there.
+    """The core of a problem at a collapsed point, from the core of its class means.
 
     Args:
-        problem: any counts; nothing of its size N is made.
-        core: of a collapsed point of `ufm.model.quotient.of_width(problem, problem.d)`, whose
-            column k stands for the n_k samples of class k.
+        problem: any counts; no array of size N is allocated.
+        core: of a point of `ufm.model.quotient.of_width(problem, problem.d)`, whose column k stands
+            for the n_k samples of class k.
     """
     return core._replace(
         G=core.G / problem.counts,
@@ -171,7 +176,7 @@ def spread_out(problem: Problem, core: Core) -> Core:
 
 
 def by_class(problem: Problem, X: np.ndarray) -> list[np.ndarray]:
-    """The columns of the samples, class by class."""
+    """The columns of X, one a sample, as one array a class."""
     return np.split(X, np.cumsum(problem.counts)[:-1], axis=-1)
 
 
@@ -183,7 +188,7 @@ def _merged(problem: Problem, equal: list[bool], X: np.ndarray) -> np.ndarray:
 
 
 def _frame(W: np.ndarray, H: np.ndarray) -> tuple[np.ndarray, int]:
-    """Orthonormal basis of the rows of W and the columns of H, those of W first; their number."""
+    """(orthonormal basis of the rows of W and the columns of H, those of W first, rank of W)."""
     _, values, rows = np.linalg.svd(W, full_matrices=True)
     rank = int(np.sum(values > 32 * EPS * values[0]))
     rest = rows[rank:].T
@@ -196,7 +201,7 @@ def _frame(W: np.ndarray, H: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def feature_eigenvalues(core: Core, columns: np.ndarray) -> np.ndarray:
-    """Eigenvalues of w_j WᵀS_jW in the row space of W for some columns j, (len(columns), rank)."""
+    """Eigenvalues of w_j WᵀS_jW in the row space of W for the given columns, (columns, rank)."""
     W = core.W[:, : core.rank]
     found = [np.zeros((0, core.rank))]
     for start in range(0, len(columns), SAMPLE_BLOCK):
@@ -225,7 +230,7 @@ def same_decay(core: Core) -> bool:
 
 
 def free_matrix(core: Core) -> np.ndarray:
-    """∇²f on one idle dimension, the part in W first, that in H in the coordinate √m_j h_j."""
+    """∇²f on one idle dimension, (K+M, K+M): W first, then H in the coordinates √m_j h_j."""
     K = len(core.G)
     matrix = np.diag(np.concatenate([np.full(K, core.decays[0]), core.decay]))
     matrix[:K, K:] = core.pairing
@@ -234,9 +239,9 @@ def free_matrix(core: Core) -> np.ndarray:
 
 
 def free_direction(core: Core) -> tuple[np.ndarray, np.ndarray, float]:
-    """(x, y, λ): the lowest eigenvector of an idle dimension and its eigenvalue.
+    """(x, y, λ): the lowest eigenvector of ∇²f on an idle dimension and its eigenvalue.
 
-    x (K,) is its part in W, y (M,) that in H, in the coordinate √m_j h_j.
+    x (K,) is its part in W, y (M,) its part in H in the coordinates √m_j h_j.
     """
     lam_W, lam_H = core.decays[0], float(core.decay[0])
     if not same_decay(core):
@@ -269,7 +274,7 @@ def lifted(core: Core) -> np.ndarray:
 
 
 def decay_diagonal(core: Core, width: int) -> np.ndarray:
-    """Decay of (W, b) in the order (class, dimension), the bias last within its class."""
+    """The decay of every variable of (W, b), class by class, with the bias last in its class."""
     lam_W, _, lam_b = core.decays
     diagonal = np.full((core.W.shape[0], width), lam_W)
     if core.bias:
@@ -278,7 +283,7 @@ def decay_diagonal(core: Core, width: int) -> np.ndarray:
 
 
 def core_matrix(core: Core) -> np.ndarray:
-    """∇²f on the core, in the order (W, b) by class, then √m_j h_j column by column."""
+    """∇²f on the core: (W, b) class by class, then √m_j h_j column by column; K(s+1) + sM rows."""
     (K, s), M = core.W.shape, core.H.shape[1]
     features, root = lifted(core), np.sqrt(core.merged)
     width = features.shape[1]
@@ -304,7 +309,7 @@ def check_memory(size: int, what: str, core: Core) -> None:
     """Refuse a square matrix of more than 2 GiB.
 
     Raises:
-        Refused: with its size, and what to use in its place.
+        Refused: with its size and the functions to use instead.
     """
     if 8 * size**2 > MATRIX_LIMIT:
         raise Refused(
@@ -318,12 +323,11 @@ def check_memory(size: int, what: str, core: Core) -> None:
 def critical_core(problem: Problem, point: Params) -> Core:
     """The core of a critical point, every class merged into its mean.
 
-    Beside the origin, closer than anything f can tell, it is that of the origin
-    (`stationarity.settled`).
+    A point within rounding of the origin has the core of the origin (`stationarity.settled`).
 
     Raises:
-        Refused: if the point is not critical (see `ufm.hessian.stationarity`), or its classes have
-            not collapsed (possible at a critical point only if λ_H = 0).
+        Refused: a point that is not critical (see `ufm.hessian.stationarity`), or whose classes
+            have not collapsed (possible at a critical point only if λ_H = 0); as `evaluate`.
     """
     require_free(problem)
     return collapsed(measured(evaluate(problem, point)))
@@ -355,11 +359,11 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
     """All eigenvalues of ∇²f at a critical point with their multiplicities, whatever d and n.
 
     An eigenproblem of size 2Kr + K (r the rank of W) on the core, and closed forms for the rest:
-    λ_H ω_k + eig(w_k WᵀS_kW) n_k − 1 times for each class, and for every singular value g of
+    λ_H ω_k + eig(w_k WᵀS_kW), n_k − 1 times for each class, and for every singular value g of
     Ĝ = [√n_k g_k] the pair (λ_W+λ_H)/2 ± √(((λ_W−λ_H)/2)² + g²), d − r times (with weights in the
-    decay, the eigenvalues of [[λ_W I, Ĝ], [Ĝᵀ, λ_H Ω]]). Holds for unequal counts too.
+    decay, the eigenvalues of [[λ_W I, Ĝ], [Ĝᵀ, λ_H Ω]]). The counts may be unequal.
 
-    On the sphere those of the Hessian in tangents, at any point (`ufm.hessian.tangents`).
+    On the sphere: those of the Hessian in tangents, at any point (`ufm.hessian.tangents`).
 
     Args:
         problem: any class counts, with scalar decays.
@@ -372,8 +376,8 @@ def spectrum(problem: Problem, point: Params, tolerance: float | None = None) ->
 
     Raises:
         Refused: a point that is not critical, or a core beyond 2 GiB; wrong shapes or entries
-            that are not finite;
-            arrays that are not real floating, array-valued decays, traced values.
+            that are not finite; arrays that are not real floating, array-valued decays, traced
+            values; features that are not free, other than on the sphere, or a fixed classifier.
     """
     if tolerance is not None:
         tolerance = real("tolerance", tolerance, least=0, also="or None")

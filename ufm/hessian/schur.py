@@ -1,15 +1,15 @@
-"""The Schur complement of ∇²f on (W, b), features eliminated, and the count of its signs.
+"""The Schur complement of ∇²f on (W, b), with the features eliminated, and its inertia.
 
 The H-block of ∇²f − σI is block diagonal with blocks A_j = w_j WᵀS_jW + (λ_j−σ)I, λ_j = λ_H ω_j.
-With h̃ = (h, 1), B = w_j S_jW, U = BA_j⁻¹ and m_j the samples of column j the complement C(σ) is a
-sum of Kronecker products: its entry at the variables (k, a) and (l, b) of [W b] is
+With h̃ = (h, 1), B = w_j S_jW, U = BA_j⁻¹ and m_j the number of samples in column j, the complement
+C(σ) is a sum of Kronecker products: its entry at the variables (k, a) and (l, b) of [W b] is
 
     decay − σδ + Σ_j m_j [ (w_j S_j − UBᵀ)_kl h̃_a h̃_b − h̃_a U_kb G_l − G_k U_la h̃_b
                            − G_k G_l (A_j⁻¹)_ab ]
 
-(U and A_j⁻¹ are 0 at the bias), which is assembled as matrix products of shapes (s², M)·(M, K²)
-over blocks of samples. Its negative eigenvalues are counted from an LDLᵀ factorisation. Where some
-features are held (`ufm.hessian.supports`) U and A_j⁻¹ are 0 at these too.
+(U and A_j⁻¹ are 0 at the bias). It is assembled by matrix products of shapes (s², M)·(M, K²) over
+blocks of samples. Its negative eigenvalues are counted from an LDLᵀ factorisation. Where some
+features are held fixed (`ufm.hessian.supports`), U and A_j⁻¹ are 0 there as well.
 """
 
 from collections.abc import Callable
@@ -32,12 +32,12 @@ from ufm.runtime.threads import lapack_on_one_thread
 
 
 class Elimination(NamedTuple):
-    """A point whose features are eliminated, as a count of eigenvalues asks it.
+    """A point whose features are eliminated, with what a count of eigenvalues needs.
 
-    core: the point.  size: how many eigenvalues there are.
+    core: the point.  size: the number of eigenvalues in all.
     complement: σ ↦ C(σ).
-    poles: the eigenvalues of all A_j + σI, which elimination divides by, one by one.
-    outside: (eigenvalues outside the core, how often each occurs).
+    poles: makes the eigenvalues of all A_j + σI, where elimination is singular.
+    outside: makes (the eigenvalues outside the core, their multiplicities).
     """
 
     core: Core
@@ -48,7 +48,7 @@ class Elimination(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Three sums over samples, which C(σ) is assembled from; r the rank of the core.
+    """The three sums over samples from which C(σ) is assembled; r is the rank of the core.
 
     own: Σ m h̃_a h̃_b (wS − UBᵀ)_kl, packed in (a, b) and in (k, l).
     mixed: Σ m U_kb h̃_a G_l, (K r, width K) in the order (k, b), (a, l).
@@ -61,7 +61,7 @@ class Sums(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """h̃ (B, width), G (B, K) and the samples (B, 1) of some columns, one a row."""
+    """h̃ (B, width), G (B, K) and the numbers of samples (B, 1) of B columns, one a row."""
 
     features: np.ndarray
     G: np.ndarray
@@ -101,7 +101,7 @@ def _packed(A: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _unpacked_index(size: int) -> np.ndarray:
-    """Where entry (a, b) of a symmetric matrix lies in its packed upper triangle."""
+    """The position of entry (a, b) of a symmetric matrix in its packed upper triangle."""
     index = np.zeros((size, size), int)
     rows, columns = _upper(size)
     index[rows, columns] = index[columns, rows] = np.arange(len(rows))
@@ -118,7 +118,7 @@ def add(sums: Sums, columns: Columns, left: np.ndarray, U: np.ndarray, inverse: 
 
 
 def assembled(core: Core, sigma: float, sums: Sums) -> np.ndarray:
-    """C(σ) from its sums, with the decay."""
+    """C(σ), (K width, K width), from its sums and the decay."""
     (K, s), r = core.W.shape, core.rank
     width = s + core.bias
     classes, dims = _unpacked_index(K), _unpacked_index(width)
@@ -137,9 +137,9 @@ def assembled(core: Core, sigma: float, sums: Sums) -> np.ndarray:
 
 
 def complement(core: Core, sigma: float) -> np.ndarray:
-    """C(σ), the Schur complement of ∇²f − σI on (W, b) in the core; see the module's head.
+    """C(σ), the Schur complement of ∇²f − σI on (W, b) in the core; see the module's docstring.
 
-    Memory O((Ks)²) and O(K² + s²) a sample of a block, never O(Ks·N).
+    Needs O((Ks)²) memory and O(K² + s²) for each sample of a block, never O(Ks·N).
     """
     r, features = core.rank, lifted(core)
     sums = zero_sums(len(core.W), features.shape[1], r)
@@ -149,8 +149,8 @@ def complement(core: Core, sigma: float) -> np.ndarray:
         B = S @ core.W[:, :r]
         A = core.W[:, :r].T @ B + (core.decay[part] - sigma)[:, None, None] * np.eye(r)
         inverse = np.linalg.inv(A)
-        # Corrected by its residual, as if it were solved for: B A⁻¹ Bᵀ is of order 1 where A⁻¹ is
-        # as large as 1/λ_H.
+        # One step of iterative refinement, as accurate as a solve: B A⁻¹ Bᵀ is of order 1 where
+        # A⁻¹ is as large as 1/λ_H.
         U = B @ inverse
         U += (B - U @ A) @ inverse
         columns = Columns(features[part], core.G[:, part].T, core.merged[part, None])
@@ -158,24 +158,29 @@ def complement(core: Core, sigma: float) -> np.ndarray:
     return assembled(core, sigma, sums)
 
 
-def freely(problem: Problem, core: Core) -> Elimination:
-    """All features eliminated, none of them held."""
+def poles(core: Core) -> np.ndarray:
+    """The eigenvalues of the H-block of the core, λ_j + eig(w_j WᵀS_jW), s for each column."""
     s, M = core.H.shape
+    own = core.decay[:, None] + feature_eigenvalues(core, np.arange(M))
+    return np.append(own.ravel(), np.repeat(core.decay, s - core.rank))
 
-    def poles() -> np.ndarray:
-        values = (core.decay[:, None] + feature_eigenvalues(core, np.arange(M))).ravel()
-        return np.append(values, np.repeat(core.decay, s - core.rank))
 
+def freely(problem: Problem, core: Core) -> Elimination:
+    """The elimination of all features of a point with free features."""
     return Elimination(
-        core, problem.size, lambda sigma: complement(core, sigma), poles, lambda: outside(core)
+        core,
+        problem.size,
+        lambda sigma: complement(core, sigma),
+        lambda: poles(core),
+        lambda: outside(core),
     )
 
 
 def negatives(C: np.ndarray) -> int:
     """Negative eigenvalues of a symmetric matrix, from its pivots (Bunch and Kaufman 1977).
 
-    LDLᵀ with 1×1 and 2×2 pivots has the inertia of C (Sylvester); each 2×2 pivot is chosen with a
-    negative determinant, so it holds one eigenvalue of either sign.
+    D in LDLᵀ, with 1×1 and 2×2 pivots, has the inertia of C (Sylvester); each 2×2 pivot has a
+    negative determinant, hence one eigenvalue of either sign.
     """
     if C.shape[0] == 0:
         return 0

@@ -1,12 +1,12 @@
-"""Index and nullity of the Hessian at any point, however many samples there are.
+"""Index and nullity of the Hessian at any point, for any number of samples.
 
-After the reductions of `ufm.hessian.reduction` the features are eliminated, so by Haynsworth's
+After the reductions of `ufm.hessian.reduction` the features are eliminated. By Haynsworth's
 additivity of inertia (1968)
 
     #{λ < σ} = Σ_j #{negative eigenvalues of A_j} + #{negative eigenvalues of C(σ)},
 
-A_j the blocks of ∇²f − σI in the features and C(σ) the Schur complement on (W, b), of size K(s+1)
-whatever N is (`ufm.hessian.schur`). Where H ≥ 0 the entries at 0 are held and leave both
+with A_j the blocks of ∇²f − σI in the features and C(σ) the Schur complement on (W, b), of size
+K(s+1) whatever N is (`ufm.hessian.schur`). Where H ≥ 0, the zeros of H are no variables of either
 (`ufm.hessian.supports`); on the sphere all eigenvalues are computed (`ufm.hessian.tangents`).
 """
 
@@ -29,7 +29,7 @@ class Inertia(NamedTuple):
     """How many eigenvalues of ∇²f lie below, at and above a shift.
 
     negative: those below shift − tolerance (the Morse index at shift 0).
-    zero: those within the tolerance of the shift, exactly equal to it or not.
+    zero: those within the tolerance of the shift.
     positive: those above shift + tolerance.
     tolerance, shift: in the units of ∇²f.
     note: a warning if eigenvalues as small as the decays may be within the tolerance; otherwise
@@ -48,13 +48,12 @@ class Rounding(NamedTuple):
     """Size of the rounding errors of a count at σ: ε (‖∇²f‖ + |σ| + ‖Ĝ‖²/gap).
 
     gap is the distance from σ to the eigenvalues of the H-block, by which elimination divides.
-    Below the least decay λ_H of a feature and λ_W it is λ_H − σ + λ_W − σ: elimination errs by
-    E = ε‖Ĝ‖²/(λ_H − σ) in C(σ),
-    which moves a zero of xᵀC(σ)x by E/(1 + ‖y‖²) only, y = A⁻¹Bᵀx its part in H; and where xᵀCx = 0
-    by cancellation of G, (λ_H − σ)‖y‖² ≥ (λ_W − σ)‖x‖². Where G has no part in x, E must be small
-    beside λ_W − σ for that.
+    Below λ_W and the least decay λ_H of a feature it is λ_H − σ + λ_W − σ. There elimination has an
+    error of E = ε‖Ĝ‖²/(λ_H − σ) in C(σ), which moves a zero of xᵀC(σ)x by E/(1 + ‖y‖²) only, with
+    y = A⁻¹Bᵀx its part in H; and where xᵀCx = 0 by cancellation of G, (λ_H − σ)‖y‖² ≥
+    (λ_W − σ)‖x‖². For x on which G vanishes this requires E to be small beside λ_W − σ.
 
-    size: of ∇²f.  pairing: ‖Ĝ‖.  decays: λ_W and λ_H.
+    size: a bound on ‖∇²f‖.  pairing: ‖Ĝ‖.  decays: λ_W and λ_H.
     """
 
     size: float
@@ -62,7 +61,12 @@ class Rounding(NamedTuple):
     decays: tuple[float, float]
 
     def at(self, sigma: float, poles: np.ndarray) -> float:
-        """The size of the errors at σ, with the eigenvalues of the H-block at poles."""
+        """The size of the errors at σ.
+
+        Args:
+            sigma: σ, in the units of ∇²f.
+            poles: the eigenvalues of the H-block.
+        """
         gap = float(np.min(np.abs(poles - sigma), initial=np.inf))
         left = self.decays[0] - sigma
         if sigma < self.decays[1] and 64 * EPS * self.pairing**2 <= gap * left:
@@ -72,7 +76,7 @@ class Rounding(NamedTuple):
 
 
 def rounding(core: Core) -> Rounding:
-    """The size of the rounding errors at a point."""
+    """The `Rounding` of a point: ‖∇²f‖ ≤ max λ + sup‖S‖(w‖W‖² + ‖Σ w_j h̃_jh̃_jᵀ‖), and ‖Ĝ‖."""
     features = lifted(core) * np.sqrt(core.merged * core.weight)[:, None]
     moment = np.linalg.norm(features.T @ features, 2)
     data = np.linalg.norm(core.W, 2) ** 2 * np.max(core.weight) + moment
@@ -87,34 +91,36 @@ def inertia(
     """Count the eigenvalues of ∇²f below, at and above a shift, at any point, without the matrix.
 
     The features are eliminated, so that the largest matrix has K(s+1) ≤ K(d+1) rows whatever N is,
-    s the rank of [Wᵀ, H] (see `ufm.hessian.signs`). zero = #{λ < shift + τ} − #{λ < shift − τ}.
-    Only an eigenvalue within rounding (about 1e-16 ‖∇²f‖) of shift ± τ may fall on either side of
-    it.
+    s being the rank of [Wᵀ, H] (`ufm.hessian.signs`). zero = #{λ < shift + τ} − #{λ < shift − τ}.
+    An eigenvalue within rounding (about 1e-16 ‖∇²f‖) of shift ± τ may be counted on either side.
 
     At a critical point known to a residual r = ‖∇f‖ the eigenvalues along its symmetry orbit are
     not 0 but O(r/‖W‖): polish it first (`ufm.solve`), or give a tolerance above that.
 
-    Where H ≥ 0 of ∇²f on the face of the point, at any point of it: over W, b and the entries
-    H_ai > 0, the zeros of H held; K(d+1) rows. The counts add up to K d + #{H_ai > 0} (+ K with a
-    bias). They say nothing of directions that leave the face.
+    Where H ≥ 0, the counts are of ∇²f on the face of the point, at any point: over W, b and the
+    entries H_ai > 0, with the zeros of H fixed; the largest matrix has K(d+1) rows. They add up to
+    K d + #{H_ai > 0} (+ K with a bias) and say nothing about directions that leave the face.
 
-    On the sphere of the Hessian in tangents, at any point (`ufm.hessian.tangents`), with a
-    tolerance of 1e-11 times the largest modulus.
+    On the sphere, the counts are of the Hessian in tangents, at any point (`ufm.hessian.tangents`).
 
     Args:
         problem: any problem, any class counts, with scalar decays and W not fixed.
         point: any point, upcast to float64.
         shift: σ in the units of ∇²f.
-        tolerance: τ > 0; None takes 1024 times the rounding errors; for a shift below λ_H at most a
-            quarter of the distance to λ_H, but at least 64 times these errors. Eigenvalues that are
-            known in closed form are then compared with the smaller errors of these forms.
+        tolerance: τ > 0. None takes 1024 times the rounding errors; for a shift below λ_H at most a
+            quarter of the distance to λ_H, but at least 64 times these errors. Eigenvalues known in
+            closed form are then counted with the smaller tolerance that suffices for them. On the
+            sphere None takes 1e-11 times the largest modulus.
+
+    Returns:
+        An `Inertia`.
 
     Raises:
-        Refused: a tolerance below 32 times the rounding errors, which grow where σ ± τ meets an
-            eigenvalue of the H-block (from λ_H on); a shift that is no finite number; a
-            complement beyond 2 GiB; wrong shapes, or entries that are not finite or beyond 1e150;
-            arrays that are not real floating, array-valued decays, traced values; negative entries
-            of H where H ≥ 0.
+        Refused: a tolerance below 32 times the rounding errors, which grow where shift ± τ is close
+            to an eigenvalue of the H-block (all are ≥ λ_H for convex ℓ); a shift that is no finite
+            number; a complement beyond 2 GiB; wrong shapes, or entries that are not finite or
+            beyond 1e150; arrays that are not real floating, array-valued decays, traced values;
+            negative entries of H where H ≥ 0; a fixed classifier.
     """
     shift = real("shift", shift)
     if tolerance is not None:
@@ -137,7 +143,7 @@ def _in_tangents(problem: Problem, point: Params, shift: float, tolerance: float
     return inertia_of(tangents.spectrum(problem, point, 0.0), shift, tolerance)
 
 
-# Of each kind of features, by `ufm.model.layers`.
+# By the kind of features (`ufm.model.layers`).
 _COUNTS: dict[str, Callable[[Problem, Params, float, float | None], Inertia]] = {
     "free": _of_all,
     "nonnegative": _on_the_face,
@@ -148,7 +154,16 @@ _COUNTS: dict[str, Callable[[Problem, Params, float, float | None], Inertia]] = 
 def counted(
     problem: Problem, core: Core, shift: float = 0.0, tolerance: float | None = None
 ) -> Inertia:
-    """`inertia` at a point of free features that has been reduced to its core."""
+    """`inertia` at a point with free features that has been reduced to its core.
+
+    Args:
+        problem: of the point.
+        core: of the point, by `ufm.hessian.reduction`.
+        shift, tolerance: as for `inertia`.
+
+    Raises:
+        Refused: a tolerance below the rounding errors; a complement beyond 2 GiB.
+    """
     return _count(freely(problem, core), shift, tolerance)
 
 
@@ -182,7 +197,7 @@ def _count(at: Elimination, shift: float, tolerance: float | None) -> Inertia:
 def _margin(
     at: Elimination, error: Rounding, shift: float, tolerance: float | None
 ) -> tuple[float, np.ndarray, float]:
-    """(τ, the eigenvalues of the H-block to keep away from, the least τ that rounding allows)."""
+    """(τ, the eigenvalues of the H-block that matter, the least τ that rounding allows)."""
     core = at.core
     lam_H = float(np.min(core.decay))
     poles = np.array([lam_H])
@@ -192,7 +207,7 @@ def _margin(
     if shift + margin >= lam_H or not core.convex:
         poles = at.poles()
         margin = 1024 * error.at(shift, poles) if tolerance is None else margin
-    if tolerance is None:  # at a pole itself the errors are infinite, a little beside it not
+    if tolerance is None:  # the estimate is infinite at a pole itself, but not close to it
         margin = min(margin, 64 * EPS**0.5 * (error.size + abs(shift) + error.pairing))
 
     def needed() -> float:
@@ -204,9 +219,9 @@ def _margin(
 
 
 def _closed_margin(core: Core, pairing: float, shift: float, margin: float) -> float:
-    """τ for the eigenvalues outside the core, whose only error is that of ‖Ĝ‖ and the decays.
+    """τ for the eigenvalues outside the core, whose only errors are those of ‖Ĝ‖ and the decays.
 
-    Those of merged samples are λ_H and more; from there on they have the errors of the others.
+    This holds below λ_H; eigenvalues of merged samples, all ≥ λ_H, have the errors of the others.
     """
     largest = max(core.decays[0], float(np.max(core.decay)))
     closed = 1024 * EPS * (largest + pairing + abs(shift))
@@ -214,6 +229,7 @@ def _closed_margin(core: Core, pairing: float, shift: float, margin: float) -> f
 
 
 def _note(core: Core, shift: float, margin: float) -> str:
+    """The warning of an `Inertia`."""
     lam_W, lam_H, lam_b = core.decays[0], float(np.min(core.decay)), core.decays[2]
     least = min(lam for lam in (lam_W, lam_H, lam_b if core.bias else 0.0, np.inf) if lam > 0)
     if not abs(shift) <= margin or margin < least:
@@ -228,12 +244,15 @@ def inertia_of(spectrum: Spectrum, shift: float = 0.0, tolerance: float | None =
     """Index and nullity of a spectrum: how many eigenvalues lie below, at and above a shift.
 
     Args:
-        spectrum: from `spectrum`, or a closed form.
-        shift: σ.
+        spectrum: from `spectrum`, or a closed form (`ufm.theory.hessian_spectrum`).
+        shift: σ in the units of ∇²f.
         tolerance: τ ≥ 0; None takes 1e-11 times the largest modulus.
 
+    Returns:
+        An `Inertia`.
+
     Raises:
-        Refused: no spectrum, a shift or tolerance that is no finite number.
+        Refused: no `Spectrum`; a shift or a tolerance that is no finite number.
     """
     if not isinstance(spectrum, Spectrum):
         raise Refused(f"got a {type(spectrum).__name__} as spectrum; allowed: a hessian.Spectrum")

@@ -1,40 +1,40 @@
 """What a critical point over unit vectors is: by its certificate, or by the signs of Hess f.
 
-"global minimiser" is said by the certificate alone (`ufm.certificate`, multipliers of the norms);
-negative curvature among the tangents makes a strict saddle, positive curvature but for rotations a
-local minimum (`ufm.hessian.tangents`). All is measured in units of f, which falls exponentially in
-the inverse temperature; an f without digits is "undecided".
+Only the certificate proves a "global minimiser" (`ufm.certificate`, from the multipliers of the
+norms). Negative curvature among the tangents means a strict saddle; curvature that is positive
+except along rotations, a local minimum (`ufm.hessian.tangents`). Errors are measured in units of f,
+which falls exponentially in the inverse temperature; where f is so small that float64 loses its
+digits, the verdict is "undecided".
 """
 
 import numpy as np
 
 from ufm.hessian.faces import Face, Kind
 from ufm.hessian.signs import Inertia
-from ufm.hessian.stationarity import EPS, TOLERANCE, length
+from ufm.hessian.stationarity import CAUTION, EPS, SHARE, TOLERANCE, length
 from ufm.hessian.tangents import MOST, Tangents, size, tangents
 from ufm.model import sphere
 from ufm.model.evaluation import Evaluated
 from ufm.model.problem import Problem
 
-_CAUTION = 64  # times an estimated error is certain
-_SHARE = 1e-6  # of f, by which a global minimiser may exceed f*
-
 
 def heat(problem: Problem) -> float:
-    """The factor of the logits in the loss: τ, or the largest scale, 1 for cross-entropy.
+    """The factor of the logits in the loss: τ, or the largest scale; 1 for cross-entropy.
 
-    1 also where a loss does not say how curved it is.
+    √(2 sup‖S‖) and at least 1; 1 where no bound on the curvature of the loss is known.
     """
     found = float(2 * problem.loss.smoothness(problem.targets)) ** 0.5
     return max(1.0, found) if np.isfinite(found) else 1.0
 
 
 def judged(at: Evaluated, gap: float, resolution: float) -> Face:
-    """What a point is, with the least curvature and the counts of eigenvalues of Hess f.
+    """The verdict on a point, with the least curvature and the signs of the eigenvalues of Hess f.
+
+    Both are NaN and None where the certificate decides and Hess f has more than 2500 rows.
 
     Args:
         at: a point of unit vectors.
-        gap, resolution: of its certificate.
+        gap, resolution: of its certificate, in nats.
 
     Raises:
         Refused: more than 2500 tangents at a point that its certificate does not decide.
@@ -55,8 +55,8 @@ def judged(at: Evaluated, gap: float, resolution: float) -> Face:
     u, v = sphere.multipliers(W, H, at.G)
     entries, least = 2 * EPS * (2 + heat(at.problem)), float(min(u.min(), v.min()))
     held = float(np.sum(np.abs(u)) + np.sum(np.abs(v)))
-    slack = 16 * resolution + _CAUTION * (share + entries) * held
-    proven = gap <= slack <= _SHARE * at.value
+    slack = 16 * resolution + CAUTION * (share + entries) * held
+    proven = gap <= slack <= SHARE * at.value
     reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
     if proven and size(at.problem) > MOST:
         return Face("global minimiser", reason, unknown, None, least)
@@ -65,14 +65,14 @@ def judged(at: Evaluated, gap: float, resolution: float) -> Face:
 
 
 def _by_signs(at: Evaluated, found: Tangents, entries: float) -> Face:
-    """The conditions of second order at a critical point."""
+    """The second-order conditions at a critical point."""
     turns, whole = found.turns, found.matrix
     largest = float(np.max(np.sum(np.abs(whole), axis=1)))
-    # The zeros of the rotations stand at `largest` now, among the positive ones.
+    # The eigenvalues of the rotations are `largest` now, among the positive ones.
     inner = np.linalg.eigvalsh(whole + largest * (turns.T @ turns))
     values = np.concatenate([inner, found.within])
     times = np.concatenate([np.ones(len(inner), int), np.array(found.times, int)])
-    error = _CAUTION * (entries * largest + float(at.grad_norm) * (1 + heat(at.problem)))
+    error = CAUTION * (entries * largest + float(at.grad_norm) * (1 + heat(at.problem)))
     negative = int(np.sum(times[values < -error]))
     zero = int(np.sum(times[np.abs(values) <= error]))
     known, total, lowest = len(turns), int(np.sum(times)), float(np.min(values))

@@ -12,27 +12,30 @@ rounding of G hides a violation:
     balance: λ_W WᵀW = λ_H HΩHᵀ, relative to λ_W‖W‖² + λ_H‖HΩ^½‖²
     means:   1ᵀW = 0, relative to √K‖W‖, and 1ᵀb = 0 if λ_b > 0, relative to √K(1 + ‖b‖)
 
-(WᵀGHᵀ is a part of Wᵀ∇_W and of ∇_H Hᵀ; 1ᵀG = 0 for a loss that is invariant under shifts, and only
-for these are the means measured. Ω holds the weights of the samples in the decay, and 1 is ℓ's null
-direction.) Where the balance fails W and H can be rescaled, (W A, A⁻¹H), which leaves the data term
-alone and lowers the decay.
+(WᵀGHᵀ occurs in both Wᵀ∇_W and ∇_H Hᵀ. Ω holds the weights of the samples in the decay. The means
+are measured only for losses that are invariant under shifts along a direction, written 1 here, for
+which 1ᵀG = 0.) Where the balance fails, W and H can be rescaled to (W A, A⁻¹H), which leaves the
+data term unchanged and lowers the decay.
 
-A share of up to 1e-8 counts as critical, and so does whatever `ufm.solve` calls converged: where
-decays are small beside G, float64 holds no point that is nearer to critical, and `uncertainty` says
-how little is known. Where W is fixed it has no gradient, and neither means nor a balance with H.
-NumPy, on the host, of a point as `ufm.model.evaluation` evaluates it.
+A share of up to 1e-8 counts as critical, and so does every point that `ufm.solve` calls converged:
+where decays are small beside G, float64 has no point that is closer to critical, and `uncertainty`
+says how much remains unknown. A fixed W has no gradient, no means and no balance with H. Computed
+by NumPy on the host, from a point that `ufm.model.evaluation` has evaluated.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from ufm.check import Refused
 from ufm.model import layers
 from ufm.model.evaluation import Evaluated, evaluate
 from ufm.model.problem import Params, Problem
 
 EPS = np.finfo(np.float64).eps
 TOLERANCE = 1e-8  # share of the terms that cancel, up to which a point counts as critical
+CAUTION = 64  # an estimated error is trusted up to this factor
+SHARE = 1e-6  # of f, by which a global minimiser may exceed f*
 POLISHED = 1e-14  # residual of a converged point in units of the terms that cancel (`ufm.solve`)
 # W and H both shorter than this, in units of their lengths at logits of order 1, are the origin.
 ORIGIN = 1e-10
@@ -44,12 +47,14 @@ class Stationarity(NamedTuple):
     """How nearly critical a point is.
 
     residual: ‖∇f‖.
-    where: the block or identity that is the farthest from what is allowed.
-    share: which part of the terms that cancel there is left over.
-    allowed: up to which share it counts as critical: 1e-8, or more where ‖∇f‖ is at its rounding.
-    uncertainty: the largest share with its rounding of all blocks and identities: how far off the
-        point may be, in relative terms.
-    at: the point that was measured: itself, or the origin where it lies beside it (`settled`).
+    where: the block or identity with the largest ratio of share to allowed share, in words.
+    share: what is left there, relative to the terms that cancel.
+    allowed: the share up to which it counts as critical: 1e-8, or more where ‖∇f‖ is at the level
+        of rounding.
+    uncertainty: the largest share of all blocks and identities, rounding included: the relative
+        error of the point.
+    at: the point that was measured, which is the origin if the given point is within rounding of
+        it (`settled`).
     """
 
     residual: float
@@ -61,7 +66,7 @@ class Stationarity(NamedTuple):
 
     @property
     def critical(self) -> bool:
-        """Whether every share is allowed."""
+        """Whether every share is at most what is allowed for it."""
         return self.share <= self.allowed
 
     def told(self) -> str:
@@ -83,25 +88,38 @@ class _Measure(NamedTuple):
 
 
 def length(x: np.ndarray) -> float:
-    """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 have one."""
+    """Euclidean norm of all entries, scaled before squaring: 1e-200 and 1e200 stay in range."""
     largest = float(np.max(np.abs(x), initial=0.0))
     if not 0 < largest < np.inf:
         return largest
     return largest * float(np.linalg.norm(np.ravel(x / largest)))
 
 
+def require_decay(problem: Problem) -> None:
+    """Refuse a problem whose W or H has no decay.
+
+    Raises:
+        Refused: λ_W or λ_H is 0, so that f need not have a minimum.
+    """
+    if not min(float(problem.lam_W), float(problem.lam_H)) > 0:
+        raise Refused(
+            f"got lam_W={problem.lam_W}, lam_H={problem.lam_H}; a verdict needs both > 0: "
+            "without decay the infimum is not attained"
+        )
+
+
 def logit_rounding(point: Params) -> float:
-    """Relative error that rounding of the logits leaves in the entries of G: 2ε(2 + max|Z|)."""
+    """Relative error of the entries of G from rounding of the logits: 2ε(2 + max(|W||H| + |b|))."""
     W, H, b = point
     return float(2 * EPS * (2 + np.max(np.abs(W) @ np.abs(H) + np.abs(b)[:, None])))
 
 
 def settled(at: Evaluated) -> Evaluated:
-    """The point, or that with W = H = 0 where both are below 1e-10 of their natural lengths.
+    """The point itself, or W = H = 0 where both are shorter than 1e-10 of their natural lengths.
 
-    Logits WH of order 1 and the balance of decays give these: ‖W‖² = √(N λ_H/λ_W) and ‖H‖² = √(N
-    λ_W/λ_H), with Σ_i ω_i for N where the samples weigh differently in the decay. So small an H, or
-    W, moves f by 1e-20 of itself.
+    These follow from logits WH of order 1 and from the balance of the decays: ‖W‖² = √(N λ_H/λ_W)
+    and ‖H‖² = √(N λ_W/λ_H), with Σ_i ω_i in place of N where the decay has weights. Such a W and H
+    change f by about 1e-20 of its value.
     """
     problem, point = at.problem, at.params
     lam_W, lam_H = float(problem.lam_W), float(problem.lam_H)

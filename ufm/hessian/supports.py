@@ -1,12 +1,12 @@
 """Elimination of the features that are not 0, where H ≥ 0: ∇²f on the face of a point.
 
-The variables of the face of a point are W, b and the entries of H that are not 0; the others are
-held there. With F_j the entries of column j that move, its block is
+The variables of the face of a point are W, b and the entries of H that are not 0; the zeros of H
+stay fixed. With F_j the nonzero entries of column j and λ_j its decay less the shift, its block is
 
-    A_j = λ_j I + w_j W_FᵀS_jW_F,   W_F the columns F_j of W,
+    A_j = λ_j I + w_j W_FᵀS_jW_F,   W_F the columns F_j of W.
 
-λ_j less the shift. By S = LDLᵀ with D of signs and M_j = λ_j D_j + w_j L_jᵀW_FW_FᵀL_j, of K rows
-whatever d is, Woodbury's formula gives what the complement (`ufm.hessian.schur`) is made of:
+Let S = LDLᵀ with a diagonal D of signs, and M_j = λ_j D_j + w_j L_jᵀW_FW_FᵀL_j, which has K rows
+whatever d is. Woodbury's formula then gives the parts of the complement (`ufm.hessian.schur`):
 
     X = w LM⁻¹Lᵀ,   wS − UBᵀ = λ_j X,   U = XW_F,   A⁻¹ = (I_F − W_FᵀXW_F)/λ_j.
 
@@ -26,14 +26,14 @@ _BLOCK_BYTES = 2**26  # of the matrices A⁻¹ of one block of columns
 
 
 class _Face(NamedTuple):
-    """core: in the coordinates of the point.  moves: (M, d), which entries of a column do."""
+    """core: in the coordinates of the point.  moves: (M, d), which entries of a column are free."""
 
     core: Core
     moves: np.ndarray
 
 
 def elimination(problem: Problem, at: Residuals) -> Elimination:
-    """The features of a point with H ≥ 0 eliminated, those at 0 held.
+    """Eliminate the features of a point with H ≥ 0 that are not 0.
 
     Args:
         problem: with features="nonnegative".
@@ -103,7 +103,7 @@ def _eigenvalues(face: _Face, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarra
         found = np.maximum(found, 0) if core.convex else found
         order = np.argsort(-np.abs(found), axis=1)
         found = np.take_along_axis(found, order, axis=1)
-        kept = np.arange(K) < count[:, None]  # no more than A_j has rows; the rest are zeros
+        kept = np.arange(K) < count[:, None]  # at most as many as A_j has rows; the rest are zeros
         lam = core.decay[part, None]
         values += [(lam + found).ravel(), lam.ravel()]
         times += [kept.ravel().astype(int), np.maximum(count - K, 0)]

@@ -2,15 +2,15 @@
 
     Hess f = Fᵀ ∇²f F + diag(u_1, …, u_K, v_1, …, v_N) ⊗ I,
 
-F the frames of tangents at the rows of W and the columns of H, u and v the multipliers of their
-norms (`ufm.model.sphere`): f along great circles, at any point. Where the samples of a class are
-equal it falls apart: G features stand for all N, each as long as √n_k of them, and beside them
-there is every difference within a class, which moves its own features alone: n_k − 1 copies of the
-block of a feature.
+with F the frames of tangents at the rows of W and the columns of H, and u, v the multipliers of
+their norms (`ufm.model.sphere`): the second derivative of f along great circles, at any point.
+Where the samples of every class are equal, Hess f splits. One part has a single feature a class, in
+the coordinate √n_k times its length. The other part has the differences within the classes, which
+involve only the features of that class: n_k − 1 copies of the block of a feature.
 
-**Symmetries.** (W Qᵀ, Q H) is the same point for every rotation Q. The tangents (−W A, A H), A
-antisymmetric, are zeros of Hess f at critical points; r(r−1)/2 + r(d−r) of them differ, r the rank
-of [Wᵀ, H].
+**Symmetries.** f(W Qᵀ, Q H) = f(W, H) for every rotation Q. The tangents (−W A, A H), with A
+antisymmetric, are in the null space of Hess f at critical points; r(r−1)/2 + r(d−r) of them are
+linearly independent, with r the rank of [Wᵀ, H].
 """
 
 from typing import NamedTuple
@@ -36,7 +36,8 @@ _RANK = 1e-8  # of singular values, of the largest
 class Tangents(NamedTuple):
     """Hess f at a point.
 
-    matrix: over rows and features, samples of a class merged where they are equal.
+    matrix: in the frames of the rows of W and of the features, one feature a class where the
+        samples of every class are equal.
     within: eigenvalues of the differences within the classes.  times: how often each occurs.
     turns: orthonormal rows, the tangents of the rotations, in the coordinates of the matrix.
     """
@@ -77,7 +78,7 @@ def _matrix(problem: Problem, params: Params) -> tuple[Array, Array, Array]:
 
 
 def size(problem: Problem) -> int:
-    """Tangents of rows and features, one feature a class."""
+    """The number of tangents (K + groups)(d − 1) of rows and features, one feature a class."""
     return (problem.K + problem.groups) * (problem.d - 1)
 
 
@@ -96,6 +97,9 @@ def _equal(at: Evaluated) -> Evaluated | None:
 
 def tangents(at: Evaluated) -> Tangents:
     """Hess f at a point that has been evaluated.
+
+    Args:
+        at: a point of unit vectors.
 
     Raises:
         Refused: more than 2500 tangents.
@@ -140,12 +144,13 @@ def _span(rows: np.ndarray) -> np.ndarray:
 
 
 def spectrum(problem: Problem, point: Params, tolerance: float | None = None) -> Spectrum:
-    """The eigenvalues of Hess f and how often each occurs, (K+N)(d−1) in all, at any point.
+    """The eigenvalues of Hess f with their multiplicities, (K+N)(d−1) in all, at any point.
 
     Args:
         problem: with features="sphere".
         point: any point of it.
-        tolerance: neighbours up to which apart are merged; None takes 1e-11 of the largest modulus.
+        tolerance: eigenvalues at most this far apart count as one; None takes 1e-11 times the
+            largest modulus.
 
     Raises:
         Refused: as `tangents` and `evaluate`.

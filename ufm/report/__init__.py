@@ -1,1 +1,1 @@
-"""Pages of runs: what was asked, what was found, whether it holds. Needs the extra [report]."""
+"""Pages about runs: their settings, results and verdicts. Needs the extra [report]."""

@@ -1,7 +1,7 @@
 """Interactive figures for pages: functions that take arrays and return plotly figures.
 
-The counterpart of `ufm.plots` for a screen; like it, this module computes nothing. It needs plotly,
-which the extra [report] installs.
+The counterpart of `ufm.plots` for the screen; like that module it only draws. Needs plotly, which
+the extra [report] installs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,12 @@ GRID = {"showline": True, "linecolor": "black", "gridcolor": "#e4e4e4", "zerolin
 
 
 def ladder(orbits: Mapping[str, Sequence], title: str = "") -> go.Figure:
-    """Value against Morse index, one dot an orbit of critical points; hovering tells the rest.
+    """Value (nats) against Morse index, one dot for each orbit of critical points.
 
     Args:
-        orbits: columns of equal length: value, morse_index and rank, and any others, which the
-            hover shows as they are. A column K makes one view a number of classes, with buttons.
+        orbits: columns of equal length: value, morse_index and rank, and any others; the hover
+            text of a dot shows them all. With a column K there is a view for each number of
+            classes, chosen by buttons.
         title: of the figure.
     """
     columns = {name: list(x) for name, x in orbits.items()}
@@ -55,7 +56,7 @@ def ladder(orbits: Mapping[str, Sequence], title: str = "") -> go.Figure:
 
 
 def _told(columns: Mapping[str, list], i: int) -> str:
-    """What the hover says of one orbit."""
+    """The hover text of one orbit."""
     lines = []
     for name, column in columns.items():
         x = column[i]
@@ -66,7 +67,7 @@ def _told(columns: Mapping[str, list], i: int) -> str:
 
 
 def _choose(figure: go.Figure, owners: list) -> None:
-    """One button a number of classes; the last is shown first."""
+    """One button for each number of classes; the last one is active at first."""
     choices = list(dict.fromkeys(owners))
     for trace, K in zip(figure.data, owners, strict=True):
         trace.visible = choices[-1] == K
@@ -85,11 +86,11 @@ def _choose(figure: go.Figure, owners: list) -> None:
 
 
 def history(steps, series: Mapping[str, Any], title: str = "") -> go.Figure:
-    """Quantities on a logarithmic scale against the step; values that are not positive are gaps.
+    """Quantities on a logarithmic scale against the step; lines break at values that are not > 0.
 
     Args:
         steps: (records,).
-        series: (records,) each, by name; the legend turns them on and off.
+        series: arrays (records,) by name; the legend switches them on and off.
         title: of the figure.
     """
     figure = go.Figure()
@@ -109,12 +110,12 @@ def history(steps, series: Mapping[str, Any], title: str = "") -> go.Figure:
 def points(
     x, y, text: Sequence[str], groups: Sequence[str], axes: tuple[str, str], title: str = ""
 ):
-    """Dots on logarithmic scales, one colour a group; hovering shows the text of each.
+    """Dots on logarithmic scales, one colour for each group.
 
     Args:
-        x, y: (points,), positive where they are to be seen.
-        text: of each dot, in HTML.
-        groups: name of the group of each dot.
+        x, y: (points,); only positive values are visible.
+        text: the hover text of each dot, in HTML.
+        groups: the name of the group of each dot.
         axes: labels of x and y.
         title: of the figure.
     """
@@ -134,10 +135,10 @@ def points(
 
 
 def collapse(scenes: Sequence[Scene], names: Sequence[str] = (), title: str = "") -> go.Figure:
-    """Features, class means, classifier rows and a simplex in space, to be turned with the mouse.
+    """Features, class means, classifier rows and a simplex in three dimensions.
 
     Args:
-        scenes: one, or the moments of one collapse, which a slider chooses; in three dimensions.
+        scenes: one `ufm.plots.Scene`, or several moments of a collapse, chosen by a slider.
         names: of the moments.
         title: of the figure.
     """
@@ -157,7 +158,7 @@ def collapse(scenes: Sequence[Scene], names: Sequence[str] = (), title: str = ""
         )
     reach = 1.05 * max(float(np.max(np.abs(scene.features))) for scene in scenes)
     axis = {"visible": False, "range": [-reach, reach]}
-    # What lies in a plane is seen from above.
+    # A planar scene is seen from above.
     flat = all(not scene.features[:, 2].any() for scene in scenes)
     eye = (0.0, 0.0, 1.75) if flat else (1.2, 1.13, 0.67)
     _lay_out(figure, title, "", "")
@@ -170,7 +171,7 @@ def collapse(scenes: Sequence[Scene], names: Sequence[str] = (), title: str = ""
 
 
 def _drawn(scene: Scene) -> list[go.Scatter3d]:
-    """The traces of one moment; always as many, so that frames replace each other."""
+    """The traces of one moment; always the same number, so that frames replace each other."""
     K, hues = len(scene.means), [plots.colour(k) for k in range(len(scene.means))]
     sides = [(j, k) for k in range(len(scene.vertices)) for j in range(k)]
     edges = _lines([(scene.vertices[j], scene.vertices[k]) for j, k in sides])

@@ -1,10 +1,10 @@
-"""A table as LaTeX, in the style of the package booktabs."""
+"""A table in LaTeX, in the style of the package booktabs."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Heads of columns; others are set as text.
+# Heads of columns; other names are set as text.
 HEADS = {
     "K": "$K$", "d": "$d$", "n": "$n$", "N": "$N$", "counts": "$n_k$", "lam_W": r"$\lambda_W$",
     "lam_H": r"$\lambda_H$", "lam_b": r"$\lambda_b$", "learning_rate": r"$\eta$",
@@ -20,11 +20,11 @@ ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def table(rows: Sequence[Mapping[str, Any]], note: str) -> str:
-    """A tabular of rows, which needs the package booktabs.
+    """A tabular environment, which needs the package booktabs.
 
     Args:
         rows: one or more, with the same names in the same order.
-        note: a comment above it.
+        note: the text of a comment above it.
     """
     names = list(rows[0])
     numbers = {name: all(isinstance(row[name], int | float) for row in rows) for name in names}
@@ -37,7 +37,7 @@ def table(rows: Sequence[Mapping[str, Any]], note: str) -> str:
 
 
 def cell(x: Any) -> str:
-    """A number with three digits, as a power of ten where it is small or large; else text."""
+    """A number with three digits, in scientific notation where it is small or large; else text."""
     if isinstance(x, bool) or not isinstance(x, int | float):
         return text(str(x))
     if isinstance(x, int):
@@ -53,5 +53,5 @@ def cell(x: Any) -> str:
 
 
 def text(word: str) -> str:
-    """Text with what LaTeX would take as a command escaped."""
+    """Text with LaTeX's special characters escaped."""
     return "".join(ESCAPES.get(c, c) for c in word)

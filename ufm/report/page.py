@@ -1,7 +1,7 @@
-"""One self-contained page of any runs: what was asked, what was found, whether it holds.
+"""One self-contained page about any runs: their settings, results and verdicts.
 
-`page` turns sections into HTML that loads nothing; `ufm.report.sections` makes sections of runs on
-disk. Needs plotly and jinja2, the extra [report].
+`page` turns sections into HTML that loads nothing from elsewhere; `ufm.report.sections` makes
+sections from runs on disk. Needs plotly and jinja2, the extra [report].
 """
 
 import base64
@@ -35,10 +35,10 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What a page says of one run.
+    """The section of a page about one run.
 
-    title, text: in words.  facts: name and value of what was run, and where.
-    verdicts: of its claims.  tables: as above.  plots: plotly figures.  pictures: files of figures.
+    title, text: in words.  facts: settings, results and provenance, by name.
+    verdicts: on its claims.  tables, plots: plotly figures.  pictures: files of figures.
     caption: of the pictures.
     """
 
@@ -53,7 +53,7 @@ class Section(NamedTuple):
 
 
 def page(sections: Sequence[Section], title: str) -> str:
-    """The page: HTML with styles, figures and plotly's script inside."""
+    """The page as HTML, with styles, figures and plotly's script inside."""
     folder = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
@@ -85,16 +85,16 @@ def _outcomes(sections: Iterable[Section]) -> dict[str, int]:
 
 
 def _picture(path: Path) -> str:
-    """The bytes of a figure, as a page holds them."""
+    """The bytes of a figure as a data URL."""
     return f"data:{PICTURES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def prose(text: str) -> markupsafe.Markup:
-    """Words of a docstring as HTML: λ_W with a subscript, names in backticks as code."""
+    """The text of a docstring as HTML: λ_W with a subscript, names in backticks as code."""
     safe = SYMBOL.sub(r"\1<sub>\2</sub>", str(markupsafe.escape(text)))
     return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", safe))
 
 
 def number(x: Any) -> str:
-    """A value as a page shows it: floats with six digits."""
+    """A value as text: floats with six digits."""
     return f"{x:.6g}" if isinstance(x, float) else str(x)

@@ -1,7 +1,7 @@
-"""What a page says of a run on disk, whatever kind of run it is.
+"""Sections of a page from runs on disk, of any kind.
 
-An experiment is known by the JSON file of its verdicts, beside which its figures lie, and by the
-run that holds its arrays. What there is to hover over or to turn is known by the arrays.
+An experiment is found by the JSON file of its verdicts, in the folder of its figures, or by the run
+that holds its arrays. Which interactive figures a section has depends on these arrays.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def read(path: Path) -> list[Section]:
     """The sections of a path: a run, an atlas, an experiment, or a folder of any of them.
 
     Raises:
-        Refused: nothing of that kind lies there, or it is damaged.
+        Refused: the path is none of these, or it is damaged.
     """
     if path.suffix == ".json" and path.is_file():
         return [_experiment(path)]
@@ -63,7 +63,7 @@ def read(path: Path) -> list[Section]:
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a run comes from."""
+    """The provenance and the status of a run."""
     git, versions = (
         x if isinstance(x, Mapping) else {} for x in (manifest.get("git"), manifest.get("versions"))
     )
@@ -122,16 +122,19 @@ def _descend(path: Path) -> Section:
 
 
 def _judged(problem: Problem, arrays: Mapping, manifest: Mapping, where: str) -> list[Verdict]:
-    """The end of a descent against the closed form, where there is one."""
+    """The end of a descent compared with its tolerance, and with the closed form if known."""
     if manifest["status"] != "complete":
         return []
     results, config = stored.results(manifest, where), manifest["config"]
     values.expect(config, {"gap_tol": (int, float, None)}, f"{where}: config")
     gap, tolerance = float(results["gap"]), config["gap_tol"]
-    certified = tolerance is not None and gap < tolerance
+    # On the sphere tolerances are shares of f.
+    unit, words = (results["value"], "share of f") if problem.features == "sphere" else (1, "nats")
+    certified = tolerance is not None and gap < tolerance * unit
     verdicts = []
     if tolerance is not None:
-        verdicts.append(judge_below("certified gap, nats", gap, tolerance, certified))
+        claim = f"certified gap, {words}"
+        verdicts.append(judge_below(claim, gap / unit if unit else gap, tolerance, certified))
     rows: list[tuple[str, Any, Any, Any]] = []
     with contextlib.suppress(Refused):  # outside the theorem
         value = theory.global_value(problem)
@@ -145,9 +148,9 @@ def _judged(problem: Problem, arrays: Mapping, manifest: Mapping, where: str) ->
 
 
 def _aligned(problem: Problem, W: np.ndarray, H: np.ndarray) -> list[Table]:
-    """NC2 and NC3 of the end against the minimum of theory and against the simplex.
+    """Distances of the end, by NC2 and NC3, from the minimum of theory and from the simplex.
 
-    For classes that differ alone: for equal ones both are one, and for others none is predicted.
+    Only for unequal classes whose minimum is known: for equal classes the two are the same.
     """
     if problem.balanced and problem.uniform:
         return []
@@ -163,21 +166,22 @@ def _aligned(problem: Problem, W: np.ndarray, H: np.ndarray) -> list[Table]:
 
 
 def _scene(W: np.ndarray, H: np.ndarray, labels: np.ndarray) -> tuple[Scene, str]:
-    """What is seen of a point in three dimensions, and in words what is not."""
+    """A point in three dimensions, and in words what the figure leaves out."""
     (scene,) = _scenes(np.asarray(W)[None], np.asarray(H)[None], np.asarray(labels))
     K, note = len(W), []
     if K > 4:
-        note.append(f"Three of the {K - 1} dimensions of the simplex are seen.")
+        note.append(f"Three of the {K - 1} dimensions of the simplex are shown.")
     if len(scene.labels) < len(labels):
-        note.append(f"{len(scene.labels)} of {len(labels)} features are drawn.")
+        note.append(f"{len(scene.labels)} of {len(labels)} features are shown.")
     return scene, " ".join(note)
 
 
 def _scenes(W: np.ndarray, H: np.ndarray, labels: np.ndarray) -> list[Scene]:
-    """Moments (m, K, d) and (m, d, N) of one collapse, all seen from the end's leading axes.
+    """Moments (m, K, d) and (m, d, N) of one collapse, projected on the leading axes of the last.
 
-    Rows are scaled to the size of the class means, as duality has it at the minimum; the simplex is
-    the regular one nearest to the last rows, at the length of the last class means.
+    Rows of W are scaled to the size of the class means, as in self-duality at the minimum; the
+    simplex is the regular one nearest to the last rows, with the mean length of the last class
+    means.
     """
     K, d = W.shape[1:]
     members = [labels == k for k in range(K)]
@@ -236,7 +240,7 @@ def _census(path: Path) -> Section:
     listed = [[number(columns[name][i]) for name in columns] for i in range(len(rows))]
     table = Table(list(columns), listed)
     plot = interactive.ladder(columns, "Critical points")
-    text = "A census finds what its starts lead to; it does not prove that there is no more."
+    text = "A census finds the critical points to which its starts lead; there may be others."
     facts |= _facts(sessions[-1])
     return Section(f"Census: {path.name}", text, facts, tables=[table], plots=[plot])
 
@@ -248,7 +252,7 @@ def _verified(path: Path) -> Section:
 
 
 def _verified_alone(path: Path) -> Section:
-    """Of ufm 0.1, which kept no manifest."""
+    """The section of a verify.json by ufm 0.1, which wrote no manifest."""
     told = _json(path / "verify.json")
     cells = stored.cells(told, f"{path / 'verify.json'}")
     return _cells(path, cells, told["of"], told)
@@ -276,7 +280,7 @@ def _cells(path: Path, cells: Sequence[Cell], total: int, manifest: Mapping[str,
 
 
 def _verdicts(path: Path) -> dict[str, Any] | None:
-    """What an experiment wrote beside its figures; None for any other file."""
+    """The JSON file of an experiment, with its verdicts; None for any other file."""
     try:
         told = _json(path)
     except Refused:
@@ -285,7 +289,7 @@ def _verdicts(path: Path) -> dict[str, Any] | None:
 
 
 def _json(path: Path) -> Any:
-    """What a JSON file holds; refuses one that cannot be read."""
+    """The value in a JSON file; refuses one that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -293,7 +297,7 @@ def _json(path: Path) -> Any:
 
 
 def _experiment_of_run(path: Path) -> Section:
-    """An experiment by the folder of its arrays; its verdicts lie in a place next to it."""
+    """An experiment by the folder of its arrays; its verdicts are searched for near that."""
     path, name = path.absolute(), path.absolute().name
     for folder in (path.parent.parent, path.parent, path.parent.parent / "figures"):
         if _verdicts(folder / f"{name}.json") is not None:
@@ -330,7 +334,7 @@ def _unwrapped(text: Any) -> str:
 
 
 def _moves(W: np.ndarray, H: np.ndarray, steps: np.ndarray | None) -> bool:
-    """Whether these are moments of a collapse: W (m, K, d), H (m, d, N) and their m steps."""
+    """Whether the arrays are moments of a collapse: W (m, K, d), H (m, d, N) and their m steps."""
     if steps is None or W.ndim != 3 or H.ndim != 3:
         return False
     m, K, d = W.shape
@@ -339,10 +343,10 @@ def _moves(W: np.ndarray, H: np.ndarray, steps: np.ndarray | None) -> bool:
 
 
 def _plots(arrays: Mapping[str, np.ndarray]) -> list:
-    """What can be hovered over or turned, by the arrays that there are.
+    """The interactive figures of an experiment, by its arrays.
 
-    A table of orbits (the columns of `LADDER`) has a ladder; moments W… (m, K, d) and H… (m, d, N)
-    with their step have a collapse.
+    A table of orbits (the columns of `LADDER`) is drawn as a ladder; moments W… (m, K, d) and H…
+    (m, d, N) with their steps as a collapse.
     """
     plots = []
     shapes = {arrays[name].shape for name in LADDER if name in arrays}

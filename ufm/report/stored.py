@@ -1,7 +1,7 @@
-"""What runs on disk say of the model, checked before it is used.
+"""Problems, points and results read from runs on disk, checked before they are used.
 
-The hashes of a run prove that it is as it was written, not that it was written by this program: a
-manifest made by hand may lack anything.
+The hashes of a run prove that it was not changed, not that it was written by this program: a
+manifest made by hand may lack any field.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def problem(manifest: Mapping[str, Any], where: str) -> Problem:
         where: its file, for the message.
 
     Raises:
-        Refused: a field is missing, of a wrong type, or makes no sense.
+        Refused: a field is missing, has the wrong type or an invalid value.
     """
     values.expect(manifest["config"], _MODEL, f"{where}: config")
     return Problem.from_description(manifest["config"]["model"], f"{where}: config: model")
@@ -48,7 +48,7 @@ def results(manifest: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The results of a finished run of `ufm descend`, null as NaN.
 
     Raises:
-        RecordError: a field is missing or of a wrong type.
+        RecordError: a field is missing or has the wrong type.
     """
     values.expect(manifest["results"], _RESULTS, f"{where}: results")
     return {name: np.nan if x is None else x for name, x in manifest["results"].items()}
@@ -66,7 +66,7 @@ def point(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: 
 
 
 def array(arrays: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
-    """An array of a run by its name.
+    """The array of a run with the given name.
 
     Raises:
         RecordError: there is none.
@@ -77,7 +77,7 @@ def array(arrays: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray
 
 
 def columns(arrays: Mapping[str, np.ndarray], names: Sequence[str], where: str) -> None:
-    """Refuse arrays that are no table with these columns.
+    """Refuse arrays that are not a table with these columns.
 
     Raises:
         RecordError: a column is missing, or columns differ in length.
@@ -92,7 +92,7 @@ def cells(told: Mapping[str, Any], where: str) -> list[Cell]:
     """The cells of `ufm verify`, as its manifest or its verify.json holds them.
 
     Raises:
-        Refused: a field is missing, of a wrong type, or makes no sense.
+        Refused: a field is missing, has the wrong type or an invalid value.
     """
     values.expect(told, _CELLS, where)
     return [
@@ -106,7 +106,7 @@ def cells(told: Mapping[str, Any], where: str) -> list[Cell]:
 
 
 def verified(manifest: Mapping[str, Any], where: str) -> tuple[list[Cell], int]:
-    """(cells so far, of how many) of a run of `ufm verify`.
+    """(the finished cells, the number of all cells) of a run of `ufm verify`.
 
     Raises:
         Refused: as `cells`.
@@ -122,7 +122,7 @@ def verdicts(told: Any, where: str) -> list[Verdict]:
     """The verdicts of an experiment, as the file beside its figures holds them.
 
     Raises:
-        RecordError: a field is missing, of a wrong type, or no verdict has it so.
+        RecordError: a field is missing, has the wrong type or an invalid value.
     """
     values.expect(told, {"verdicts": [_VERDICT]}, where)
     found = []
@@ -132,5 +132,6 @@ def verdicts(told: Any, where: str) -> list[Verdict]:
             found.append(claims.read(fields))
             claims.shown(found[-1])
         except ValueError as error:
-            raise RecordError(f"{where}: verdicts[{i}] is none ({error}): {values.MEND}") from None
+            wrong = f"{where}: verdicts[{i}] is no verdict ({error})"
+            raise RecordError(f"{wrong}: {values.MEND}") from None
     return found

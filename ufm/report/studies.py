@@ -1,8 +1,8 @@
 """A sweep as a figure: panels × series × seeds, from the columns of its table.
 
-Every cell is a curve of its history, or a point at its end. One column of the settings gives the
-panels, one the colours, one the line styles or markers; cells that agree in all of them, such as
-those of several seeds, are drawn alike.
+Every cell is drawn as the curve of its history, or as a point at its end. One column of settings
+defines the panels, one the colours, and one the line styles or markers; cells that agree in all
+three, such as those of several seeds, look the same.
 """
 
 import math
@@ -21,8 +21,8 @@ from ufm.report.latex import HEADS
 from ufm.sweeps import histories, tables
 
 MOST_PANELS, ABREAST, HEIGHT = 24, 4, 1.6  # in a row; inches of a panel
-DECADES = 2.0  # from which an axis is logarithmic
-ARRIVED = (Status.certified.name, Status.converged.name)  # others are drawn hollow
+DECADES = 2.0  # span from which on an axis is logarithmic
+ARRIVED = (Status.certified.name, Status.converged.name)  # points of other cells are hollow
 Columns = dict[str, np.ndarray]
 
 
@@ -38,25 +38,25 @@ def study(
 ) -> Figure:
     """Draw a column of a sweep against another, cell by cell.
 
-    Of two columns of the history (`step`, `loss`, `gap`, …; `sweep(…, history=True)`) every cell is
-    a curve. Of two others it is a point at its end, hollow unless it reached its tolerance. An axis
-    is logarithmic where its values are positive and span two decades or more; what rounding made
-    negative or 0 there, such as a gap at the minimum, is left out.
+    Two columns of the history (`step`, `loss`, `gap`, …; `sweep(…, history=True)`) are drawn as one
+    curve for each cell. Two other columns are drawn as one point for each cell at its end, hollow
+    unless the cell reached its tolerance. An axis is logarithmic if its values are positive and
+    span two decades or more; y values that are negative or 0 by rounding, such as a gap at the
+    minimum, are then left out.
 
     Args:
         table: what `ufm.sweep` returned.
         x, y: columns.
-        panel: a column, each of whose values has a panel.
-        colour: a column that decides the colour, of at most 7 values.
-        style: a column that decides the line style or the marker, of at most 6 values.
+        panel: a column; each of its values has a panel, at most 24.
+        colour: a column that determines the colour, with at most 7 values.
+        style: a column that determines the line style or the marker, with at most 6 values.
         width: of the figure, as for `ufm.plots.figure`.
 
     Returns:
-        A figure, for `ufm.plots.save`; text and lines are those of the surrounding
-        `ufm.plots.style`.
+        A figure, for `ufm.plots.save`, in the surrounding `ufm.plots.style`.
 
     Raises:
-        Refused: a table that is none, a column that it lacks, or with too many values.
+        Refused: no table, a column that it lacks, or one with too many values.
     """
     ends, rows = _tables(table)
     _check(ends, rows, (x, y), (panel, colour, style))
@@ -123,7 +123,7 @@ def _check(ends: Columns, rows: Columns, drawn: Sequence[Any], settings: Sequenc
 
 
 def _values(ends: Columns, column: str | None, name: str, most: int) -> list[Any]:
-    """The values of a column in order; one without a name for no column."""
+    """The values of a column in ascending order; [None] without a column."""
     if column is None:
         return [None]
     found = np.unique(ends[column]).tolist()
@@ -138,7 +138,7 @@ def _values(ends: Columns, column: str | None, name: str, most: int) -> list[Any
 def _is(ends: Columns, column: str | None, value: Any) -> np.ndarray:
     if column is None:
         return np.ones(len(ends["cell"]), bool)
-    # NaN, of methods without a momentum, is a value too.
+    # NaN, as for methods without momentum, is a value, too.
     return (ends[column] == value) | ((ends[column] != ends[column]) & (value != value))
 
 
@@ -168,7 +168,7 @@ def _draw(
 
 
 def _scales(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    """Logarithmic axes, of all panels, which share them."""
+    """Make axes logarithmic where this is appropriate; all panels share them."""
     for name, values in (("x", x), ("y", y)):
         positive = values[np.isfinite(values) & (values > 0)]
         if not len(positive):
@@ -181,7 +181,7 @@ def _scales(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _handles(looks: Any, along: bool) -> list[Line2D]:
-    """The legend: a colour each, then a style each."""
+    """The entries of the legend: one for each colour, then one for each style."""
     (colour, hues), (style, kinds) = looks
     found = []
     for k, value in enumerate(hues if colour is not None else []):

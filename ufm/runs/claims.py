@@ -1,6 +1,6 @@
 """Claims compared with measurements: an equality to a tolerance, or a strict inequality.
 
-A `Verdict` keeps the numbers it was judged by, so that whoever reads it can judge it again.
+A `Verdict` contains the numbers that were compared, so that a reader can compare them again.
 """
 
 import math
@@ -17,7 +17,7 @@ class Verdict(NamedTuple):
     """A claim compared with its measurement.
 
     claim: what is measured, with its unit.
-    measured, predicted, tolerance: as they were compared, with all their digits.
+    measured, predicted, tolerance: the numbers that were compared, with all digits.
     outcome: HOLDS, REFUTED or NOT_CONVERGED.
     relation: "=" asks for |measured − predicted| ≤ tolerance, "<" for measured < predicted and ">"
         for measured > predicted; the tolerance of an inequality is 0.
@@ -74,7 +74,7 @@ def _verdict(claim, measured, relation, predicted, tolerance, converged) -> Verd
 
 
 def plain(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON holds it; JSON knows no NaN and no infinity, which become text."""
+    """A verdict as JSON values; NaN and infinities, which JSON lacks, become text."""
     return {
         name: str(x) if isinstance(x, float) and not math.isfinite(x) else x
         for name, x in verdict._asdict().items()
@@ -82,7 +82,7 @@ def plain(verdict: Verdict) -> dict[str, Any]:
 
 
 def read(values: Mapping[str, Any]) -> Verdict:
-    """A verdict from JSON; one without a relation is older than inequalities, an equality."""
+    """A verdict from the JSON values of `plain`; without a relation it is an equality."""
     numbers = {name: float(values[name]) for name in ("measured", "predicted", "tolerance")}
     return Verdict(**(dict(values) | numbers))
 
@@ -90,8 +90,8 @@ def read(values: Mapping[str, Any]) -> Verdict:
 def shown(verdict: Verdict) -> tuple[str, str]:
     """(measurement, relation and prediction) as tables show them: "0.3501", "= 0.35 ± 0.001".
 
-    Four digits, or as many as resolve the tolerance and leave the comparison as it is: what a table
-    shows never contradicts its outcome.
+    With four digits, or as many as resolve the tolerance and give the same comparison: the numbers
+    in a table never contradict its outcome.
     """
     _, measured, predicted, tolerance, _, relation = verdict
     agreed, extra = agrees(measured, relation, predicted, tolerance), 0

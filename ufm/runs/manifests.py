@@ -1,7 +1,7 @@
-"""The manifest of a run: what it holds, how it begins and resumes, and which files belong to it.
+"""The manifest of a run: its fields, its changes when a run starts and resumes, and its files.
 
-A manifest names the files that count. Others with the names of our own are strays, left by a
-process that died, and may be removed; files with any other name are never touched.
+A manifest names the valid files of its run. Other files with names that ufm gives are strays, left
+by a process that died, and may be removed; files with any other name are never touched.
 """
 
 import re
@@ -19,7 +19,7 @@ FILE = "manifest.json"
 ARRAYS = "arrays.npz"
 _CHECKPOINT = re.compile(r"checkpoint-\d{8,}-[0-9a-f]{16}\.npz")
 _ENTRY = storage.entry_form(re.compile(re.escape(ARRAYS)))
-# What every manifest holds, with the types of what is read from it.
+# The fields of every manifest, with the types of those that are read.
 _FORM: dict[str, Any] = {
     "kind": str,
     "seed": object,
@@ -38,7 +38,7 @@ _CHECKPOINT_FORM = storage.entry_form(_CHECKPOINT) | {"number": int, "state": Ma
 
 
 def fresh(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that begins."""
+    """The manifest of a new run."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -65,13 +65,13 @@ def resumed(kept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configured(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The config and its hash, as a manifest holds them."""
+    """The fields of a manifest for a config: the config and its hash."""
     config = identity["config"]
     return {"config": config, "config_sha256": values.digest(config)}
 
 
 def same(manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Whether a manifest is of this run, and not of one that it may grow from."""
+    """Whether the config of a manifest is that of this run, and not one that this run extends."""
     return not values.differences(identity["config"], manifest["config"])
 
 
@@ -80,9 +80,15 @@ def find(
     identity: Mapping[str, Any],
     fits: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> dict[str, Any] | None:
-    """Read the manifest if the folder holds this run; None if a run can start there.
+    """Read the manifest if the folder holds this run; None if a new run can start there.
 
-    fits: whether a run that differs in its config alone is one that this one goes on from.
+    Args:
+        folder: of the run.
+        identity: kind, seed, precision and config of this run.
+        fits: whether this run extends one that differs only in its config, from its manifest.
+
+    Raises:
+        RecordError: another run, naming the fields that differ; a damaged one; foreign files.
     """
     names = storage.listing(folder)
     if FILE not in names:
@@ -119,12 +125,12 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Remove the strays of a run that this process holds."""
+    """Remove the strays of a run that this process has locked."""
     storage.discard(folder, strays(folder, manifest) - {storage.LOCK})
 
 
 def strays(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
-    """List those of our own files that the manifest does not name."""
+    """The files with names that ufm gives which the manifest does not name."""
     patterns = storage.PARTIAL, _CHECKPOINT
     return {
         name

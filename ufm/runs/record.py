@@ -5,18 +5,18 @@ A run is a folder:
     manifest.json                what was run, with what, for how long, and every hash
     arrays.npz                   the arrays of a closed run
     checkpoint-<number>-<hash>.npz   the state of an open run; the manifest names the valid one
-    .lock, .partial-<random>     a claim and a half-written file; both absent from a closed run
+    .lock, .partial-<random>     a lock and a half-written file; both absent from a closed run
 
-Nothing else in the folder is touched: files with other names, links and folders stay.
-The manifest decides: a file that it does not name does not count. Every file is written whole or
-not at all (`ufm.runs.storage`), and an old one is removed only once the manifest no longer names
-it. So a process that dies, at whatever instruction, leaves its last whole checkpoint.
+Nothing else in the folder is touched: files with other names, links and folders stay as they are.
+Only the files that the manifest names are valid. Every file is written whole or not at all
+(`ufm.runs.storage`), and an old one is removed only once the manifest no longer names it. So a
+process that dies, at any instruction, leaves its last complete checkpoint.
 
-Of several processes (`jax.distributed`) the first one writes the run: each makes the same calls,
-and all receive what it found there, or its exception.
+With several processes (`jax.distributed`) the first one reads and writes the folder. All processes
+make the same calls and receive its result, or its exception.
 
-This module is independent of the model. `open_run` before computing, `save_checkpoint` on the way,
-`close_run` after, `load_run` to read.
+This module is independent of the model. Call `open_run` before computing, `save_checkpoint` in
+between and `close_run` at the end; `load_run` reads a run.
 """
 
 import os
@@ -38,12 +38,12 @@ from ufm.runtime import leader
 
 @dataclass(frozen=True)
 class RunHandle:
-    """One session of a run, held by one process.
+    """One session of a run, in the process that has locked its folder.
 
-    `status` is "running", or "complete" if the folder already held the finished run: then there
-    is nothing to compute and nothing can be written. As a context manager it never leaves the
-    folder locked: a block that ends without `close_run` closes the run as "failed" (an exception)
-    or "interrupted" (an interrupt, or no exception), and the run can be resumed.
+    `status` is "running", or "complete" if the folder already contained the finished run: then
+    there is nothing to compute and nothing can be written. As a context manager it always unlocks
+    the folder: a block that ends without `close_run` closes the run as "failed" (by an exception)
+    or "interrupted" (by an interrupt, or without an exception), and the run can be resumed.
     """
 
     path: Path
@@ -75,11 +75,11 @@ class StoredRun(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """How a run of another config goes on as this one: with more steps, or with more cells.
+    """How this run extends one with another config: to more steps, or to more cells.
 
-    fits: whether it does, from its manifest.
-    arrays: the checkpoint from which this run goes on, made of the manifest and the latest arrays
-        of the other; empty for none.
+    fits: whether it does, from the manifest of the other.
+    arrays: from the manifest and the latest arrays of the other to the arrays of the checkpoint
+        from which this run starts; empty for none.
     """
 
     fits: Callable[[Mapping[str, Any]], bool]
@@ -98,9 +98,9 @@ def open_run(
     """Open a run in the folder `path`, before anything is computed.
 
     An absent or empty folder starts a new run. An unfinished run of the same kind, config, seed
-    and precision is resumed: `load_checkpoint` gives its state, and arrays that an interrupted
-    session left are dropped. A finished one gives a handle with status "complete". With `growth` a
-    run of another config that fits, finished or not, goes on as this one.
+    and precision is resumed: `load_checkpoint` returns its state, and arrays that an interrupted
+    session left are removed. A finished one gives a handle with status "complete". With `growth`,
+    a run of another config that fits, finished or not, is extended to this one.
     Precision defaults to JAX's current one ("float32" or "float64").
 
     Raises RecordError if the folder holds another run (naming the fields that differ), a damaged
@@ -132,13 +132,13 @@ def _opened(folder: Path, identity: Mapping[str, Any], growth: Growth | None) ->
             return kept, False
         return kept, manifests.same(kept, identity)
 
-    # A finished run may lie in a read-only folder: lock it only if its writer died while tidying.
+    # The folder of a finished run may be read-only: lock it only if its writer left strays.
     kept, ended = found()
     if kept is not None and ended and not manifests.strays(folder, kept):
         return RunHandle(folder, "complete")
     lock = storage.acquire(folder)
     try:
-        # Only what is read under the lock can be trusted to stay.
+        # Read again: before the folder was locked it could change.
         kept, ended = found()
         if kept is not None and ended:
             manifests.sweep(folder, kept)
@@ -159,7 +159,7 @@ def _opened(folder: Path, identity: Mapping[str, Any], growth: Growth | None) ->
 def _grown(
     folder: Path, kept: dict[str, Any], identity: Mapping[str, Any], growth: Growth
 ) -> dict[str, Any]:
-    """The manifest of the other run as one of this, with a checkpoint made of what it has."""
+    """The manifest of another run with this config, and a checkpoint made of its arrays."""
     entry = kept["checkpoint"] or kept["arrays"]
     stored = {} if entry is None else storage.unpack(folder, entry)
     arrays = growth.arrays(kept, stored)
@@ -175,7 +175,7 @@ def save_checkpoint(
     *,
     compile_seconds: float | None = None,
 ) -> None:
-    """Replace the run's checkpoint; a process killed during this keeps the former one.
+    """Replace the run's checkpoint; if the process is killed meanwhile, the former one stays.
 
     `arrays` may have any shape and any bool, integer, float, complex or string dtype; `state`
     holds JSON values. `compile_seconds` is what this session has spent on compiling so far.
@@ -203,7 +203,7 @@ def _save(
 def _written(
     folder: Path, arrays: Mapping[str, ArrayLike], number: int, state: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the file of a checkpoint; what a manifest says of it."""
+    """Write the file of a checkpoint and return its entry for the manifest."""
     data, entry = storage.pack(arrays)
     name = f"checkpoint-{number:08d}-{entry['sha256'][:16]}.npz"
     storage.write(folder, name, data)
@@ -231,7 +231,7 @@ def close_run(
     *,
     compile_seconds: float | None = None,
 ) -> None:
-    """Store the final arrays and results and let go of the folder.
+    """Store the final arrays and results and unlock the folder.
 
     "complete" is final and drops the checkpoint. "interrupted" and "failed" keep it, so that
     `open_run` resumes there. Arrays, results and `compile_seconds` as for `save_checkpoint`.
@@ -264,7 +264,7 @@ def _close(
 
 
 def load_run(path: str | os.PathLike[str]) -> StoredRun:
-    """Read a run and verify every hash; look at `manifest["status"]` before using it.
+    """Read a run and verify every hash; check `manifest["status"]` before using it.
 
     A run that is still running has no arrays. Raises RecordError if there is no run, or if the
     manifest or the arrays are missing, truncated, edited or damaged, or of another format version.
@@ -278,7 +278,7 @@ def load_run(path: str | os.PathLike[str]) -> StoredRun:
 def load_latest(path: str | os.PathLike[str]) -> StoredRun:
     """Like `load_run`, with the arrays of the last checkpoint where the run is not finished.
 
-    Another process may be writing: a checkpoint that it replaces meanwhile is looked up again.
+    Works while another process writes: if a checkpoint is replaced meanwhile, the new one is read.
     """
     folder = Path(path).absolute()
     for left in (2, 1, 0):
@@ -293,7 +293,7 @@ def load_latest(path: str | os.PathLike[str]) -> StoredRun:
 
 
 def remove_run(path: str | os.PathLike[str], kind: str) -> None:
-    """Remove a run of a kind with its folder, if there is one; nothing that is not of the run.
+    """Remove the files of a run of the given kind, if the folder holds one, and no others.
 
     Raises RecordError, and removes nothing, if the folder holds a run of another kind, a damaged
     one, other files besides, or if another process has it open.

@@ -1,4 +1,4 @@
-"""Who computes here and now: time, command, versions, commit, device."""
+"""The provenance of a result: time, command, versions, commit, device."""
 
 import functools
 import importlib.metadata
@@ -17,7 +17,10 @@ _PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax")
 
 
 def session() -> dict[str, Any]:
-    """Who computes here and now: time, command, versions, commit, device."""
+    """The provenance of what this process computes, as a manifest stores it.
+
+    started (UTC), command, versions (Python, packages), git (commit, dirty), platform, device.
+    """
     device = jax.devices()[0]
     return {
         "started": now(),
@@ -35,7 +38,7 @@ def now() -> str:
 
 
 def _command() -> str:
-    """Give the command as typed, without the absolute path that Python puts first."""
+    """The command as typed, without the absolute path that Python puts first."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None:
         head = ["python", "-m", spec.name.removesuffix(".__main__")]
@@ -54,9 +57,9 @@ def _version(package: str) -> str | None:
 # Once a process: the code that runs is the code that was imported.
 @functools.cache
 def _source() -> dict[str, Any]:
-    """Find the commit of this file's checkout; dirty if any Python file there differs."""
+    """The commit of the checkout of this file; dirty if any Python file there differs."""
     root = Path(__file__).resolve().parents[2]
-    # An installed copy may lie inside somebody else's checkout: only its own counts.
+    # An installed copy may be inside the checkout of another project: only its own counts.
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     changes = None if commit is None else _git(root, "status", "--porcelain", "--", "*.py")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}

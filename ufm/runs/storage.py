@@ -1,10 +1,10 @@
-"""Files that are whole or absent, and arrays that prove by a hash that they are intact.
+"""Atomic writes, arrays in files that are verified by hashes, and locks of folders.
 
-A file is written beside its place, flushed to the disk and moved into place. Arrays are kept as npz
-files whose bytes depend on the arrays alone. A folder is locked by a file that the kernel unlocks
-when its process ends.
+A file is written under a temporary name in its folder, flushed to the disk and renamed. Arrays are
+stored in npz files whose bytes depend only on the arrays. A folder is locked by a file that the
+kernel unlocks when the process ends.
 
-Nothing here knows what a run is; `ufm.record` does.
+This module is independent of runs; `ufm.record` builds them on it.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from jax.typing import ArrayLike
 
 from ufm.runs.values import MEND, RecordError, canonical, digest
 
-LOCK = ".lock"  # present while a process holds the folder
-# A file being written, with a name of its own; left behind only by a process that died at it.
+LOCK = ".lock"  # present while a process has locked the folder
+# A file being written, under a unique name; left behind only by a process that died meanwhile.
 PARTIAL = re.compile(r"\.partial(-[0-9a-f]{16})?")
 
 _ARRAY_NAME = re.compile(r"[\w./-]+")
@@ -38,10 +38,10 @@ _ARRAY_NAME = re.compile(r"[\w./-]+")
 
 
 def pack(arrays: Mapping[str, ArrayLike]) -> tuple[bytes, dict[str, Any]]:
-    """Make an npz file's bytes, and their entry for a manifest; equal arrays give equal bytes.
+    """(the bytes of an npz file, their entry for a manifest); equal arrays give equal bytes.
 
-    The entry holds the hash of the bytes, and each array's dtype, shape and own hash. Raises
-    RecordError for a name or a dtype that would not come back as it was.
+    The entry has the hash of the bytes, and each array's dtype, shape and hash. Raises RecordError
+    for a name or a dtype that `unpack` could not restore.
     """
     entries = {}
     buffer = io.BytesIO()
@@ -78,7 +78,7 @@ def unpack(folder: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _array_entry(array: np.ndarray) -> dict[str, Any]:
-    """Describe an array: type, shape, and the hash over both and the row-major bytes."""
+    """The entry of an array: dtype, shape, and the hash of both and of the row-major bytes."""
     head = {"dtype": array.dtype.str, "shape": list(array.shape)}
     hashed = hashlib.sha256(canonical(head))
     hashed.update(array.tobytes())
@@ -102,7 +102,7 @@ def _storable(name: str, value: ArrayLike) -> np.ndarray:
 
 
 def entry_form(name: re.Pattern[str]) -> dict[str, Any]:
-    """The form of what `pack` says of a file, with the names that the file may have."""
+    """The form of an entry by `pack`, for `values.expect`, with the names that a file may have."""
     return {"file": name, "sha256": str, "arrays": Mapping}
 
 
@@ -110,15 +110,15 @@ def entry_form(name: re.Pattern[str]) -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, data: bytes) -> None:
-    """Put a file into the folder, whole or not at all, and durable once this returns.
+    """Write a file into the folder, atomically and durably.
 
-    A former file of that name stays until the new one takes its place, and a link of that name is
-    replaced, not followed; a process that dies here leaves at most a file named as PARTIAL besides.
-    Raises RecordError if the disk refuses.
+    An existing file of that name stays until it is replaced; a link of that name is replaced, not
+    followed. A process that dies meanwhile leaves at most one more file, with a name like PARTIAL.
+    Raises RecordError if the file cannot be written.
     """
     partial = folder / f".partial-{secrets.token_hex(8)}"
     with _explained(f"write {folder / name}"):
-        # O_EXCL: what is there already, a link as well, is somebody else's.
+        # O_EXCL: an existing file or link is not ours.
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with open(descriptor, "wb") as file:
@@ -128,21 +128,21 @@ def write(folder: Path, name: str, data: bytes) -> None:
             os.replace(partial, folder / name)
             _sync(folder)
         except OSError:
-            # On a full disk the half-written file would stand in the way of the next attempt.
+            # On a full disk the half-written file would take the space that the next attempt needs.
             partial.unlink(missing_ok=True)
             raise
 
 
 def check_replaceable(path: Path, mark: bytes, what: str) -> None:
-    """Refuse a place for a file unless it is free or holds one that carries the mark.
+    """Refuse to overwrite anything but a file that contains the mark.
 
     Args:
         path: where a file is to be written.
-        mark: bytes that such files, and hardly any others, have.
+        mark: bytes that files written by this command contain, and hardly any others.
         what: such a file in words, for the message.
 
     Raises:
-        RecordError: a link, a folder, or a file without the mark.
+        RecordError: the path is a link, a folder, or a file without the mark.
     """
     if not os.path.lexists(path):
         return
@@ -153,7 +153,7 @@ def check_replaceable(path: Path, mark: bytes, what: str) -> None:
 
 
 def write_sealed(folder: Path, name: str, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, as `write` does, with its own `digest` added under "sha256"."""
+    """Write a JSON object by `write`, with its `digest` added under "sha256"."""
     text = json.dumps({**value, "sha256": digest(value)}, indent=2)
     write(folder, name, f"{text}\n".encode())
 
@@ -162,7 +162,7 @@ def read_sealed(file: Path, form: str, version: int) -> dict[str, Any]:
     """Read what `write_sealed` wrote, without its "sha256".
 
     Raises RecordError if the file cannot be read, is not a JSON object, has another "format" or
-    "version" than `form` and `version`, or fails its hash.
+    "version" than `form` and `version`, or does not match its hash.
     """
     if not os.path.isfile(file):
         raise RecordError(f"{file.parent} holds no run (no {file.name} to read): check the path")
@@ -186,20 +186,20 @@ def read_sealed(file: Path, form: str, version: int) -> dict[str, Any]:
 
 
 def listing(folder: Path) -> set[str]:
-    """Names of the folder's files, none without a folder; RecordError if it cannot be read."""
+    """Names of all entries of the folder, none if absent; RecordError if it cannot be read."""
     with _explained(f"look into {folder}"):
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 def regular(folder: Path) -> set[str]:
-    """Names of those of the folder's files that are no links, folders or devices."""
+    """Names of the regular files of the folder: no links, folders or devices."""
     with _explained(f"look into {folder}"):
         entries = os.scandir(folder) if folder.is_dir() else ()
         return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
 def discard(folder: Path, names: Iterable[str]) -> None:
-    """Remove files of the folder; raise RecordError if the disk refuses."""
+    """Remove files of the folder; raise RecordError if one cannot be removed."""
     with _explained(f"tidy {folder}"):
         for name in names:
             os.unlink(folder / name)
@@ -239,10 +239,10 @@ def _sync(folder: Path) -> None:
 
 
 def acquire(folder: Path) -> TextIO:
-    """Lock the folder, made if absent; the kernel unlocks it when the process ends in any way.
+    """Lock the folder, created if absent; the kernel unlocks it however the process ends.
 
     The lock is an open file, for `release`. Raises RecordError if another process, or another
-    handle of this one, holds it, or if the folder or the file cannot be made.
+    handle of this one, has it, or if the folder or the file cannot be created.
     """
     with _explained(f"open a run in {folder}"):
         if not folder.is_dir():
@@ -254,7 +254,7 @@ def acquire(folder: Path) -> TextIO:
 def release(folder: Path, lock: TextIO) -> None:
     """Unlock the folder and remove the lock's file; a second call does nothing."""
     if not lock.closed:
-        # Removed while still held, so that it cannot be somebody else's by then.
+        # Removed while it is still locked: afterwards it could be that of another process.
         with contextlib.suppress(OSError):
             os.unlink(folder / LOCK)
         lock.close()
@@ -262,7 +262,7 @@ def release(folder: Path, lock: TextIO) -> None:
 
 def _claim(folder: Path) -> TextIO:
     path = folder / LOCK
-    # A child that a killed process had just forked holds the lock until it starts its own program.
+    # A child that a killed process had just forked keeps the lock until it calls exec.
     patience = time.monotonic() + 1.0
     while True:
         lock = _opened(path)
@@ -293,7 +293,7 @@ def _claim(folder: Path) -> TextIO:
 
 
 def _opened(path: Path) -> TextIO:
-    """The file of a lock, made if absent; RecordError if something else lies there."""
+    """The file of a lock, created if absent; RecordError if it is anything else."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     foreign = RecordError(
         f"{path} is no lock that ufm made (a link, or a file with other contents): "

@@ -1,4 +1,4 @@
-"""JSON values: made of Python values, hashed, compared, and checked against a form when read."""
+"""JSON values: converted from Python values, hashed, compared, and checked when read."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ DEEPEST = 100  # of nested values
 
 
 class RecordError(Refused):
-    """A run that cannot be opened, written or read; the message says what, where, how to mend."""
+    """A run that cannot be opened, written or read; the message says why, and what to do."""
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Turn a value into JSON's types; raise RecordError, naming its place, if it has none.
+    """Convert a value to JSON's types; raise RecordError, naming its place, if it has none.
 
-    Tuples become lists and 0-d arrays numbers; NaN and infinities are kept. A value that holds
+    Tuples become lists and 0-d arrays numbers; NaN and infinities are kept. A value that contains
     itself, or is nested deeper than `DEEPEST`, is refused.
     """
     if depth > DEEPEST:
@@ -51,14 +51,15 @@ def text(value: Any) -> str:
 
     For what is printed and for files that other programs read; numbers of NumPy are accepted too.
     """
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value with None, JSON's null, for every number that is not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -69,7 +70,7 @@ def digest(value: Any) -> str:
 
 
 def differences(got: Any, kept: Any) -> list[str]:
-    """List the places, sorted, where two JSON values differ, as "config.K: got 5, kept 4".
+    """The sorted places where two JSON values differ, as "config.K: got 5, kept 4".
 
     Values are compared by their JSON text: NaN equals NaN, 2 differs from 2.0, and the order of
     an object's keys means nothing.
@@ -83,13 +84,13 @@ def differences(got: Any, kept: Any) -> list[str]:
 
 
 def expect(value: Any, form: Any, where: str) -> None:
-    """Check a JSON value that was read against a form; raise RecordError naming what differs.
+    """Check a JSON value against a form; raise RecordError naming the place where it differs.
 
     Args:
         value: what was read.
         form: a type, or a tuple of types with None for null; a compiled pattern for text;
-            {key: form} for an object that has at least these keys, {str: form} for one of any
-            keys; [form] for a list.
+            {key: form} for an object with at least these keys, {str: form} for one with any keys;
+            [form] for a list.
         where: the file and the place in it, for the message.
     """
     if isinstance(form, dict):
@@ -115,7 +116,7 @@ def expect(value: Any, form: Any, where: str) -> None:
 
 
 def canonical(value: Any) -> bytes:
-    """The text of `digest`."""
+    """The canonical text of a JSON value, of which `digest` is the hash."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 

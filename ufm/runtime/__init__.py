@@ -1,1 +1,1 @@
-"""How programs run: blocks of samples, threads, processes, room for programs, interrupts."""
+"""How programs run: blocks of samples, threads, processes, compiled programs, interrupts."""

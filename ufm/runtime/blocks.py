@@ -1,11 +1,11 @@
-"""Sums and columns over the samples, block by block: no K × N matrix need exist as a whole.
+"""Sums and columns over the samples, block by block, without a whole K × N matrix in memory.
 
     Σ_i s(h_i, y_i)  =  Σ_B S(H_B, y_B),     B blocks of neighbouring columns of H
 
-Logits, residuals and their kin are as large as K × N. Up to `LIMIT` bytes they are made at once,
-which is fastest; beyond, a loop over blocks keeps one block of them at a time, so that memory
-stays near that of H. Where the samples are spread over a mesh (`ufm.mesh`), every device goes
-through blocks of the columns that it holds, and the sums of the devices are joined at the end.
+Logits and residuals are K × N matrices. Up to `LIMIT` bytes they are computed at once, which is
+fastest; larger ones are computed in a loop, one block at a time, so that memory stays near that of
+H. Where the samples are split over a mesh (`ufm.mesh`), every device loops over blocks of its own
+columns, and the sums of the devices are combined at the end.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Bytes of one matrix of logits on a device: far beyond the caches, a small part of its memory.
+# Most bytes of a matrix of logits on a device: far beyond the caches, a small part of its memory.
 LIMIT = 2**26
 # The axis of a mesh over which samples are split.
 AXIS = "samples"
 
 
 def devices(H: Any) -> int:
-    """Over how many devices of a mesh the columns of H are split, as its type tells; else 1."""
+    """Over how many devices of a mesh the columns of H are split, by its type; 1 without a mesh."""
     if isinstance(H, np.ndarray):
         return 1
     return jax.typeof(H).sharding.mesh.shape.get(AXIS, 1)
@@ -37,27 +37,27 @@ def count(rows: int, H: Any) -> int:
 
 
 def total(f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add) -> Any:
-    """Σ_B f(H_B, y_B): f gives arrays that are sums over the samples of its block.
+    """Σ_B f(H_B, y_B), for an f that returns sums over the samples of a block. Traceable.
 
     Args:
-        f: (H_B (d, m), labels (m,)) → any tree of arrays.
+        f: (H_B (d, m), labels (m,)) ↦ any tree of arrays.
         H: features (d, N); labels: (N,).
-        rows: rows of the largest matrix over the samples that f makes, K for logits.
-        combine: what joins two blocks: `jnp.add`, or `jnp.minimum` for a minimum.
+        rows: rows of the largest matrix over the samples that f computes, K for logits.
+        combine: combines two blocks: `jnp.add`, or `jnp.minimum` for a minimum.
     """
     return sweep(lambda H_B, y_B: (f(H_B, y_B), ()), H, labels, rows, combine)[0]
 
 
 def sweep(f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add) -> tuple[Any, Any]:
-    """As `total`, for an f that returns (sums, columns): columns are joined along the last axis."""
+    """As `total`, for an f that returns (sums, columns); columns are joined on the last axis."""
     blocks = count(rows, H)
     if blocks == 1:
         return f(H, labels)
     labels, parts = jnp.asarray(labels), devices(H)
     if parts == 1:
         return _in_blocks(f, H, labels, blocks, combine)
-    # An axis over the devices, which vmap carries through the loop: so each goes through blocks of
-    # its own columns, and nothing crosses between devices before the sums of all are joined.
+    # Under vmap over an axis of devices each loops over blocks of its own columns, and devices
+    # exchange nothing before their sums are combined.
     sums, columns = jax.vmap(
         lambda H, labels: _in_blocks(f, H, labels, blocks, combine), (1, 0), (0, -2)
     )(H.reshape(len(H), parts, -1), labels.reshape(parts, -1))
@@ -66,7 +66,7 @@ def sweep(f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add) -
 
 
 def _in_blocks(f: Callable, H: Any, labels: Any, blocks: int, combine: Any) -> tuple[Any, Any]:
-    """`sweep` over a given number of blocks of the columns at hand."""
+    """`sweep` over a given number of blocks of columns on one device."""
     N = H.shape[1]
     m = N // blocks
 

@@ -1,8 +1,8 @@
-"""Compiled programs kept between processes, in the user's cache folder: bounded, and on demand.
+"""JAX's persistent compilation cache, in a folder of bounded size among the user's caches.
 
-JAX keeps them (its persistent compilation cache); here is where, how many, and when: the command
-`ufm` and the experiments ask for it, the library by itself never does. Folders are one a kind of
-processor, since programs of another may not run on this one where a home is shared.
+Only the command `ufm` and the experiments switch it on, never the library by itself. Each kind of
+processor has its own folder, since machines that share a home directory may not run each other's
+programs.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ CPU = Path("/proc/cpuinfo")
 
 
 def folder() -> Path:
-    """$XDG_CACHE_HOME/ufm/jax-…, by default below ~/.cache, for this kind of processor."""
+    """The folder of this kind of processor, $XDG_CACHE_HOME/ufm/jax-…, by default in ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     above = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     try:
@@ -32,10 +32,10 @@ def folder() -> Path:
 
 
 def keep() -> None:
-    """Let this process keep its programs, and use those that are kept.
+    """Switch on the cache in this process.
 
-    Nothing is done where the user has set JAX's own cache or has switched it off, or where there is
-    no folder to write to.
+    Does nothing if the user has chosen a cache for JAX or has switched it off, or if the folder
+    cannot be written.
     """
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"]:
@@ -48,14 +48,14 @@ def keep() -> None:
         return
     if not os.access(place, os.W_OK):
         return
-    # A file that a killed process left half written is a program to be compiled, no more.
+    # A file that a killed process left half written only costs a compilation.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def prune(place: Path, most: int) -> None:
-    """Delete the files of a folder that were used longest ago, until they take `most` bytes."""
+    """Delete the least recently used files of a folder until the others take `most` bytes."""
     found = []
     for path in place.iterdir():
         try:

@@ -9,13 +9,17 @@ from ufm import check
 from ufm.check import Refused
 from ufm.runtime import processes
 
-# XLA's runtime for CPUs (jaxlib 0.10.2) waits for ever where two programs in float32 run at a time
-# in one process; the workers of an executor may be threads.
+# XLA's runtime for CPUs (jaxlib 0.10.2) deadlocks if two programs in float32 run concurrently in
+# one process; the workers of an executor may be threads.
 _alone = threading.Lock()
 
 
 def checked(executor: Any) -> Executor:
-    """The executor, or a refusal of what is none."""
+    """The executor itself.
+
+    Raises:
+        Refused: no `concurrent.futures.Executor`.
+    """
     if not isinstance(executor, Executor):
         way = ""
         if hasattr(executor, "get_executor"):
@@ -34,21 +38,22 @@ def run(
     keep: Callable[[int, Any], None],
     wake: Callable[[], None],
 ) -> None:
-    """keep(i, f(*jobs[i], share)) for every job, in the order in which they end.
+    """Call keep(i, f(*jobs[i], share)) for every job, in the order in which they end.
 
-    Where this is interrupted or a job fails, those that have not begun are cancelled. The executor
-    is left open.
+    If this is interrupted or a job fails, jobs that have not started are cancelled. The executor is
+    left open.
 
     Args:
-        executor: runs each job once, one at a time in a process, under this process's settings of
-            JAX but for its devices, which are the worker's.
-        f: a function of a module, as in `processes.run`; `share` does nothing.
+        executor: runs the jobs, one at a time in a process, with JAX configured as in this process;
+            the devices are those of the worker.
+        f: a function at the top level of a module, as in `processes.run`; `share` does nothing.
         jobs: arguments that can be pickled.
-        keep: takes number and result of a job, here, each once, whatever workers were lost.
+        keep: called in this process with number and result, once for each job, even if workers are
+            lost.
         wake: called about once a second while jobs run.
 
     Raises:
-        Whatever a job raises, or the executor where it has lost its workers for good.
+        Whatever a job raises, or the executor if it has lost its workers.
     """
     settings = processes.settings()
     running: dict[Future, int] = {}

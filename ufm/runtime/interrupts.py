@@ -1,12 +1,13 @@
 """Ctrl-C ends the command within three seconds, with exit status 130, whatever it is doing.
 
 The first SIGINT raises KeyboardInterrupt in the main thread, so that a run is closed as
-"interrupted". That may be late or lost: a long call of XLA does not return to Python, and an
-exception inside a callback is printed and forgotten. A thread therefore ends the process where the
-main one has not done so within `PATIENCE`, or at a second SIGINT. Nothing on disk needs a farewell:
-files are whole at every moment, and the kernel unlocks the folders of a process that has ended.
+"interrupted". The exception may come late or be lost: a long call of XLA does not return to Python,
+and an exception inside a callback is printed and ignored. Therefore a second thread ends the
+process if the main one has not done so within `PATIENCE`, or at a second SIGINT. This is safe for
+the files, which are complete at every moment, and the kernel unlocks the folders of a process that
+has ended.
 
-The process leaves by `os._exit`: threads of XLA that still compile crash the interpreter's own end.
+The process ends by `os._exit`: XLA threads that still compile would crash a normal exit.
 """
 
 import contextlib
@@ -21,23 +22,23 @@ from typing import Any, NoReturn
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells have it
 PATIENCE = 2.0  # seconds between the first SIGINT and the end of the process
-SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # what a progress bar of rich owes the terminal
+SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # clears the line of a progress bar and shows the cursor again
 
 
 class _Guard:
-    """What is known of the interrupts of this process."""
+    """The state of the interrupts of this process."""
 
     struck = False  # whether a SIGINT has arrived
-    raised = True  # whether an exception has been, or may not be, raised in the main thread
-    told = False  # whether the user has read of it
-    more = ""  # what follows the word "interrupted"
-    leaving = threading.Lock()  # held by the thread that ends the process
+    raised = True  # whether an exception has been raised in the main thread, or must not be
+    told = False  # whether the message has been printed
+    more = ""  # what follows the word "interrupted" in it
+    leaving = threading.Lock()  # taken by the thread that ends the process
 
 
 def guard() -> None:
-    """Answer SIGINT from now on as the module says; for the main thread of a command.
+    """Handle SIGINT as the module describes; to be called in the main thread of a command.
 
-    Where SIGINT is ignored, as in a job in the background of a script, it stays ignored.
+    Where SIGINT is ignored, as in background jobs of a script, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         return
@@ -51,9 +52,9 @@ def guard() -> None:
 
 
 def settle() -> None:
-    """End as interrupted if a SIGINT has arrived since `guard`; from now on it is too late for one.
+    """End as interrupted if a SIGINT has arrived since `guard`; later ones are ignored.
 
-    The interpreter's own end is short, and an interrupt would be printed as a traceback there.
+    A normal exit is short, and an interrupt during it would be printed as a traceback.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _Guard.struck:
@@ -63,11 +64,10 @@ def settle() -> None:
 def unwind(more: str) -> None:
     """From now on the first SIGINT raises KeyboardInterrupt; before, it ends the process at once.
 
-    While modules are imported there is nothing to close, and an exception may pass through C++ code
-    that aborts at it.
+    During imports there is nothing to close, and an exception could reach C++ code, which aborts.
 
     Args:
-        more: how the work goes on, for the line that an interrupt prints.
+        more: how to resume the work, for the message of an interrupt.
     """
     _Guard.more, _Guard.raised, _Guard.told = more, False, False
 
@@ -79,7 +79,7 @@ def tell() -> None:
     _Guard.told = True
     line = f"ufm: interrupted{_Guard.more}"
     if threading.current_thread() is threading.main_thread():
-        # It may have been struck while it was printing.
+        # It may have been interrupted while it was printing.
         with contextlib.suppress(OSError, RuntimeError):
             print(line, file=sys.stderr, flush=True)
         return
@@ -94,10 +94,10 @@ def tell() -> None:
 def leave() -> NoReturn:
     """End this process and those that it started, at once, with status 130."""
     if not _Guard.leaving.acquire(blocking=False):
-        time.sleep(0.2)  # another thread, or this one when it was struck again, is at it
+        time.sleep(0.2)  # another thread, or an interrupted call of this one, is ending the process
         os._exit(INTERRUPTED)
     tell()
-    # Not there before it is imported, nor while it is; then there are no children either.
+    # Absent before it is imported and during the import; then there are no children either.
     children = getattr(sys.modules.get("multiprocessing"), "active_children", list)
     try:
         for child in children():
@@ -114,7 +114,7 @@ def _strike(_number: int, _frame: FrameType | None) -> None:
 
 
 def _watch(read: int) -> None:
-    """Wait for a SIGINT, then for a second one or the end of patience."""
+    """Wait for a SIGINT, then for a second one or for `PATIENCE` seconds."""
     while os.read(read, 1) != bytes([signal.SIGINT]):
         pass
     _Guard.struck = True
@@ -123,7 +123,7 @@ def _watch(read: int) -> None:
 
 
 def _unraisable(event: Any) -> None:
-    """Where the interrupt struck inside a callback, which swallows it: leave without it."""
+    """End the process if the exception of an interrupt was raised in a callback and is lost."""
     if issubclass(event.exc_type, KeyboardInterrupt):
         leave()
     sys.__unraisablehook__(event)

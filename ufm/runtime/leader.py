@@ -1,8 +1,8 @@
-"""Several processes and one disk: what the first process does there, all of them learn.
+"""Several processes and one disk: the first process reads and writes, and broadcasts the result.
 
-After `jax.distributed.initialize()` every process runs the same script. What belongs to the disk is
-done by the first; the others get what it found, or its exception. Every process must make the same
-calls in the same order. With one process nothing here does anything.
+After `jax.distributed.initialize()` every process runs the same script. The first one accesses the
+disk; the others receive its result or its exception. Every process must make the same calls in the
+same order. With one process these functions have no effect.
 """
 
 import pickle
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def told(f: Callable[[], T]) -> T:
-    """f() as the first process alone computes it, returned or raised in every process.
+    """The result of f() in the first process, returned (or its exception raised) in every process.
 
-    What f returns or raises must be fit to be pickled.
+    Results and exceptions must be picklable.
     """
     if jax.process_count() == 1:
         return f()
@@ -37,7 +37,7 @@ def told(f: Callable[[], T]) -> T:
 
 
 def whole(x: Any) -> Any:
-    """An array whose pieces lie with several processes, in every process; others as they are."""
+    """An array that is split over processes, gathered in each of them; others unchanged."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return x

@@ -1,7 +1,7 @@
-"""Independent jobs in this process and, where they take long, in one process a core.
+"""Independent jobs in this process and, if they take long, in one process a core.
 
-Processes and not threads: XLA's runtime for CPUs (jaxlib 0.10.2) waits for ever where two programs
-in float32 run at a time in one process.
+Processes and not threads: XLA's runtime for CPUs (jaxlib 0.10.2) deadlocks if two programs in
+float32 run concurrently in one process.
 """
 
 import os
@@ -16,9 +16,9 @@ from typing import Any
 import jax
 from loky import ProcessPoolExecutor
 
-PATIENCE = 4.0  # seconds; a process needs as long to import and compile
-WATCH = 0.5  # seconds between two looks for the process that collects
-# What of JAX's configuration decides the numbers and where programs are kept.
+PATIENCE = 4.0  # seconds, about as long as a process takes to import and compile
+WATCH = 0.5  # seconds between checks whether the parent process is alive
+# The part of JAX's configuration that determines the results, and the cache of programs.
 SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -33,7 +33,7 @@ SETTINGS = (
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
 )
-FLAGS = ("jax_disable_most_optimizations",)  # those that JAX gives by `read` alone
+FLAGS = ("jax_disable_most_optimizations",)  # those that JAX returns only by `read`
 
 
 def run(
@@ -44,18 +44,18 @@ def run(
     watch: Callable[[int, float], None],
     patience: float | None = None,
 ) -> None:
-    """keep(i, f(*jobs[i], share)) for every job, in the order in which they end.
+    """Call keep(i, f(*jobs[i], share)) for every job, in the order in which they end.
 
-    Where this is interrupted, jobs that have not ended are given up.
+    If this is interrupted, unfinished jobs are abandoned.
 
     Args:
-        f: a function of a module. It calls `share(part)` about once a second, with the part of the
-            job that is done.
+        f: a function at the top level of a module. It calls `share(part)` about once a second, with
+            the share of the job that is done.
         jobs: arguments that can be pickled.
-        processes: most jobs at a time. The other processes have the settings of JAX of this one,
-            and are on CPUs.
-        keep: takes number and result of a job.
-        watch: called with the job of this process and the part of it that is done.
+        processes: most jobs at a time. JAX is configured in the other processes as in this one, on
+            CPUs.
+        keep: called with the number and the result of a job.
+        watch: called with the number of the job of this process and the share of it that is done.
         patience: seconds after which the other processes are started, by default `PATIENCE`.
     """
     begun = time.monotonic()
@@ -72,8 +72,8 @@ def run(
                 initializer=_begin,
                 initargs=(settings(), os.getpid()),
             )
-        # A second job in hand spares a process the wait for this one; the last jobs go to whoever
-        # is free.
+        # With a second job in its queue a process need not wait for this one; the last jobs are
+        # not queued but go to the first process that is free.
         ahead = 2 if len(waiting) > processes else 1
         while others and waiting and len(running) < ahead * (processes - 1):
             i = waiting.popleft()
@@ -107,19 +107,19 @@ def _begin(chosen: dict[str, Any], parent: int) -> None:
 
 
 def configure(chosen: dict[str, Any]) -> None:
-    """Give JAX the settings of another process."""
+    """Configure JAX by the `settings` of another process."""
     for name, value in chosen.items() - settings().items():
         jax.config.update(name, value)
 
 
 def settings() -> dict[str, Any]:
-    """JAX's configuration, as far as it decides what is computed."""
+    """The part of JAX's configuration that determines the results, by name."""
     found = {name: getattr(jax.config, name) for name in SETTINGS}
     return found | {name: jax.config.read(name) for name in FLAGS}
 
 
 def _end_with(parent: int) -> None:
-    """End this process once its parent is gone: nobody is left to take the result."""
+    """End this process once its parent has ended, as no process needs the result."""
     while os.getppid() == parent:
         time.sleep(WATCH)
     os._exit(1)

@@ -1,9 +1,9 @@
-"""How long programs take to compile on a CPU, and how much room they take once they are.
+"""The time that programs take to compile on a CPU, and the memory that they take afterwards.
 
-XLA has two generations of code that writes kernels. The older one compiles a program in two thirds
-of the time and 100 to 250 MiB less memory; small steps and objectives of what it writes take up to
-twice as long, products and factorisations the same. It is for programs whose compiling is what
-takes time.
+XLA has two generations of code generators. The older one compiles a program in two thirds of the
+time and with 100 to 250 MiB less memory; its small steps and objectives take up to twice as long to
+run, products and factorisations the same. It is for programs that take longer to compile than to
+run.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ import jax
 from ufm import check
 
 MAPS, LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
-# A flag's name is no promise, and an unknown one ends the process: it is set where it was tried.
+# Flags may be renamed, and an unknown one ends the process: it is set only for the tested version.
 _TRIED, _NEWER, _LEVEL = "0.10.2", "xla_cpu_use_fusion_emitters", "xla_backend_optimization_level"
 
 
 def options() -> dict[str, Any]:
-    """`compiler_options` of `jax.jit` for a program that is quick to compile; {} where none are.
+    """`compiler_options` of `jax.jit` for faster compilation; {} if there are none.
 
-    Level 1 of LLVM's optimisation compiles these in 85 % of the time of level 3, and what it makes
-    of them is as fast. Where JAX is told to leave most optimisations out the level stays at 0.
+    Level 1 of LLVM's optimisation compiles such programs in 85 % of the time of level 3, and they
+    run as fast. With JAX's own option to disable most optimisations the level stays at 0.
     """
     if metadata.version("jaxlib") != _TRIED or jax.default_backend() != "cpu":
         return {}
@@ -37,12 +37,14 @@ def options() -> dict[str, Any]:
 
 
 def once(f: Callable, level: int = 0, **static: Any) -> Callable:
-    """`jax.jit(f, **static)` for a program that runs once in a study: LLVM optimises it less, too.
+    """`jax.jit(f, **static)` for a program that runs only once, compiled with less optimisation.
 
-    Inside another jit or a gradient, which take no options, it is `jax.jit(f, **static)`.
+    Inside another jit or a gradient, where options are not allowed, it is `jax.jit(f, **static)`.
 
     Args:
-        level: of LLVM's optimisation, 0 to 3. At 0 the last digits of random draws are others.
+        f: as for `jax.jit`.
+        level: of LLVM's optimisation, 0 to 3. At 0 the last digits of random draws change.
+        static: options of `jax.jit`, such as static_argnames.
     """
     plain = jax.jit(f, **static)
 
@@ -53,7 +55,7 @@ def once(f: Callable, level: int = 0, **static: Any) -> Callable:
 
     @functools.wraps(f)
     def call(*args: Any, **keywords: Any) -> Any:
-        # Inside a jit constants are values of it as well.
+        # Inside a jit even constants are traced.
         inside = check.traced(args, keywords, jax.device_put(0.0))
         return (plain if inside else quick())(*args, **keywords)
 
@@ -61,9 +63,9 @@ def once(f: Callable, level: int = 0, **static: Any) -> Callable:
 
 
 def compile_apart(program: Any, *args: Any) -> None:
-    """Compile a jitted function before it is called, and give back the memory that this took.
+    """Compile a jitted function before it is called, and return the memory of the compiler.
 
-    glibc keeps what XLA's compiler has freed, a hundred MiB; the run would be put beside it.
+    glibc keeps what XLA's compiler has freed, about 100 MiB, in addition to that of the run.
     """
     program.lower(*args).compile()
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -71,7 +73,7 @@ def compile_apart(program: Any, *args: Any) -> None:
 
 
 def compile_quickly() -> None:
-    """Let all programs of this process, and of those it starts, be quick to compile.
+    """Use the faster compiler for all programs of this process and of those that it starts.
 
     To be called before JAX has compiled anything. A flag that the user has set stays.
     """
@@ -81,11 +83,11 @@ def compile_quickly() -> None:
 
 
 def make_room() -> None:
-    """Let go of JAX's compiled programs once this process holds half of the maps allowed.
+    """Free JAX's compiled programs once this process has half of the memory maps that Linux allows.
 
-    On a CPU a shape of a sweep takes about a thousand of 65,530; past the limit compiling fails,
-    and the process with it. What is still wanted is compiled again. Nothing is done where the
-    system does not tell.
+    On a CPU a shape of a sweep takes about a thousand of 65,530; beyond the limit compiling fails
+    and the process crashes. Programs that are needed again are compiled again. Does nothing on
+    other systems.
     """
     try:
         held, allowed = MAPS.read_bytes().count(b"\n"), int(LIMIT.read_text())

@@ -1,4 +1,4 @@
-"""One thread for LAPACK where its calls stand between the compiled loops of XLA.
+"""One thread for LAPACK where its calls alternate with compiled loops of XLA.
 
 Threads of BLAS wait by spinning, and on a few cores they then take the time of XLA's own: a record
 of descent at (K, d, n) = (100, 128, 100) took 32 ms with two of them and 14 ms with one.
@@ -18,5 +18,5 @@ def lapack_on_one_thread() -> AbstractContextManager:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    """Looking for the loaded libraries takes milliseconds."""
+    """The controller, created once: finding the loaded libraries takes milliseconds."""
     return ThreadpoolController()

@@ -1,4 +1,4 @@
-"""How a value of each axis of a grid is converted: numbers of any library to Python's, once."""
+"""The axes of a grid, and how a value of each is converted to Python's numbers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -63,9 +63,16 @@ def _optimizer(x: Any) -> str:
 
 
 def options(given: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """Every further hyperparameter and its values, by name."""
+    """The further hyperparameters, sorted by name, each with its values.
+
+    Args:
+        given: a dict of one value or several by name, or the result of an earlier call.
+
+    Raises:
+        Refused: no dict, no value, or a value that JSON cannot hold.
+    """
     if isinstance(given, tuple) and all(isinstance(pair, tuple) for pair in given):
-        given = dict(given)  # of a grid that was made already
+        given = dict(given)  # converted already
     if not isinstance(given, Mapping):
         raise Refused(
             f"got options={check.shown(given)}; allowed: hyperparameters by name, each with one "
@@ -85,7 +92,7 @@ def options(given: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     return tuple(found)
 
 
-# How a value of each axis is converted, once, when a grid is made.
+# Every axis, with the function that converts one of its values when a grid is made.
 AXES: dict[str, Callable[[Any], Any]] = {
     "K": _size("K"),
     "d": _size("d"),

@@ -1,8 +1,8 @@
-"""Cells of one shape in one compiled call, side by side.
+"""Cells of one shape in one compiled call.
 
-Cells that share sizes, optimiser and batch size are lanes of one mapped program, whatever their
-decays, step sizes and seeds, spread over the devices of this process. A batch ends when each of
-its lanes has a status.
+Cells that share sizes, optimiser and batch size form a batch of one program under vmap, whatever
+their decays, step sizes and seeds. The batch is split over the devices of this process, and ends
+when each of its cells has a status.
 """
 
 import functools
@@ -29,8 +29,8 @@ from ufm.runtime.threads import lapack_on_one_thread
 from ufm.sweeps import histories, settings
 from ufm.sweeps.grid import Plan, SweepCell, describe
 
-# Most cells side by side. On CPUs 16 small problems fit the cache, and 256 cost a third more each
-# (`benchmarks/many.py`); all wait for the slowest. Accelerators want many.
+# Most cells in a batch. On CPUs 16 small problems fit the cache, and 256 cost a third more each
+# (`benchmarks/many.py`); all wait for the slowest. Accelerators need large batches.
 MOST, MOST_ELSEWHERE = {"cpu": 16}, 1024
 _RECORDS = 64  # capacity of the history of one call
 Columns = dict[str, np.ndarray]
@@ -66,7 +66,7 @@ class Shape(NamedTuple):
         return SweepCell(problem, self.optimizer, rate, None, self.batch_size, 0, named)
 
     def method(self) -> Method:
-        """The compiled part of the method."""
+        """The part of the method that is compiled in."""
         if self.optimizer in optimizers.NAMES and not self.traced:
             return Method(self.optimizer, None, self.batch_size, adapts=self.adapts)
         factory = by_content(self.example().settings().optimizer)
@@ -74,7 +74,10 @@ class Shape(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a sweep keeps beside the ends: further columns, and every record if there is history."""
+    """What a sweep stores beyond the ends of its runs.
+
+    record: the further columns.  history: whether it stores every record.
+    """
 
     record: columns.Columns
     history: bool
@@ -96,7 +99,7 @@ class Asked(NamedTuple):
 
 
 class _Lanes(NamedTuple):
-    """The cells of one call, each field behind one axis: a problem and its hyperparameters."""
+    """The cells of one call: problems and hyperparameters, all fields along a leading axis."""
 
     problem: Problem
     safe: Any
@@ -109,13 +112,13 @@ class _Lanes(NamedTuple):
 def fitted(
     plan: Plan, cells: Sequence[SweepCell], memory: int, calls: int, history: bool = False
 ) -> tuple[int, int]:
-    """(cells a call, bytes of a call): as many cells of one shape as a budget lets run together.
+    """(cells of a call, bytes of a call): as many cells of one shape as fit into a budget.
 
     Args:
         plan: what the runs share.
         cells: all cells of the shape.
-        memory: most bytes of one call, by XLA's count, of all devices together.
-        calls: how many calls may run at a time; the cells are dealt to all of them.
+        memory: most bytes of one call, as XLA counts them, on all devices together.
+        calls: how many calls may run at a time; the cells are distributed over all of them.
         history: as for `rows`.
 
     Raises:
@@ -153,12 +156,12 @@ def rows(
 
     Args:
         plan: what the runs share.
-        cells: at most `size` of them; copies fill up what is missing, so that one program does.
-        size: cells side by side, from `fitted`.
-        history: keep every record; "history/cell" counts within `cells`.
+        cells: at most `size` of them; copies fill the batch, so that one program suffices.
+        size: cells of a call, from `fitted`.
+        history: keep every record; "history/cell" is then the position within `cells`.
         share: called about once a second with the share of the steps that is done.
     """
-    devices = _mesh().devices.size  # those of another machine, where an executor computes
+    devices = _mesh().devices.size  # may be those of another machine, with an executor
     size = -(-size // devices) * devices
     with jax.enable_x64(True), lapack_on_one_thread():
         lanes = _lanes([cells[i % len(cells)] for i in range(size)])
@@ -177,7 +180,7 @@ def rows(
 
 
 def _point(state: State, i: int) -> Params:
-    """Where one cell is, in float64."""
+    """The point of one cell, in float64."""
     return Params(*(jnp.asarray(x[i], jnp.float64) for x in state.params))
 
 
@@ -186,7 +189,7 @@ def _called(asked: Asked, cell: SweepCell, params: Params) -> dict[str, float]:
 
 
 def _stacked(asked: Asked, rows: Sequence[dict[str, float]]) -> Columns:
-    """The columns of the host, of one number a cell."""
+    """The columns that Python computes, one number a cell."""
     return {name: np.array([row[name] for row in rows]) for name, _ in asked.record.host}
 
 
@@ -209,7 +212,7 @@ def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
 
 @partial(programs.once, level=1, static_argnames="dtype")
 def _drawn(problem: Problem, seed, scale, *, dtype: str) -> tuple[Params, Any]:
-    """Starts and keys of minibatches of `ufm descend` with these seeds, for all methods alike."""
+    """(starts, keys of minibatches): those of `ufm descend` with these seeds, for every method."""
 
     def one(problem, seed):
         params_key, batch_key = jax.random.split(jax.random.key(seed))
@@ -238,11 +241,11 @@ def _begin(lanes: _Lanes, params: Params, keys, *, method: Method, dtype: str) -
 def _advance(
     problem, state: State, hyper, status, taken, limits, chunks, *, method: Method, record
 ):
-    """The cells still running, `chunks` records further; the others as they are.
+    """The cells after up to `chunks` more records, and the history of this call.
 
-    Then the history of this call, with step −1 in the rows of others, if there is a record.
-
-    `taken`, the steps of all that run, is one number: a loop of as many steps for every cell.
+    Cells that have a status do not change, and their rows of the history have step −1. The history
+    is None without a record. `taken`, the steps so far, is the same for all cells that run: a
+    scalar, so that every cell loops over the same number of steps.
     """
 
     def one(problem, state, hyper, status):
@@ -261,7 +264,7 @@ def _advance(
 
 @partial(programs.once, static_argnames="record")
 def _measured(problem: Problem, params: Params, *, record: columns.Traced) -> dict[str, Any]:
-    """What a row says of a point, in float64."""
+    """The results of a point in its row, in float64."""
 
     def one(problem, params):
         params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
@@ -318,7 +321,7 @@ def _run(
         chunks = 1 if asked.every else chunks
     row = _measured(lanes.problem, state.params, record=asked.record.traced)
     found = {
-        # What ran, read back: decays and weights of the problem that was descended on.
+        # Read back from what ran: the decays and weights of the problem of the descent.
         **settings.read_back(lanes.problem),
         "seed": np.asarray(lanes.seed, np.int64),
         **_hyperparameters(shape, hyper, len(lanes.seed)),
@@ -333,9 +336,9 @@ def _run(
 def _recorded(
     asked: Asked, cells: Sequence[SweepCell], state: State, history: dict[str, Any]
 ) -> dict[str, np.ndarray]:
-    """The history of a call as arrays of the cells, with the columns of the host.
+    """The history of a call as arrays (cells, records), with the columns that Python computes.
 
-    Where Python measures, a call ends at its one new record.
+    If there are any, a call ends at its only new record.
     """
     found = {name: np.asarray(x)[: len(cells)] for name, x in history.items()}
     if asked.every:
@@ -350,7 +353,7 @@ def _recorded(
 
 
 def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
-    """Step size and momentum of every cell; NaN where the method has none, or finds it itself."""
+    """Step size and momentum of every cell; NaN where the method has none or chooses it itself."""
     if isinstance(hyper, tuple):
         constant = shape.optimizer != "lbfgs" and not shape.adapts
         used = (constant, shape.optimizer in optimizers.MOMENTUM)
@@ -364,7 +367,7 @@ def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
     return {name: np.asarray(hyper.get(name, missing), float) for name in names}
 
 
-@functools.lru_cache(maxsize=1)  # one shape is swept after the other
+@functools.lru_cache(maxsize=1)  # shapes are swept one after the other
 def _program(shape: Shape, size: int, precision: str, record: columns.Traced | None):
     """`_advance` compiled for `size` cells of a shape, spread over the devices."""
     programs.make_room()
@@ -393,5 +396,5 @@ def _mesh() -> Mesh:
 
 
 def _spread() -> NamedSharding:
-    """Cells over devices."""
+    """The sharding of cells over devices."""
     return NamedSharding(_mesh(), PartitionSpec("problems"))

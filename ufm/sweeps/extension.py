@@ -1,4 +1,4 @@
-"""A sweep on disk as the beginning of a larger one: with more cells, or with more steps."""
+"""A sweep on disk, extended to more cells or more steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Columns = dict[str, np.ndarray]
 
 
 def growth(cells: Sequence[SweepCell], config: Mapping[str, Any]) -> Growth:
-    """How a sweep goes on from a smaller one.
+    """How a sweep continues a smaller one (`ufm.record.Growth`).
 
     Args:
         cells: of the sweep.
@@ -25,7 +25,9 @@ def growth(cells: Sequence[SweepCell], config: Mapping[str, Any]) -> Growth:
 
     def fits(manifest: Mapping[str, Any]) -> bool:
         old = manifest["config"]
-        if values.differences(_rest(config), _rest(old)) or config["steps"] < old["steps"]:
+        if values.differences(_rest(config), _rest(old)):
+            return False
+        if not isinstance(old.get("steps"), int) or config["steps"] < old["steps"]:
             return False
         return all(cell in numbers for cell in Plan.from_plain(old).cells())
 
@@ -34,7 +36,8 @@ def growth(cells: Sequence[SweepCell], config: Mapping[str, Any]) -> Growth:
         if not stored:
             return {}
         if missing := {"cell", "status"} - stored.keys():
-            raise values.RecordError(f"got a sweep without the columns {missing}: {values.MEND}")
+            columns = ", ".join(sorted(missing))
+            raise values.RecordError(f"got a sweep without the columns {columns}: {values.MEND}")
         places = np.array([numbers[cell] for cell in Plan.from_plain(old).cells()])
         if "options" not in stored and any(cell.options for cell in cells):
             stored = stored | {"options": np.full(len(stored["cell"]), "")}
@@ -46,7 +49,7 @@ def growth(cells: Sequence[SweepCell], config: Mapping[str, Any]) -> Growth:
 
 
 def _rest(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same."""
+    """The part of a config that must be the same."""
     return {name: x for name, x in config.items() if name not in ("grids", "steps")}
 
 

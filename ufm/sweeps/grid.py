@@ -1,7 +1,7 @@
 """A grid of problems and methods: what a sweep runs over, given in Python or as a TOML file.
 
 Every axis of `Grid` is one value or a sequence of values, and a grid stands for all combinations.
-In a file the keys at the top hold for all; each table [[grid]] adds a grid of its own to them:
+In a file each table [[grid]] defines a grid, which inherits the keys at the top:
 
     K = [3, 5]
     lam_W = [1e-3, 1e-4]
@@ -35,15 +35,16 @@ from ufm.model.points import check_memory
 from ufm.model.problem import DECAYS, Problem
 from ufm.sweeps.axes import AXES, options
 
-# What other libraries call a key.
+# Names of keys in other libraries, for the message.
 ALIASES = {
     "lr": "learning_rate", "wd": "lam_W", "weight_decay": "lam_W", "epochs": "steps",
     "lambda": "lam",
 }  # fmt: skip
-_LATER = {"later": True}  # not stored where it has its default: older folders know nothing of it
-_WHOLE = ("targets", "fixed")  # one value for a grid, whatever it holds
-DECAY = 5e-4  # of a grid that says nothing of it
-# Of the table of a sweep; a column that a user adds has another name.
+# Not stored at its default, so that folders of earlier versions, which lack it, remain the same.
+_LATER = {"later": True}
+_WHOLE = ("targets", "fixed")  # fields with one value for a grid, even if it is a sequence
+DECAY = 5e-4  # the default
+# Of the table of a sweep; a column that a user adds needs another name.
 COLUMNS = (
     "cell", "K", "d", "n", "counts", "N", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights",
     "decay_weights", "targets", "features", "fixed", "optimizer", "learning_rate", "auto",
@@ -54,7 +55,7 @@ MOST_CELLS = 1_000_000  # of a plan; checking them takes seconds
 
 
 class SweepCell(NamedTuple):
-    """One problem and one way to descend on it; None stands for the method's default."""
+    """One problem and one method of descent; None stands for the method's default."""
 
     problem: Problem
     optimizer: str
@@ -80,24 +81,24 @@ PROBLEM = tuple(f.name for f in fields(Problem))  # the first axes of a grid, th
 class Grid:
     """All combinations of its axes; each field is one value, or a sequence or array of them.
 
-    Values are converted to Python's numbers when the grid is made, whatever library they are of:
+    Values of any library are converted to Python's numbers when the grid is made:
     `lam_W=np.logspace(-4, -2, 5)` is an axis of five floats.
 
     K, d, n, lam_W, lam_H, lam_b, bias, loss, weights, decay_weights, targets, features,
         fixed: of the problem.
-        Decays are 5e-4 by default, or lam, each of whose values is that of all that are not given.
-        weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights too), targets is one
-        matrix, fixed = ["W"] holds every cell to the W of its start. n = 50 is 50 samples a class,
-        n = [[50, 10, 5]] one problem of these counts, n = [[50], [10], [5]] three balanced ones.
-        [50, 10, 5] could mean either where K = 3 and is refused there; elsewhere it is three
-        balanced ones.
+        Decays are 5e-4 by default; lam is an axis of common values for those that are not given.
+        weights = [[1, 1, 5], [1, 1, 10]] are two problems (decay_weights likewise), targets is one
+        matrix, and fixed = ["W"] fixes W at its start in every cell. n = 50 means 50 samples a
+        class, n = [[50, 10, 5]] one problem with these counts, n = [[50], [10], [5]] three balanced
+        problems. n = [50, 10, 5] is refused for K = 3, where it could mean either; otherwise it
+        means three balanced problems.
     optimizer, learning_rate, momentum, batch_size: as for `ufm.descend`, by name; optax's factories
         also as functions.
     options: further hyperparameters of factories of optax, {"b2": [0.9, 0.99], "nesterov": True}.
     seed: of the start and of the minibatches; equal seeds give equal starts.
 
     Raises:
-        Refused: an axis without values, or a value that it cannot take.
+        Refused: an axis without values, or a value that it does not allow.
     """
 
     K: Any = 10
@@ -152,7 +153,7 @@ class Grid:
             object.__setattr__(self, name, tuple(map(convert, values)))
 
     def axes(self) -> list[tuple[Any, ...]]:
-        """The values of λ, of every field of `Problem`, then of the others of `SweepCell`."""
+        """The values of lam, of every field of `Problem`, then of the others of `SweepCell`."""
         names = ("lam", *PROBLEM, *SweepCell._fields[1:-1])
         values = ((name, getattr(self, name)) for name in names)
         found = [x if isinstance(x, tuple) and name not in _WHOLE else (x,) for name, x in values]
@@ -160,10 +161,10 @@ class Grid:
         return [*found, tuple(itertools.product(*options))]
 
     def cells(self) -> list[SweepCell]:
-        """Every combination, the last axis fastest.
+        """Every combination; the last axis varies fastest.
 
         Raises:
-            Refused: sizes and decays that make no problem.
+            Refused: values that do not make a `Problem`, naming the cell.
         """
         axes, names = self.axes(), ("lam", *PROBLEM)
         found = []
@@ -177,7 +178,7 @@ class Grid:
         return found
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it; loss and weights only where they differ from their defaults."""
+        """The grid as JSON values; fields added after version 0.1 only if not at their default."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         late = {f.name: f.default for f in fields(self) if "later" in f.metadata}
         found = {x: y for x, y in found.items() if x not in late or y != late[x]}
@@ -204,13 +205,13 @@ def _check_meaning(n: list[Any], K: Any) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Grids, and what all of their runs share.
+    """Grids, and the settings that all of their runs share.
 
-    grids: their cells are run one grid after the other.
+    grids: one or more; the cells of the first one come first.
     steps, record_every, grad_tol, gap_tol: as for `ufm.descend`.
-    scale: standard deviation of the random starts, > 0.
+    scale: standard deviation of the entries of the random starts, > 0.
     precision: "float64" or "float32", of the iterates; certificates are float64.
-    record: further columns, as for `ufm.descend`; a row holds the value at the end, in float64.
+    record: further columns, as for `ufm.descend`; a row has the value at the end, in float64.
 
     Raises:
         Refused: a value out of range.
@@ -249,7 +250,7 @@ class Plan:
         """Every cell of every grid, checked.
 
         Raises:
-            Refused: a cell that makes no sense or occurs twice, naming it; more than a million
+            Refused: an invalid cell, or one that occurs twice, naming it; more than a million
                 cells; a cell that does not fit into memory.
         """
         count = sum(math.prod(map(len, grid.axes())) for grid in self.grids)
@@ -270,20 +271,20 @@ class Plan:
         return list(found)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The plan as JSON values."""
         shared = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.record:
             shared["record"] = columns.described(self.record)
         else:
-            del shared["record"]  # older folders know nothing of it
+            del shared["record"]  # as in folders of version 0.1
         return shared | {"grids": [grid.plain() for grid in self.grids]}
 
     @classmethod
     def from_plain(cls, config: Mapping[str, Any]) -> "Plan":
-        """The plan that `plain` described, without `record`, whose functions it cannot hold.
+        """The plan that `plain` described, without `record`, whose functions are not stored.
 
         Raises:
-            Refused: what is no plan.
+            Refused: a config that is no plan.
         """
         try:
             grids = [dict(grid) for grid in config["grids"]]
@@ -314,7 +315,7 @@ def _check_cell(cell: SweepCell, precision: str) -> None:
 
 
 def describe(cell: SweepCell) -> str:
-    """A cell in one line, defaults left out."""
+    """A cell in one line, without fields that are None."""
     named = {name: getattr(cell.problem, name) for name in PROBLEM}
     method = {name: x for name, x in cell._asdict().items() if name not in ("problem", "options")}
     return _line(named | method | dict(cell.options))

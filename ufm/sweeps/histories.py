@@ -1,7 +1,7 @@
-"""Histories of the cells of a sweep: every recorded row of every cell, one below the other.
+"""Histories of the cells of a sweep: the recorded rows of all cells, concatenated.
 
-In a table they are columns of their own, "history/cell", "history/step", "history/loss", …, of
-another length than those of the cells. They are in the order of the cells.
+In a table they are separate columns, "history/cell", "history/step", "history/loss", …, whose
+length is not that of the other columns. They are in the order of the cells.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,25 @@ Columns = dict[str, np.ndarray]
 
 
 def split(table: Columns) -> tuple[Columns, Columns]:
-    """(one row a cell, one row a record) of a table; the second without "history/"."""
+    """(one row a cell, one row a record) of a table; names of the second lose "history/".
+
+    Args:
+        table: what `ufm.sweep(…, history=True)` returned, or `numpy.load` of its file.
+    """
     ends = {name: x for name, x in table.items() if not name.startswith(PREFIX)}
     rows = {name.removeprefix(PREFIX): x for name, x in table.items() if name not in ends}
     return ends, rows
 
 
 def history(table: Columns, cell: int) -> Columns:
-    """The history of one cell, as `ufm.Run.history` has it.
+    """The history of one cell, as a dict of columns like `ufm.Run.history`.
 
     Args:
         table: what `ufm.sweep(…, history=True)` returned, or `numpy.load` of its file.
         cell: its number, as in the column `cell`.
 
     Raises:
-        Refused: a table without histories, or without this cell.
+        Refused: no table, one without histories, or one without this cell.
     """
     try:
         _, rows = split(dict(table))
@@ -51,11 +55,11 @@ def history(table: Columns, cell: int) -> Columns:
 
 
 def gathered(calls: Sequence[dict[str, Any]]) -> Columns:
-    """The rows of some cells that run side by side, from the history of every call.
+    """The history columns of the cells of a batch, from the history of every call.
 
     Args:
-        calls: arrays (cells, records) by name, with step −1 where nothing was recorded. Every call
-            but the first measures once more where the one before it ended.
+        calls: arrays (cells, records) by name, with step −1 where nothing was recorded. The first
+            record of every call but the first repeats the last one of the call before.
     """
     kept = [call["step"] >= 0 for call in calls]
     for again in kept[1:]:

@@ -1,9 +1,9 @@
-"""A sweep: every cell of a grid descended on, shape by shape and batch by batch, into one table.
+"""A sweep: descent on every cell of a grid, shape by shape and batch by batch, into one table.
 
-XLA multiplies small matrices one after the other on one core, so on a CPU a sweep that takes long
-deals its batches to a process a core, and a brief one, which mostly compiles, its shapes; an
-executor deals batches to other machines. Finished cells are rows of a table; on disk it grows batch
-by batch.
+XLA multiplies small matrices one after the other on one core. On a CPU a long sweep therefore
+distributes its batches over one process a core; a short one, which mostly compiles, distributes its
+shapes. An executor distributes batches over other machines. Finished cells are rows of a table,
+which grows on disk batch by batch.
 """
 
 import os
@@ -26,15 +26,15 @@ from ufm.sweeps.batches import Columns, Shape
 from ufm.sweeps.grid import Plan, SweepCell
 
 MEMORY = 2**30  # bytes of the compiled calls that run at a time
-# A table is written whole: up to this many rows after every batch, beyond when a fiftieth is new,
-# so that a long sweep writes in proportion to its cells, and a kill costs at most a fiftieth.
+# A table is written whole: up to so many rows after every batch; beyond, once a fiftieth is new, so
+# that a long sweep writes in proportion to its cells and a kill loses at most a fiftieth.
 SMALL_TABLE, SHARE = 10_000, 50
-# Workers of an executor come and go; as many batches of a shape as this keep some of them busy.
+# Batches of a shape with an executor, whose number of workers is not known.
 BATCHES = 8
-# Whole shapes are dealt to processes, which then compile side by side, where every problem has at
-# most so many variables and a call of them fits into so many bytes, and all steps of a shape take
-# less than so many seconds: by the least seconds of a step and the multiplications a second of a
-# slow core.
+# Whole shapes are distributed over processes, which then compile concurrently, if every problem has
+# at most SMALL variables, a call fits into SMALL_MEMORY bytes, and all steps of a shape take less
+# than BRIEF seconds. A step is estimated to take STEP seconds, plus its multiplications at RATE a
+# second, those of a slow core.
 SMALL, SMALL_MEMORY, BRIEF = 2500, 2**27, 30.0
 STEP, RATE = 1e-5, 1e9
 Report = Callable[[float, str], None]
@@ -52,36 +52,37 @@ def sweep(
     """Descend on every cell of a plan; a table as a dict of columns, one row a cell.
 
     Args:
-        plan: the grids and what their runs share.
-        out: a folder that keeps the table, made if absent. A sweep that was killed goes on there
-            with the cells that are missing; a finished one is only read. A plan with more cells
-            (seeds, widths, …), or more steps, than the one there goes on from it: cells that ended
-            at the limit of steps are run again, others kept.
+        plan: the grids, and the settings that their runs share.
+        out: the folder of the table, created if absent. If a sweep was killed, the same call
+            computes only the missing cells; a finished one is only read. A plan with more cells
+            (seeds, widths, …) or more steps than the stored one extends it: cells that ended at the
+            limit of steps are run again, others are kept.
         history: keep every record of every cell.
-        memory: most bytes that the compiled calls may use at a time, of all devices together; with
-            an executor those of one worker.
+        memory: most bytes that concurrent compiled calls may use, on all devices together; with an
+            executor, those of one worker.
         executor: computes the batches, one at a time in a process; this process collects them. Any
             `concurrent.futures.Executor` whose workers can import ufm, such as that of a cluster,
-            `dask.distributed.Client(address).get_executor()`. It stays open. None: this process,
-            and on a CPU one more a core where the sweep takes long or has
+            `dask.distributed.Client(address).get_executor()`. It is left open. None takes this
+            process and, on a CPU, one more for each further core if the sweep takes long or has
             several shapes.
-        report: called with the share of the cells that is done, and what is being done.
+        report: called with the share of the cells that is done, and with the present task in words.
 
     Returns:
-        Columns: `cell` (its number in `plan.cells()`), the fields of `Problem`, with the
-        learning rate and momentum that were used (NaN where there is none) and `auto` for a step
-        size from the curvature bound; status (as in `ufm.Run`), steps; value, lower_bound, gap,
-        grad_norm, spectral_ratio (`ufm.Certificate`, float64); nc1 … nc4, norm_W, norm_H, norm_b,
-        accuracy; f_star, the global minimum in closed form, NaN outside the theorem. A diverged
-        cell is a row like any other, measured at its last sound point. Then the columns of
-        `plan.record`, at the end.
-        With history also "history/cell", "history/step", "history/loss", …, one row a record,
-        cell after cell: `ufm.sweeps.history(table, cell)` is that of one cell, and
-        `ufm.sweeps.split` parts the two tables.
+        Columns: `cell` (its number in `plan.cells()`); the fields of `Problem` and of the method,
+        with the learning rate and momentum that were used (NaN where there is none) and `auto`,
+        True for the step sizes "auto" and "safe"; status (as in `ufm.Run`), steps; value,
+        lower_bound, gap, grad_norm, spectral_ratio (`ufm.Certificate`, float64); nc1 … nc4,
+        norm_W, norm_H, norm_b, accuracy; f_star, the global minimum in closed form, NaN outside the
+        theorem; last the columns of `plan.record`, at the end of each run. A diverged cell is a row
+        like any other, measured at its last sound point.
+        With history also "history/cell", "history/step", "history/loss", …, one row a record, cell
+        after cell: `ufm.sweeps.history(table, cell)` returns that of one cell, and
+        `ufm.sweeps.split` separates the two tables.
 
     Raises:
-        Refused: a cell that makes no sense; a budget too small for one cell; an executor that is
-            none; several processes of `jax.distributed`, of which each would run all cells.
+        Refused: an invalid cell; a budget too small for one cell; no executor of
+            `concurrent.futures`; a process of `jax.distributed` with others, each of which would
+            run all cells.
         RecordError: a folder that holds something else.
     """
     _check_place_and_plan(plan)
@@ -120,11 +121,11 @@ def sweep(
 
 
 def _check_place_and_plan(plan: Any) -> None:
-    """Refuse a process of several, and what is no plan."""
+    """Refuse to run in one of several processes, and a plan that is none."""
     if jax.process_count() > 1:
         raise Refused(
             f"got a sweep in one of {jax.process_count()} processes of jax.distributed; allowed: "
-            "one process, which deals the cells to others by executor=, such as "
+            "one process, which distributes the cells by executor=, such as "
             "dask.distributed.Client(address).get_executor()"
         )
     if not isinstance(plan, Plan):
@@ -135,7 +136,10 @@ def _check_place_and_plan(plan: Any) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Columns, dict[str, Any]]:
-    """The table of a sweep on disk, finished or not, and its manifest.
+    """(table, manifest) of a sweep on disk, finished or not.
+
+    Args:
+        path: its folder. The table of a sweep that has no finished cell yet is empty.
 
     Raises:
         RecordError: no run there, or a damaged one.
@@ -150,7 +154,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Columns, dict[str, Any]]:
 
 
 class _Task(NamedTuple):
-    """What is to be swept, and how."""
+    """A plan, its cells and how to run them."""
 
     plan: Plan
     cells: list[SweepCell]
@@ -185,7 +189,7 @@ def _rows(task: _Task, columns: Columns, say: Report, save) -> Columns:
 
 
 def _is_brief(task: _Task, members: list[int]) -> bool:
-    """Whether the cells of a shape are small, and done in a few times the time of compiling."""
+    """Whether the cells of a shape are small, and run in a few times the time of compiling."""
     problem = task.cells[members[0]].problem
     step = STEP + 6 * problem.K * problem.d * problem.N / RATE
     return problem.size <= SMALL and len(members) * task.plan.steps * step < BRIEF
@@ -194,7 +198,7 @@ def _is_brief(task: _Task, members: list[int]) -> bool:
 def _side_by_side(
     task: _Task, groups: list[list[int]], apart: int, columns: Columns, say: Report, save
 ) -> Columns:
-    """The table with the cells that it lacks, whole shapes dealt to `apart` processes."""
+    """The table with the cells that it lacks, whole shapes distributed over `apart` processes."""
     done, total = columns["cell"] if columns else np.zeros(0, int), len(task.cells)
 
     def keep(_: int, rows: Columns) -> None:
@@ -231,7 +235,7 @@ def _shape(
     history: bool,
     share: Callable[[float], None],
 ) -> Columns:
-    """The rows of the cells of one shape that are not done; `members` numbers the cells."""
+    """The rows of the cells of one shape that are not done; `members`: the numbers of the cells."""
     size, _ = batches.fitted(plan, cells, memory, _calls(), history)
     cell = dict(zip(members, cells, strict=True))
     columns: Columns = {}
@@ -244,15 +248,15 @@ def _shape(
 def _cut(members: list[int], size: int, done: set[int]) -> list[list[int]]:
     """The cells of one shape that are not done, batch by batch.
 
-    Batches are cut from all cells of the shape, so that a sweep that goes on runs the programs of
-    one that was never cut off.
+    Batches are formed from all cells of the shape, so that a resumed sweep runs the same programs
+    as one that was not interrupted.
     """
     cuts = (members[at : at + size] for at in range(0, len(members), size))
     return [rest for cut in cuts if (rest := [i for i in cut if i not in done])]
 
 
 def _numbered(numbers: list[int], rows: Columns, history: bool) -> Columns:
-    """Rows of a batch with the numbers of their cells."""
+    """The rows of a batch, with the numbers of their cells."""
     rows = {"cell": np.array(numbers)} | rows
     if history:
         rows["history/cell"] = rows["cell"][rows["history/cell"]]
@@ -303,6 +307,6 @@ def _group(
 
 
 def _calls() -> int:
-    """Compiled calls that may run at a time: one a process, or one a core that is no device."""
+    """Compiled calls that may run at a time: one a core on a CPU that is one device, else one."""
     alone = jax.default_backend() == "cpu" and jax.local_device_count() == 1
     return (os.cpu_count() or 1) if alone else 1

@@ -1,4 +1,4 @@
-"""What the rows of a sweep say of their cells: the fields of problem and method, and f*."""
+"""Columns of a sweep that describe its cells: the fields of problem and method, and f*."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Columns = dict[str, np.ndarray]
 
 
 def read_back(problem: Problem) -> Columns:
-    """The columns of a batch of problems that are traced: decays, weights, parameters of losses."""
+    """The columns of the traced fields of a batch of problems: decays, weights, losses."""
     columns, count = {}, len(problem.lam_W)
     for path, x in jax.tree.leaves_with_path(problem):
         name = path[0].name
@@ -30,13 +30,13 @@ def read_back(problem: Problem) -> Columns:
 
 
 def _column(x: Any) -> np.ndarray:
-    """One entry a cell: numbers as they are, weights of classes as text, as the flags take them."""
+    """One entry a cell: numbers, or the weights of the classes as text, as the flags take them."""
     x = np.asarray(x)
     return x if x.ndim == 1 else np.array([" ".join(f"{c:.17g}" for c in row) for row in x])
 
 
 def described(cells: Sequence[SweepCell]) -> Columns:
-    """The fields of the cells that are not among the results; no weights are empty text."""
+    """The columns of the fields that the results do not contain; "" where there are no weights."""
     problems = [cell.problem.describe(whole=True) for cell in cells]
     columns = {
         name: np.array([x[name] if x[name] is not None else "" for x in problems])
@@ -65,7 +65,12 @@ def options(plan: Plan, cells: Sequence[SweepCell]) -> Columns:
 
 
 def predicted(problem: Problem, count: int) -> Columns:
-    """f* of the problems that ran, in closed form; NaN outside the theorem."""
+    """The column f_star: f* in closed form, in nats; NaN outside the theorem.
+
+    Args:
+        problem: the problems that ran, all fields along a leading axis.
+        count: how many of them are cells; the others are copies.
+    """
     ran = jax.tree.map(lambda x: np.asarray(x)[:count], problem)
 
     def closed(problem: Problem) -> np.ndarray:
@@ -77,6 +82,6 @@ def predicted(problem: Problem, count: int) -> Columns:
     together = closed(ran)
     if together.shape:
         return {"f_star": together}
-    # One of them is outside the theorem, or all.
+    # At least one of them is outside the theorem.
     each = [closed(jax.tree.map(lambda x, i=i: x[i][()], ran)) for i in range(count)]
     return {"f_star": np.array(each)}

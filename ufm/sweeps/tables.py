@@ -1,4 +1,4 @@
-"""Tables of sweeps in short: rows that differ in seeds alone as one, and what all rows share."""
+"""Summaries of the tables of sweeps: rows grouped over seeds, and the settings that all share."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ufm.sweeps.grid import COLUMNS
 from ufm.sweeps.histories import split
 
 Columns = dict[str, np.ndarray]
-# What a row was asked for, in the order in which it is shown.
+# The columns of settings, in the order in which they are shown.
 SETTINGS = (
     "K", "d", "n", "counts", "lam_W", "lam_H", "lam_b", "bias", "loss", "weights", "decay_weights",
     "targets", "features", "fixed", "optimizer", "learning_rate", "momentum", "batch_size",
@@ -22,7 +22,7 @@ ABSENT = ("", "nan", "0", "free")  # no weights, no momentum, full batches, free
 
 
 def named(table: Columns) -> Columns:
-    """The table with "auto" and "safe" for steps that the method or a bound finds, seed by seed."""
+    """The table with "auto" and "safe" as learning rates where these were the settings."""
     auto, rates = table.get("auto"), table.get("learning_rate")
     if auto is None or rates is None or rates.dtype.kind != "f" or not np.any(auto):
         return table
@@ -31,14 +31,13 @@ def named(table: Columns) -> Columns:
 
 
 def _named_rate(rate: float, auto: bool) -> str:
-    """A step that a sweep's row holds, in words; an adaptive one is no number."""
-    if auto:
+    if auto:  # an adaptive step has no number
         return "safe" if rate == rate else "auto"
     return f"{rate:.6g}" if rate == rate else ""
 
 
 def shown(table: Columns) -> tuple[str, ...]:
-    """The columns to show: settings that vary, main results, and those that a user added."""
+    """The names of the columns to show: settings that vary, main results, those of a user."""
     known = {*COLUMNS, *HISTORY, "rows"}
     settings = [name for name in _settings(table) if name not in shared(table)]
     count = ["rows"] if "rows" in table else []
@@ -47,35 +46,35 @@ def shown(table: Columns) -> tuple[str, ...]:
 
 
 def shared(table: Columns) -> dict[str, Any]:
-    """The settings that are the same in all rows; those that say nothing are left out."""
+    """The settings that are the same in all rows, without those at an empty default."""
     same = {name: table[name] for name in _settings(table) if len(set(map(str, table[name]))) == 1}
     found = {name: x[0].item() for name, x in same.items()}
     return {name: x for name, x in found.items() if str(x) not in ABSENT}
 
 
 def _settings(table: Columns) -> list[str]:
-    """Names of settings: `counts` in place of n where classes are unequal, and no empty columns."""
+    """Names of settings: `counts` instead of n if classes are unequal, and no empty columns."""
     unequal = np.any(table.get("n", np.ones(1)) == 0)
     found = [x for x in SETTINGS if x in table and x != ("n" if unequal else "counts")]
     return [name for name in found if set(map(str, table[name])) - set(ABSENT)]
 
 
 def grouped(table: Columns, by: Any, *, median: bool = False) -> Columns:
-    """One row for all rows that agree in some columns.
+    """One row for each group of rows that agree in some columns.
 
     Args:
         table: what `ufm.sweep` returned; histories are left out.
-        by: names of the columns that tell groups apart, such as ("d", "lam_W").
-        median: of numbers; the mean otherwise. Where these differ within a group and are no
-            numbers, such as a status, they are counted: "2 certified, 1 diverged".
+        by: names of the columns that define the groups, such as ("d", "lam_W").
+        median: take the median of numbers; otherwise the mean. Values that are no numbers, such as
+            a status, are counted where they differ: "2 certified, 1 diverged".
 
     Returns:
-        The columns of `by`, `rows` (how many make a group), then the others, in the order of the
-        first row of each group. A setting that differs within a group is left out: the mean of
-        several λ is none.
+        The columns of `by`, `rows` (the size of each group), then the others; groups are in the
+        order of their first rows. A setting that differs within a group is left out, since the
+        mean of several λ is no λ of any row.
 
     Raises:
-        Refused: a table that is none, or a column that it lacks.
+        Refused: no table, or a column that it lacks.
     """
     try:
         table, _ = split(dict(table))
@@ -92,7 +91,7 @@ def grouped(table: Columns, by: Any, *, median: bool = False) -> Columns:
         )
     middle = np.median if check.flag("median", median) else np.mean
     groups: dict[tuple[str, ...], list[int]] = {}
-    for i in range(len(columns["cell"])):
+    for i in range(len(columns[names[0]])):
         groups.setdefault(tuple(str(columns[name][i]) for name in names), []).append(i)
     members = list(groups.values())
     firsts = [rows[0] for rows in members]
@@ -113,7 +112,7 @@ def _mixed(columns: Columns, members: list[list[int]]) -> list[str]:
 
 
 def mixed(table: Columns, groups: Columns) -> list[str]:
-    """The settings, less the seed, that differ within some of the groups of a table."""
+    """The settings other than the seed that differ within some groups of a table."""
     return [x for x in _settings(table) if x not in groups and x != "seed"]
 
 

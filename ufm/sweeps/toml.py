@@ -1,4 +1,4 @@
-"""Plans of sweeps in TOML files, in the form of the head of `ufm.sweeps.grid`."""
+"""Plans of sweeps in TOML files, in the form that `ufm.sweeps.grid` describes."""
 
 import difflib
 import re
@@ -15,8 +15,8 @@ def read(path: Path) -> Plan:
     """The plan in a TOML file.
 
     Raises:
-        Refused: no such file, no TOML, or a key that means nothing, with its line and the
-            allowed ones.
+        Refused: no such file, no TOML, values that a grid does not take, or an unknown key; the
+            message gives its line and the allowed keys.
     """
     check.regular_file(path, "a TOML file")
     try:
@@ -45,7 +45,7 @@ def read(path: Path) -> Plan:
 
 
 def _unknown(path: Path, text: str, place: int, key: str, allowed: list[str]) -> str:
-    """What is wrong with a key of the `place`-th table [[grid]], of the top for 0."""
+    """The refusal of a key of the `place`-th table [[grid]], or at the top of the file for 0."""
     found, tables = "?", 0
     for i, line in enumerate(text.splitlines(), start=1):
         tables += re.match(r"\s*\[\[\s*grid\s*\]\]", line) is not None
