@@ -1,4 +1,4 @@
-"""The door takes numbers of any library at their value, and refuses what is no number."""
+"""Checks take numbers of any library at their value, and refuse what is no number."""
 
 import dataclasses
 import decimal

@@ -1,4 +1,4 @@
-"""The door: what ufm takes as a number, a name or a problem, decided in one place.
+"""Checks of arguments: what counts as a number, a name or a problem, in one place.
 
 Every function returns the value as plain Python or raises `Refused`, whose message says what was
 got, what is allowed and how to mend it. Numbers of any library are taken (Python, NumPy, JAX,

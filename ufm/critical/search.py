@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ufm import check as door
+from ufm import check as checks
 from ufm.check import Refused
 from ufm.critical import feasible, kkt, newton, orbits, sources
 from ufm.critical.orbits import Orbit
@@ -98,8 +98,8 @@ def check(problem: Problem, starts: int, rounds: int) -> None:
             "points of larger problems are found by ufm.solve"
         )
     check_memory(problem, 8)  # orbits are judged in all dimensions, of all samples
-    door.integer("starts", starts, 1, 2**31 - 1)
-    door.integer("rounds", rounds, 1)
+    checks.integer("starts", starts, 1, 2**31 - 1)
+    checks.integer("rounds", rounds, 1)
 
 
 def census(
@@ -141,7 +141,7 @@ def census(
             "got known=a census of another problem; allowed: one of this problem, or None for a "
             "new census"
         )
-    key = door.key(key)
+    key = checks.key(key)
     with jax.enable_x64(True):
         small = quotient_of(problem)
         ledger = _opened(small, known)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ufm import check as door
+from ufm import check as checks
 from ufm.check import Refused
 from ufm.descent import columns, lbfgs, optimizers, projected
 from ufm.descent.loop import HISTORY
@@ -80,7 +80,7 @@ def check(
             raise Refused(
                 "got batch_size without key; minibatches need one: key=jax.random.key(seed)"
             )
-    key = None if key is None else door.key(key)
+    key = None if key is None else checks.key(key)
     recorded = columns.split(columns.given(record, HISTORY))
     columns.check_features(recorded, problem)
     columns.check_traceable(recorded, problem, params)
@@ -109,7 +109,7 @@ def limit(name: str, value: Any) -> int:
     Raises:
         Refused: no such integer.
     """
-    return door.integer(name, value, 1, 2**31 - 1)
+    return checks.integer(name, value, 1, 2**31 - 1)
 
 
 def stride(record_every: Any) -> tuple[int, bool]:
@@ -129,7 +129,7 @@ def tolerance(name: str, value: Any) -> float | None:
     Raises:
         Refused: anything else.
     """
-    return None if value is None else door.real(name, value, above=0, also="or None")
+    return None if value is None else checks.real(name, value, above=0, also="or None")
 
 
 def check_resolution(gap_tol: float | None, dtype: Any) -> None:
