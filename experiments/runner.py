@@ -14,7 +14,9 @@ Quick results of the networks (n01, …) are kept in figures/data/ too: they too
 import dataclasses
 import hashlib
 import importlib
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from experiments import gallery
 from experiments.verdicts import Verdict, conclude
 from ufm import plots
 from ufm.runs import record
-from ufm.runtime import cache, programs
+from ufm.runtime import cache, processes, programs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,8 +94,17 @@ def _plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def results(name: str, config: Any, options: Options, console: Console) -> record.StoredRun:
-    """Stored results if there are any of this configuration, else computed and stored ones."""
+def results(
+    name: str,
+    config: Any,
+    options: Options,
+    console: Console,
+    share: Callable[[float], None] = lambda _: None,
+) -> record.StoredRun:
+    """Stored results if there are any of this configuration, else computed and stored ones.
+
+    share: called with the share that is done, while results are computed.
+    """
     folder, _ = place(name, config, options.mark())
     shown, status = folder.relative_to(ROOT), None
     if (folder / "manifest.json").is_file():
@@ -116,20 +127,30 @@ def results(name: str, config: Any, options: Options, console: Console) -> recor
     ):
         task = bar.add_task(name, total=1.0)
 
-        def progress(share: float, doing: str) -> None:
-            bar.update(task, completed=share, description=f"{name[:3]}: {doing}")
+        def progress(part: float, doing: str) -> None:
+            bar.update(task, completed=part, description=f"{name[:3]}: {doing}")
+            share(part)
 
         record.close_run(handle, script.compute(config, progress), {})
     return record.load_run(folder)
 
 
-def run(name: str, config: Any, options: Options, console: Console) -> list[Verdict]:
-    """Fetch or compute, judge, draw; verdicts also go to a JSON file beside the figures."""
+def run(
+    name: str,
+    config: Any,
+    options: Options,
+    console: Console,
+    share: Callable[[float], None] = lambda _: None,
+) -> list[Verdict]:
+    """Fetch or compute, judge, draw; verdicts also go to a JSON file beside the figures.
+
+    share: as for `results`.
+    """
     jax.config.update("jax_enable_x64", True)
     script = module(name)
     try:
         _, stem = place(name, config, options.mark())
-        manifest, arrays = results(name, config, options, console)
+        manifest, arrays = results(name, config, options, console, share)
     except (MissingError, record.RecordError) as error:
         _refuse(f"{name}: {error}")
     verdicts = script.check(config, arrays)
@@ -139,9 +160,34 @@ def run(name: str, config: Any, options: Options, console: Console) -> list[Verd
             save = plots.save_animation if isinstance(drawn, plots.Animation) else plots.save
             paths = save(drawn, stem.with_name(stem.name + suffix), about)
             console.print(f"{name[:3]}: drew", *(path.relative_to(ROOT) for path in paths))
-    if stem.parent == ROOT / "figures":
-        gallery.write_sheet(stem.parent)
     return verdicts
+
+
+def _quick(
+    name: str, options: Options, share: Callable[[float], None]
+) -> tuple[list[Verdict], str]:
+    """The quick form of a script, in whichever process: its verdicts, and what it printed."""
+    said = io.StringIO()
+    verdicts = run(name, module(name).Config.quick(), options, Console(file=said), share)
+    jax.clear_caches()
+    return verdicts, said.getvalue()
+
+
+def _side_by_side(
+    chosen: Sequence[str], options: Options, console: Console
+) -> dict[str, list[Verdict]]:
+    """The quick forms of scripts in one process a core: most of their time is compiling."""
+    found: dict[str, list[Verdict]] = {}
+
+    def keep(i: int, done: tuple[list[Verdict], str]) -> None:
+        found[chosen[i]], said = done
+        console.print(said, end="", markup=False)
+        gallery.write_sheet(ROOT / "figures")
+
+    jobs = [(name, options) for name in chosen]
+    cores = os.cpu_count() or 1
+    processes.run(_quick, jobs, cores, keep, lambda *_: None, patience=0.0)
+    return {name: found[name] for name in chosen}
 
 
 def _refuse(message: str) -> NoReturn:
@@ -165,7 +211,10 @@ def main(name: str, args: Sequence[str] | None = None, flags: type[Options] = Op
     if options.quick and name[0] == "c":  # what takes time there is compiling
         programs.compile_quickly()
     console = Console(highlight=False)
-    return conclude({name: run(name, config, options, console)}, console)
+    verdicts = run(name, config, options, console)
+    if place(name, config, options.mark())[1].parent == ROOT / "figures":
+        gallery.write_sheet(ROOT / "figures")
+    return conclude({name: verdicts}, console)
 
 
 def main_all(
@@ -195,10 +244,13 @@ def main_all(
         cache.keep()
     if options.quick and letter == "c":
         programs.compile_quickly()
+    if options.quick and letter == "c" and len(chosen) > 1 and jax.default_backend() == "cpu":
+        return conclude(_side_by_side(chosen, options, console), console)
     for name in chosen:
         defaults = module(name).Config
         config = defaults.quick() if options.quick else defaults()
         verdicts[name] = run(name, config, options, console)
+        gallery.write_sheet(ROOT / "figures")
         # A compiled program keeps thousands of memory maps, of which Linux allows a process 65,530:
         # those of all scripts together are too many.
         jax.clear_caches()

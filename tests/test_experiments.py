@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import json
+import pickle
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -706,6 +707,26 @@ def test_the_exit_status_tells_refuted_from_not_converged(capsys, tmp_path, args
     (path,) = [*tmp_path.glob("runs/*.json"), *tmp_path.glob("figures/*.json")]
     (verdict,) = json.loads(path.read_text())["verdicts"]
     assert verdict["outcome"] == outcome
+
+
+def test_quick_forms_run_side_by_side_and_report_in_their_order(
+    fake, monkeypatch, capsys, tmp_path
+):
+    def backwards(f, jobs, _processes, keep, _watch, patience):
+        assert patience == 0
+        for i in reversed(range(len(jobs))):
+            keep(i, f(*pickle.loads(pickle.dumps(jobs[i])), lambda _: None))
+
+    monkeypatch.setitem(sys.modules, "experiments.c98_fake", fake)
+    monkeypatch.setattr(runner, "names", lambda _: ["c98_fake", "c99_fake"])
+    monkeypatch.setattr(runner.processes, "run", backwards)
+    assert runner.main_all(["--quick"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("c99_fake: computing") < said.index("c98_fake: computing")  # as they end
+    table = said[said.index("claim") :]
+    assert table.index("c98") < table.index("c99")
+    assert fake.calls == [3, 3]
+    assert {"figures/README.md", "figures/c98_fake_quick.json"} <= files_in(tmp_path)
 
 
 @pytest.mark.usefixtures("fake")
