@@ -186,6 +186,7 @@ def _side_by_side(
 
     jobs = [(name, options) for name in chosen]
     cores = os.cpu_count() or 1
+    console.print(f"{len(jobs)} claims, {cores} at a time; each reports when it is done")
     processes.run(_quick, jobs, cores, keep, lambda *_: None, patience=0.0)
     return {name: found[name] for name in chosen}
 
