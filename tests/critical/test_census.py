@@ -268,3 +268,9 @@ def test_a_census_of_another_problem_is_not_extended(few):
 def test_arrays_of_decays_are_refused():
     with pytest.raises(TypeError, match="a problem at a time"):
         census.census(Problem(3, 3, 2, np.array([1e-2, 2e-2]), 1e-2), jax.random.key(0))
+
+
+def test_a_census_of_absurdly_many_classes_is_refused_before_anything_of_their_size_is_made():
+    problem = Problem(K=2**51 + 1, d=20, n=1, lam=5e-4)
+    with pytest.raises(ValueError, match="variables in the coordinates of class means"):
+        census.census(problem, jax.random.key(0))

@@ -1,9 +1,11 @@
 """A sweep is its single runs; it loses no cell, doubles none, and is told what it cannot mean."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -347,11 +349,14 @@ def test_other_processes_give_the_same_bits_and_leave_with_the_sweep(monkeypatch
     here = sweeps.sweep(plan)
     monkeypatch.setattr(sweeps, "_calls", lambda: 3)
     monkeypatch.setattr(processes, "PATIENCE", 0.0)
-    seen, children = [], set()
+    seen, children, masks = [], set(), []
 
     def report(share, _):
         seen.append(share)
         children.update(multiprocessing.active_children())
+        for path in (Path(f"/proc/{child.pid}/status") for child in children):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                masks.append(int(re.search(r"SigBlk:\s*(\w+)", path.read_text())[1], 16))
 
     beside = sweeps.sweep(plan, report=report)
     assert here["cell"].tolist() == beside["cell"].tolist() == list(range(12))
@@ -361,6 +366,9 @@ def test_other_processes_give_the_same_bits_and_leave_with_the_sweep(monkeypatch
     assert max(seen) <= 1
     assert len(children) == 2
     assert not any(child.is_alive() for child in children)
+    # From their first moment on, an interrupt of the group is not for them.
+    assert masks or not Path("/proc").is_dir()
+    assert all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
 
 
 @pytest.mark.slow

@@ -249,3 +249,12 @@ def test_the_claims_name_the_norm_that_is_mu_at_the_minimum(omega):
     stated = {x.name: x.statement for x in theory.claims(problem)}
     assert f" {name} ≤ μ" in stated["certificate"]
     assert f" {name} = μ" in stated["full rank"]
+
+
+def test_claims_make_nothing_of_the_size_of_k_for_equal_classes():
+    shape = {"K": 2**51 + 1, "d": 20, "n": 1, "lam": 1e-3}
+    for more in ({}, {"features": "nonnegative"}, {"loss": ufm.losses.Focal(2.0)}):
+        found = {one.name: one.fails for one in theory.claims(Problem(**shape, **more))}
+        assert "K-1" in found["benign landscape"]
+    with pytest.raises(ufm.Refused, match=r"needs at least .* GiB"):
+        theory.claims(Problem(**shape, loss=ufm.losses.SquaredError()))

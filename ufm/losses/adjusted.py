@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ufm.check import Refused
 from ufm.losses import crossentropy
 from ufm.losses.crossentropy import Labels
-from ufm.losses.loss import Curvature
+from ufm.losses.loss import Curvature, shift
 from ufm.losses.parameters import labels_only, numbers, registered
 
 
@@ -43,7 +43,7 @@ class LogitAdjusted:
     def null(self, K: int) -> Any:
         """The vector 1/a, or 1 where all logits have one scale."""
         scale = self.scale if hasattr(self.scale, "ndim") else np.asarray(self.scale)
-        return 1 / scale if scale.ndim else np.ones(K)
+        return 1 / scale if scale.ndim else shift(K)
 
     def check(self, K: int, targets: Any) -> None:
         """Scale and shift must have the number of classes; no target matrices.

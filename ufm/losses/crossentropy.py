@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm.losses.loss import Curvature
+from ufm.losses.loss import Curvature, shift
 from ufm.losses.parameters import NUMBER, nonnegative, parameter, registered
 
 # A residual is the inner loop of every gradient. Up to this many classes its two sums are fastest
@@ -142,7 +142,7 @@ class CrossEntropy:
 
     def null(self, K: int) -> Any:
         """The vector 1: a common shift of all logits does not change ℓ."""
-        return np.ones(K)
+        return shift(K)
 
     def check(self, K: int, targets: Any) -> None:  # noqa: ARG002
         """Targets must be ≥ 0, with a positive sum in each column.

@@ -7,12 +7,11 @@ from typing import Any, ClassVar, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ufm import check
 from ufm.check import Refused
-from ufm.losses.loss import Curvature
+from ufm.losses.loss import Curvature, shift
 
 
 @partial(
@@ -61,7 +60,7 @@ class FromValue:
 
     def null(self, K: int) -> Any:
         """The vector 1 if `shift_invariant`, or None."""
-        return np.ones(K) if self.shift_invariant else None
+        return shift(K) if self.shift_invariant else None
 
     def check(self, K: int, targets: Any) -> None:
         """Any targets are accepted."""

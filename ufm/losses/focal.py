@@ -5,12 +5,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.losses import crossentropy
 from ufm.losses.crossentropy import Labels, is_label, margins
-from ufm.losses.loss import Curvature
+from ufm.losses.loss import Curvature, shift
 from ufm.losses.parameters import NUMBER, labels_only, parameter, registered
 
 _LOWEST, _HIGHEST = -60.0, 800.0  # margins between which φ′ = −τ is solved
@@ -42,7 +41,7 @@ class Focal:
 
     def null(self, K: int) -> Any:
         """The vector 1: a common shift of all logits does not change ℓ."""
-        return np.ones(K)
+        return shift(K)
 
     def check(self, K: int, targets: Any) -> None:  # noqa: ARG002
         """Labels only, no target matrices.

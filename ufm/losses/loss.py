@@ -15,6 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
+def shift(K: int) -> np.ndarray:
+    """The vector 1 of K entries. It takes no memory: most callers ask only whether there is one."""
+    return np.broadcast_to(1.0, (K,))
+
+
 class Curvature(NamedTuple):
     """The Hessians S_j of a loss in the logits of every sample, in one form for all losses.
 

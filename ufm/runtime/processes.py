@@ -4,12 +4,13 @@ Processes and not threads: XLA's runtime for CPUs (jaxlib 0.10.2) deadlocks if t
 float32 run concurrently in one process.
 """
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
@@ -66,18 +67,14 @@ def run(
     def serve(seconds: float = 0.0) -> None:
         nonlocal others
         if others is None and time.monotonic() >= late and waiting and processes > 1:
-            others = ProcessPoolExecutor(
-                min(processes - 1, len(waiting)),
-                timeout=60,
-                initializer=_begin,
-                initargs=(settings(), os.getpid()),
-            )
+            others = _started(min(processes - 1, len(waiting)))
         # With a second job in its queue a process need not wait for this one; the last jobs are
         # not queued but go to the first process that is free.
         ahead = 2 if len(waiting) > processes else 1
         while others and waiting and len(running) < ahead * (processes - 1):
             i = waiting.popleft()
-            running[others.submit(_apart, f, jobs[i])] = i
+            with _interrupts_blocked():
+                running[others.submit(_apart, f, jobs[i])] = i
         for future in wait(running, seconds, FIRST_COMPLETED).done:
             keep(running.pop(future), future.result())
 
@@ -96,6 +93,26 @@ def run(
     finally:
         if others is not None:
             others.shutdown(kill_workers=True)
+
+
+def _started(processes: int) -> ProcessPoolExecutor:
+    """Processes configured as this one; they start at the first job."""
+    return ProcessPoolExecutor(
+        processes, timeout=60, initializer=_begin, initargs=(settings(), os.getpid())
+    )
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started here inherit the mask: until `_begin`, too, Ctrl-C is not for them."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(chosen: dict[str, Any], parent: int) -> None:

@@ -84,7 +84,7 @@ def fails(problem: Problem) -> str | None:
     failed = shared.free(problem) or shared.cross_entropy(problem) or shared.decays(problem)
     if failed is not None:
         return failed
-    count = len(groups(problem).sizes)
+    count = 1 if problem.uniform else len(groups(problem).sizes)
     if count > MOST_GROUPS:
         return f"at most {MOST_GROUPS} groups of classes of equal count and weights (got {count})"
     return shared.wide(problem)

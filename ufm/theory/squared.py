@@ -52,6 +52,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array
 
+from ufm import check
 from ufm.check import Refused, normal_decays
 from ufm.losses import SquaredError
 from ufm.model import layers
@@ -150,7 +151,18 @@ def _beats(problem: Problem, modes: _Modes) -> np.ndarray:
 
 
 def _split(problem: Problem) -> _Modes:
-    """The modes of the targets."""
+    """The modes of the targets.
+
+    Raises:
+        Refused: too many targets for their matrices.
+    """
+    check.fits(
+        f"K={problem.K}, {problem.groups} columns of targets: their singular vectors, four such "
+        "matrices",
+        4 * 8 * problem.K * problem.groups,
+        "Lower K",
+        machine=True,
+    )
     T = np.eye(problem.K) if problem.targets is None else np.asarray(problem.targets)
     root = np.sqrt(problem.counts.astype(float))
     mean = T @ problem.counts / problem.N if problem.bias else np.zeros(problem.K)
