@@ -723,7 +723,7 @@ def test_quick_forms_run_side_by_side_and_report_in_their_order(
     assert runner.main_all(["--quick"]) == 0
     said = capsys.readouterr().out
     assert said.index("c99_fake: computing") < said.index("c98_fake: computing")  # as they end
-    table = said[said.index("claim") :]
+    table = said[said.index("measured") :]
     assert table.index("c98") < table.index("c99")
     assert fake.calls == [3, 3]
     assert {"figures/README.md", "figures/c98_fake_quick.json"} <= files_in(tmp_path)
