@@ -15,10 +15,13 @@ the sphere r is the inverse temperature τ of the loss (`ufm.theory.sphere`).
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported at first use
 
 from ufm.check import Refused, normal_decays
+from ufm.losses.crossentropy import probabilities
 from ufm.model import layers
 from ufm.model.fixed import check_free, classifier
 from ufm.model.problem import Params, Problem
@@ -93,7 +96,8 @@ def code_minimum(problem: Problem, rows=None, key=0) -> CodeMinimum:
     pull = left * right
 
     def slope(r: float) -> float:
-        P = scipy.special.softmax(r * depths, axis=0)
+        with jax.enable_x64(True):
+            P = np.asarray(probabilities(jnp.asarray(r * depths)))
         return pull + float(shares @ np.sum(P * depths, axis=0))
 
     r = 0.0
