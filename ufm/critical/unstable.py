@@ -98,10 +98,8 @@ def escape(
     """Descend from saddle + ε u until the certified gap is at most gap_tol.
 
     u is a random unit tangent, and q the direction of its part in the eigenspace of the least
-    eigenvalue of ∇²f (see `ufm.critical.unstable`).
-
-    Computed in float64 whatever the precision of the saddle and of JAX's configuration; compiled
-    once for each shape and number of runs.
+    eigenvalue of ∇²f (see `ufm.critical.unstable`). Computed in float64 whatever the precision of
+    the saddle and of JAX's configuration; compiled once for each shape and number of runs.
 
     Args:
         problem: any with free features, λ_W, λ_H > 0 and at most 2500 variables.
