@@ -324,3 +324,38 @@ def test_where_minres_stalls_the_matrix_is_factorised(monkeypatch):
     assert np.all(found.newton_steps > 0)
     one = solver.solve(problem, jax.tree.map(lambda x: x[1], starts))
     assert (one.status, one.newton_steps > 0) == ("converged", True)
+
+
+def test_a_descent_begun_in_float32_ends_at_the_minimum_to_the_same_digits(monkeypatch):
+    """In fewer steps of float64 than without; to rounding, as any other solution."""
+    problem = Problem(12, 11, 2, lam_W=2e-3, lam_H=1e-3, lam_b=1e-3)
+    start = laws.random_params(problem)
+    monkeypatch.setattr(solver, "_VERY_MANY", 100)
+    found = solver.solve(problem, start)
+    assert found.status == "converged"
+    assert found.params.W.dtype == jnp.float64
+    least = float(theory.global_value(problem))
+    assert float(objective(problem, found.params)) == pytest.approx(least, rel=0, abs=1e-14)
+    with jax.enable_x64(True):
+        rough, taken = jax.jit(solver._roughly_downhill)(problem, start, 10_000)
+    assert 0 < taken < found.descent_steps
+    slope = norm(gradient(problem, rough))
+    G = newton.terms.data_gradient(problem, rough)
+    assert slope <= 1e-5 * newton.scale(problem, rough, G)
+    cut = solver.solve(problem, start, steps=60)
+    assert cut.descent_steps <= 60
+
+
+@pytest.mark.parametrize(("size", "lam"), [(1e60, 1e-3), (1e-60, 1e-3), (1e-3, 1e-60)])
+def test_what_float32_cannot_hold_is_left_to_float64(size, lam):
+    """Points beyond its range: the descent starts where it would without it. Else f falls."""
+    problem = Problem(4, 5, 2, lam_W=lam, lam_H=lam, lam_b=lam)
+    start = laws.random_params(problem, scale=size)
+    with jax.enable_x64(True):
+        rough, taken = jax.jit(solver._roughly_downhill)(problem, start, 300)
+    if lam == 1e-60:
+        assert taken > 0
+        assert objective(problem, rough) < objective(problem, start)
+    else:
+        assert taken == 0
+        assert all(np.array_equal(x, y) for x, y in zip(rough, start, strict=True))

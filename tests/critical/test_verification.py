@@ -56,7 +56,7 @@ def test_the_command_writes_a_row_a_cell_and_fails_on_a_violation(tmp_path, caps
     assert main(line) == 0
     assert "escaped" in capsys.readouterr().out
     stored = json.loads((tmp_path / "v" / "verify.json").read_text())
-    assert [cell["problem"]["K"] for cell in stored["cells"]] == [3]
+    assert [cell["problem"] for cell in stored["cells"]] == [CELL.describe()]  # λ_b: that of W
     assert "No violation." in (tmp_path / "v" / "verify.md").read_text()
     true = theory.global_value
     monkeypatch.setattr(theory, "global_value", lambda problem: true(problem) + 1e-6)

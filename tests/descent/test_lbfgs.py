@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import laws
 import numpy as np
 import optax
 import pytest
@@ -88,3 +89,14 @@ def test_a_descent_is_that_of_optax_with_the_same_line_search():
         losses.append(float(ufm.objective(problem, params)))
     # The two differ by rounding, which fifteen steps towards the minimum do not blow up.
     np.testing.assert_allclose(run.history["loss"], losses, rtol=1e-9)
+
+
+@pytest.mark.parametrize("lam", [1e-30, 1e-12])
+def test_gradients_whose_squares_vanish_end_no_run(lam):
+    """In float32, below 1e-19: such pairs are left out, and f does not rise."""
+    problem = ufm.Problem(4, 5, 2, lam=lam)
+    start = laws.random_params(problem, scale=1e-3, dtype=jnp.float32)
+    run = ufm.descend(problem, start, "lbfgs", steps=300)
+    assert run.status == "step_limit"
+    assert run.history["grad_norm"][-1] < 1e-16
+    assert np.all(np.diff(run.history["loss"]) <= 1e-6 * run.history["loss"][:-1])

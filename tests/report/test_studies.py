@@ -32,6 +32,7 @@ def table(folder):
 def test_every_cell_is_a_curve_of_its_history(table):
     canvas = study(table, "step", "gap", panel="d", colour="lam_W", style="learning_rate")
     assert [ax.get_title(loc="left") for ax in canvas.axes] == ["$d$ = 4", "$d$ = 5"]
+    assert (canvas.axes[-1].get_xlabel(), canvas.axes[0].get_ylabel()) == ("step", "gap, nats")
     rates = ["0.5", "auto"]
     for ax, d in zip(canvas.axes, (4, 5), strict=True):
         cells = np.nonzero(table["d"] == d)[0]
@@ -59,6 +60,12 @@ def test_ends_are_points_and_those_that_did_not_arrive_are_hollow(table):
     assert sorted(points) == sorted(table["gap"][arrived])
     hollow = np.concatenate([line.get_ydata() for line in ax.lines if line not in filled])
     assert sorted(hollow) == sorted(table["gap"][~arrived])
+
+
+def test_the_squared_error_is_no_log_likelihood(table):
+    ends = {name: x for name, x in table.items() if not name.startswith("history/")}
+    loss = np.array(["CrossEntropy"] * 15 + ["SquaredError(own=2.0)"])
+    assert study(ends | {"loss": loss}, "lam_W", "gap").axes[0].get_ylabel() == "gap"
 
 
 def test_an_axis_is_logarithmic_over_two_decades_of_positive_values(table):

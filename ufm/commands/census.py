@@ -13,7 +13,7 @@ from rich.table import Table
 from ufm import check
 from ufm.commands.progress import watched
 from ufm.commands.shared import LOOK, Compiling, ModelFlags
-from ufm.critical import atlas, search
+from ufm.critical import atlas, orbits, search
 from ufm.runs import values
 
 
@@ -93,12 +93,6 @@ def _plain(found: search.Census) -> dict:
     }
 
 
-def _groups(sizes: tuple[int, ...]) -> str:
-    """Sizes of groups as text, equal ones counted: (3, 1, 1) is 3+2×1."""
-    counted = {size: sizes.count(size) for size in sizes}
-    return "+".join(f"{size}" if m == 1 else f"{m}×{size}" for size, m in counted.items())
-
-
 def _print(found: search.Census) -> None:
     table = Table(title="Critical points, up to symmetry", **LOOK)
     for name in ("f (nats)", "rank", "groups", "index", "nullity", "λ_min", "gap", "hits", ""):
@@ -109,7 +103,7 @@ def _print(found: search.Census) -> None:
         if orbit.nullity != orbit.orbit_dimension:
             nullity += f" > {orbit.orbit_dimension}"
         table.add_row(
-            f"{orbit.value:.9f}", f"{orbit.rank}", _groups(orbit.groups),
+            f"{orbit.value:.9f}", f"{orbit.rank}", orbits.counted(orbit.groups),
             f"{orbit.morse_index}", nullity, f"{orbit.smallest:.1e}", f"{max(orbit.gap, 0):.0e}",
             f"{search.hits(orbit)}", orbit.kind,
         )  # fmt: skip

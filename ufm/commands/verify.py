@@ -56,8 +56,8 @@ class Verify(Compiling):
     """values of λ_W"""
     ratio: tuple[float, ...] = (1.0,)
     """values of λ_H/λ_W"""
-    lam_b: float = 1e-2
-    """λ_b, decay of the bias"""
+    lam_b: float | None = None
+    """λ_b, decay of the bias; by default λ_W"""
     starts: int = 64
     """starts of the census, per source and round"""
     rounds: int = 2
@@ -98,7 +98,9 @@ class Verify(Compiling):
         check.integer("escapes", self.escapes, 0)
         sizes = (self.counts,) if self.counts else self.n
         grid = itertools.product(self.K, self.d, sizes, self.lam, self.ratio)
-        problems = [Problem(K, d, n, lam, lam * r, self.lam_b) for K, d, n, lam, r in grid]
+        problems = [
+            Problem(K, d, n, lam_H=lam * r, lam_b=self.lam_b, lam=lam) for K, d, n, lam, r in grid
+        ]
         for problem in problems:
             verification.check_assumptions(problem)
             census.check(problem, self.starts, self.rounds)

@@ -14,6 +14,7 @@ and rotations that keep the zeros are symmetries, and the fingerprint includes t
 use; points that use equally many axes in different ways may count as one orbit.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -147,6 +148,13 @@ def groups(W: np.ndarray, unit: float = 1.0) -> tuple[int, ...]:
         sizes.append(len(same))
         left = [k for k in left if k not in same]
     return tuple(sorted(sizes, reverse=True))
+
+
+def counted(sizes: Iterable[int]) -> str:
+    """Sizes of groups as text, equal ones counted: (3, 1, 1) is 3+2×1."""
+    sizes = list(sizes)
+    counts = {size: sizes.count(size) for size in sizes}
+    return "+".join(f"{size}" if m == 1 else f"{m}×{size}" for size, m in counts.items())
 
 
 def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, int]) -> Orbit:

@@ -5,10 +5,11 @@ its diagonal and γ = sᵀy/yᵀy of the newest pair, the direction is −p with
 
     p = γ g + S a − γ Y w,    w = R⁻¹ Sᵀg,    a = R⁻ᵀ ((D + γ YᵀY) w − γ Yᵀg)
 
-(Byrd, Nocedal and Schnabel 1994, Mathematical Programming 63, Theorem 2.2 with H_0 = γ I). The
-two-loop recursion gives the same p, but its 2m inner products depend on one another, and on a mesh
-of CPUs a loop of sums over devices can deadlock: XLA runs it concurrently with other such sums, and
-each waits for threads that the other holds.
+(Byrd, Nocedal and Schnabel 1994, Mathematical Programming 63, Theorem 2.2 with H_0 = γ I). One pass
+over S and Y gives Sᵀg⁺ and Yᵀg⁺, another p: Sᵀy = Sᵀg⁺ − Sᵀg and Yᵀy follow from the products of
+the step before. The two-loop recursion gives the same p, but its 2m inner products depend on one
+another, and on a mesh of CPUs a loop of sums over devices can deadlock: XLA runs it concurrently
+with other such sums, and each waits for threads that the other holds.
 """
 
 from functools import partial
@@ -35,6 +36,7 @@ class Memory(NamedTuple):
     S, Y: the pairs, along a leading axis; slots that are not filled yet, and pairs without positive
         curvature, are zero.
     SY, YY: the upper triangles of SᵀY and YᵀY, the oldest pair first.  gamma: γ.
+    Sg, Yg: Sᵀg and Yᵀg of the last step, the oldest pair first.
     """
 
     steps: Array
@@ -45,6 +47,8 @@ class Memory(NamedTuple):
     SY: Array
     YY: Array
     gamma: Array
+    Sg: Array
+    Yg: Array
 
 
 class Known(NamedTuple):
@@ -114,27 +118,31 @@ def direction(size: int) -> optax.GradientTransformation:
         none = jax.tree.map(lambda x: jnp.stack([x] * size), nothing)
         dtype = jnp.result_type(*jax.tree.leaves(params))
         square = jnp.zeros((size, size), dtype)
-        one = jnp.ones((), dtype)
-        return Memory(jnp.int32(0), params, nothing, none, none, square, square, one)
+        one, row = jnp.ones((), dtype), square[0]
+        return Memory(jnp.int32(0), params, nothing, none, none, square, square, one, row, row)
 
     def update(g, memory, params):
-        steps, point, slope, S, Y, SY, YY, gamma = memory
+        steps, point, slope, S, Y, SY, YY, gamma, *before = memory
         s, y = optax.tree.sub(params, point), optax.tree.sub(g, slope)
         sy, yy = inner(s, y), inner(y, y)
-        sound = (steps > 0) & (sy > jnp.finfo(sy.dtype).eps * yy)
+        numbers = jnp.finfo(sy.dtype)
+        # Squares below tiny/ε have lost digits, or all of them.
+        sound = (steps > 0) & (sy > numbers.eps * yy) & (yy > numbers.tiny / numbers.eps)
         first = jnp.minimum(1, 1 / jnp.sqrt(inner(g, g)))
         gamma = jnp.where(sound, sy / yy, jnp.where(steps > 0, gamma, first))
         at = (steps - 1) % size  # the newest pair replaces the oldest
         s, y = jax.tree.map(lambda x: jnp.where(sound, x, 0), (s, y))
         S, Y = jax.tree.map(lambda pairs, x: pairs.at[at].set(x), (S, Y), (s, y))
         turn = (at + 1 + jnp.arange(size)) % size  # the oldest first
-        products = [inner(pairs, x) for x in (y, g) for pairs in (S, Y)]
-        Sy, Yy, Sg, Yg = jnp.stack(products)[:, turn]
-        SY, YY = _followed(SY, Sy), _followed(YY, Yy)
+        Sg, Yg = (inner(pairs, g)[turn] for pairs in (S, Y))
+        # The products of the pairs with the last gradient, of the newest pair among them.
+        newest = (inner(x, slope) for x in (s, y))
+        Sg_, Yg_ = (jnp.append(x[1:], last) for x, last in zip(before, newest, strict=True))
+        SY, YY = _followed(SY, Sg - Sg_), _followed(YY, Yg - Yg_)
         back = (jnp.arange(size) - at - 1) % size
         a, w = jnp.stack(_coefficients(SY, YY, gamma, Sg, Yg))[:, back]
         p = jax.tree.map(lambda g, S, Y: gamma * (_sum(w, Y) - g) - _sum(a, S), g, S, Y)
-        return p, Memory(steps + 1, params, g, S, Y, SY, YY, gamma)
+        return p, Memory(steps + 1, params, g, S, Y, SY, YY, gamma, Sg, Yg)
 
     return optax.GradientTransformation(init, update)
 

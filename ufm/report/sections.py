@@ -15,7 +15,7 @@ import numpy as np
 
 from ufm import theory
 from ufm.check import Refused
-from ufm.critical import atlas
+from ufm.critical import atlas, orbits
 from ufm.critical.verification import Cell
 from ufm.metrics.alignment import alignment
 from ufm.model.problem import Problem
@@ -233,6 +233,7 @@ def _census(path: Path) -> Section:
     rows = [atlas.table_row(orbit) for orbit in found.orbits]
     columns: dict[str, list] = {name: [row[name] for row in rows] for name in rows[0]}
     columns["hits"] = [sum(hits.values()) for hits in columns["hits"]]
+    columns["groups"] = [orbits.counted(sizes) for sizes in columns["groups"]]
     columns = {name: columns[name] for name in HOVER if name in columns}
     model = ", ".join(f"{name} = {x}" for name, x in found.problem.describe().items())
     facts = {"model": model, "orbits": len(rows), "starts": sum(found.tried.values())}
@@ -353,7 +354,7 @@ def _plots(arrays: Mapping[str, np.ndarray]) -> list:
     if set(LADDER) <= arrays.keys() and len(shapes) == 1 and len(shapes.pop()) == 1:
         columns = {name: arrays[name].tolist() for name in HOVER if name in arrays}
         if "groups" in columns:
-            columns["groups"] = [tuple(g for g in row if g) for row in columns["groups"]]
+            columns["groups"] = [orbits.counted(filter(None, row)) for row in columns["groups"]]
         plots.append(interactive.ladder(columns, "Critical points"))
     for name, W in arrays.items():
         H = arrays.get(name.replace("W", "H", 1))

@@ -17,12 +17,14 @@ from matplotlib.lines import Line2D
 from ufm import check, plots
 from ufm.check import Refused
 from ufm.descent.loop import Status
+from ufm.losses.squared import SquaredError
 from ufm.report.latex import HEADS
 from ufm.sweeps import histories, tables
 
 MOST_PANELS, ABREAST, HEIGHT = 24, 4, 1.6  # in a row; inches of a panel
 DECADES = 2.0  # span from which on an axis is logarithmic
 ARRIVED = (Status.certified.name, Status.converged.name)  # points of other cells are hollow
+IN_NATS = ("value", "f_star", "loss", "gap")  # columns, where losses are log-likelihoods
 Columns = dict[str, np.ndarray]
 
 
@@ -80,9 +82,9 @@ def study(
             ax.set_title(f"{_head(panel)} = {_told(value)}", loc="left")
     _scales(axes.flat[0], *((rows[x], rows[y]) if along else (ends[x], ends[y])))
     for ax in axes[-1]:
-        ax.set_xlabel(_head(x))
+        ax.set_xlabel(_axis(ends, x))
     for ax in axes[:, 0]:
-        ax.set_ylabel(_head(y))
+        ax.set_ylabel(_axis(ends, y))
     handles = _handles(looks, along)
     if handles:
         canvas.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
@@ -195,6 +197,13 @@ def _handles(looks: Any, along: bool) -> list[Line2D]:
             shape = {"marker": plots.MARKERS[k], "linestyle": "none"}
         found.append(Line2D([], [], color=plots.GREY, label=_told(value), **shape))
     return found
+
+
+def _axis(ends: Columns, column: str) -> str:
+    """The label of an axis, with its unit."""
+    losses = [str(loss).partition("(")[0] for loss in ends["loss"]]
+    nats = column in IN_NATS and SquaredError.__name__ not in losses
+    return f"{_head(column)}, nats" if nats else _head(column)
 
 
 def _head(column: str | None) -> str:
