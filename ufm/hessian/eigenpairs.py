@@ -9,11 +9,11 @@ has one 2×2 block for each singular value g_j and each axis q_a,
 α_j = u_jᵀ S̄ u_j/m,  χ_a = Σ w_i ⟨q_a, h_i⟩²,  ω_a = q_aᵀ WᵀS̄W q_a/(mN), and λ_H + ω_a on the
 columns of H orthogonal to V. It contains all of ∇²f but the Gauss–Newton part, of which it has the
 diagonal. |model − θ|⁻¹ is the preconditioner, in the sense of Davidson; the eigenpairs returned are
-measured with ∇²f itself.
+measured with ∇²f itself. Small Hessians are formed and solved densely.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from ufm.model import objective as terms
 from ufm.model.problem import Params, Problem
 
 FLOOR = 1e-4  # the least |model − θ|, relative to the largest |θ| of the model: its own error
+DENSE = 500  # rows up to which the matrix is solved: less to compile, in tens of milliseconds
 
 
 class Extreme(NamedTuple):
@@ -151,11 +152,11 @@ def _image(at: Linearization, orbit: OrbitTangents | None, push: Array, block: A
 
 
 @jax.jit
-def _prepared(
-    problem: Problem, params: Params
-) -> tuple[Linearization, Preconditioner, OrbitTangents]:
-    at = curvature.linearize(problem, params)
-    return at, preconditioner(at), curvature.orbit(problem, params)
+def _prepared(problem: Problem, params: Params) -> tuple[Linearization, OrbitTangents]:
+    return curvature.linearize(problem, params), curvature.orbit(problem, params)
+
+
+_preconditioner = jax.jit(preconditioner)
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -242,6 +243,7 @@ def extreme(
         exact: count by `hessian.inertia` the eigenvalues beyond the last value; see `missed`.
         tol: the residual allowed, relative to ‖∇²f‖.
         max_products: most Hessian products; if the search reaches it, no pair counts as converged.
+            A matrix, for up to 500 variables, takes size + k.
 
     Returns:
         An `Extreme`.
@@ -260,25 +262,29 @@ def extreme(
     if orbit:
         room = size - problem.d * (problem.d - 1) // 2 - 1
     k = check.integer("k", k, 1, room, f"this Hessian has {room} eigenpairs")
+    max_products = check.integer("max_products", max_products, 1, 2**31 - 1)
     if orbit and exact:
         raise Refused("got exact and orbit; inertia counts on all tangents: choose one of them")
     sizes, sign = lanczos.plan(size, k, which), 1 if which == "smallest" else -1
     with jax.enable_x64(True):
-        at, closed, tangents = _prepared(problem, points.in_float64(params))
+        at, tangents = _prepared(problem, points.in_float64(params))
         off = tangents if orbit else None
         key = jax.random.key(0) if key is None else key
         draw, key = jax.random.split(key)
-        plain = jax.tree_util.Partial(_image, at, None, jnp.zeros(()))
-        norm = lanczos.norm_estimate(plain, size, draw)
-        operator = plain if off is None else jax.tree_util.Partial(
-            _image, at, off, sign * norm
-        )  # fmt: skip
-        steer = jax.tree_util.Partial(_steer, problem, closed, off)
-        start = _started(problem, closed, off, draw, sign, k + sizes.width)
+        operator = jax.tree_util.Partial(_image, at, None, np.zeros(()))
+        small = size <= DENSE and size + k <= max_products
+        options: dict[str, Any] = {"dense": size * small}
+        if orbit or not small:
+            options["norm"] = norm = lanczos.norm_estimate(operator, size, draw)
+        if off is not None:
+            operator = jax.tree_util.Partial(_image, at, off, sign * norm)
+        if not small:
+            closed = _preconditioner(at)
+            options["preconditioner"] = jax.tree_util.Partial(_steer, problem, closed, off)
+            options["start"] = _started(problem, closed, off, draw, sign, k + sizes.width)
         found = lanczos.extreme_pairs(
-            operator, size, k, key, which=which, preconditioner=steer, norm=norm, tol=tol,
-            start=start, max_products=max_products,
-        )  # fmt: skip
+            operator, size, k, key, which=which, tol=tol, max_products=max_products, **options
+        )
         coarse = resolution(problem, params)
         values, residuals = np.asarray(found.values), np.asarray(found.residuals)
         decided = np.abs(values) > residuals + coarse

@@ -296,6 +296,7 @@ def extreme_pairs(
     norm: Any = 0.0,
     tol: float = 1e-10,
     max_products: int = 100_000,
+    dense: int = 0,
 ) -> Eigenpairs:
     """The k smallest or largest eigenpairs of a symmetric operator, with their residuals.
 
@@ -315,6 +316,7 @@ def extreme_pairs(
         norm: a lower estimate of ‖A‖, if one is known.
         tol: on the residuals, relative to the norm.
         max_products: limit of products with one vector, tested after every block.
+        dense: rows up to which a larger matrix is solved densely as well.
 
     Raises:
         Refused: k, tol, max_products or which out of range, or a start of wrong shape.
@@ -325,9 +327,9 @@ def extreme_pairs(
     rows = (k + sizes.width, size)
     if start is not None and start.shape != rows:
         raise Refused(f"got a start of shape {start.shape}; allowed: {rows}")
-    if size < sizes.rows + 2 * sizes.width:
-        dtype = float if start is None else start.dtype
-        *pairs, norm = _dense(operator, sign, k, jnp.eye(size, dtype=dtype))
+    if size < sizes.rows + 2 * sizes.width or size <= dense:
+        dtype = jnp.zeros((), float).dtype if start is None else start.dtype
+        *pairs, norm = _dense(operator, sign, k, np.eye(size, dtype=dtype))
         return _packed(pairs, norm, tol, size + k, 0, True)
     draw, key = jax.random.split(key)
     start = jax.random.normal(draw, rows, float) if start is None else start
