@@ -2,7 +2,7 @@
 
 One point is the median over rounds of the ratio, within a round, of another's time to that of `ufm`
 on the same work; right of the line `ufm` is faster. An arrow is a ratio of at least so much: the
-other was stopped there.
+other was stopped there, short of the gap or the residual asked for.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import certified, descent_steps, growth, paired
+from benchmarks import certified, descent_steps, eigenpairs, growth, paired
 from ufm import plots
 
 # A series of points: where the ratios lie, and what the other is.
@@ -25,6 +25,11 @@ STEPS = dict(zip(descent_steps.PEERS, PEERS, strict=False))
 def stored(name: str) -> Any:
     """results/{name}.json."""
     return json.loads((paired.RESULTS / f"{name}.json").read_text())
+
+
+# The solvers of the eigenpairs, and the name of each point there.
+SOLVERS = {"eigsh": "SciPy", "matfree": "matfree", "eigenthings": "hessian-eigenthings"}
+WHERE = {"saddle": "at a saddle", "on the way": "on the way"}
 
 
 def ratios() -> Iterator[tuple[str, dict[str, float]]]:
@@ -49,19 +54,22 @@ def ratios() -> Iterator[tuple[str, dict[str, float]]]:
         over = {peer: row["over_ufm"][name] for peer, name in names.items() if name}
         yield f"gap $\\leq 10^{{-8}}$ by L-BFGS, $K=d={row['K']}$", over
     for row in stored("eigenpairs")["results"]:
-        peers = {"eigsh": "SciPy", "matfree": "matfree", "eigenthings": "hessian-eigenthings"}
-        over = {p: row["over_ufm"][name] for name, p in peers.items() if name in row["over_ufm"]}
-        where = {"saddle": "at a saddle", "on the way": "on the way"}[row["point"]]
-        yield f"eigenpairs of {row['size']:,} variables, {where}", over
+        over = {p: row["over_ufm"][name] for name, p in SOLVERS.items() if name in row["over_ufm"]}
+        yield f"eigenpairs of {row['size']:,} variables, {WHERE[row['point']]}", over
 
 
 def stopped(rows: list[tuple[str, dict[str, float]]]) -> Iterator[tuple[float, int]]:
-    """(ratio, row) of those whose gap was still too large when they were stopped."""
+    """(ratio, row) of those whose gap or residual was still too large when they were stopped."""
     first = next(i for i, (what, _) in enumerate(rows) if what.startswith("gap"))
     for i, row in enumerate(stored("certified")["results"]):
         for who in ("scipy", "torch"):
             name = certified.quickest(row, who)
             if name and row["gaps"][name] > certified.GAP:
+                yield row["over_ufm"][name], first + i
+    first = next(i for i, (what, _) in enumerate(rows) if what.startswith("eigenpairs"))
+    for i, row in enumerate(stored("eigenpairs")["results"]):
+        for name in SOLVERS:
+            if name in row["over_ufm"] and row["chosen"][name]["residual"] > eigenpairs.RESIDUAL:
                 yield row["over_ufm"][name], first + i
 
 
