@@ -18,11 +18,11 @@ from ufm.runtime import programs
 def flags(monkeypatch):
     """Sets XLA_FLAGS and says what becomes of it; JAX has read its own long ago."""
 
-    def after(given: str | None) -> str | None:
+    def after(given: str | None, level: int | None = None) -> str | None:
         monkeypatch.delenv("XLA_FLAGS", raising=False)
         if given is not None:
             monkeypatch.setenv("XLA_FLAGS", given)
-        programs.compile_quickly()
+        programs.compile_quickly(level)
         return os.environ.get("XLA_FLAGS")
 
     return after
@@ -34,6 +34,13 @@ def test_flags_of_the_user_stay(flags):
     chosen = "--xla_cpu_use_fusion_emitters=true"
     assert flags(chosen) == chosen
     assert flags(None) == "--xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.mark.parametrize("given", [None, "--xla_backend_optimization_level=0"])
+def test_a_level_of_the_process_is_that_of_every_program(flags, given):
+    both = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    assert sorted(flags(given, level=0).split()) == both.split()
+    assert programs.options() == {"xla_cpu_use_fusion_emitters": False}
 
 
 def test_an_xla_that_was_not_tried_gets_no_flag(flags, monkeypatch):
