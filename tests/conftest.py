@@ -18,7 +18,7 @@ jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0"
 optimised = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
 jax.config.update("jax_disable_most_optimizations", not optimised)
 if not optimised:
-    compile_quickly()
+    compile_quickly(level=0)
 # What one worker or child process has compiled the others read, and so does the next run. The
 # user's own folder is left alone.
 PROGRAMS = {

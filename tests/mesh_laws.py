@@ -1,8 +1,8 @@
 """What must not depend on how many devices or processes there are, computed and printed as JSON.
 
-python -m tests.mesh_laws one|mesh|classes few|all [coordinator process processes folder]
+python -m tests.mesh_laws one|mesh|classes all|kept [coordinator process processes] [folder]
 
-With a folder: what a run and a sweep on disk give, cut off and resumed, instead.
+kept: what a run and a sweep in a folder give, cut off and resumed.
 """
 
 import json
@@ -17,7 +17,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes time here
 
 
-def laws(how: str, which: str) -> dict[str, object]:
+def laws(how: str) -> dict[str, object]:
     import ufm
     from ufm import hessian
     from ufm.runtime import blocks
@@ -51,7 +51,7 @@ def laws(how: str, which: str) -> dict[str, object]:
     found["certificate"] = list(ufm.certify(problem, params))
     product = hessian.product(problem, params, params)
     found["product"] = [float(jnp.vdot(x, y)) for x, y in zip(product, params, strict=True)]
-    if which == "all" and len(jax.devices()) == len(jax.local_devices()):
+    if len(jax.devices()) == len(jax.local_devices()):
         found["metrics"] = [float(x) for x in ufm.metrics.collapse(*params, problem.labels)]
         found["inertia"] = list(hessian.inertia(problem, params)[:3])  # the counts
         found["extreme"] = hessian.extreme(problem, params, k=3).values.tolist()
@@ -99,4 +99,4 @@ if __name__ == "__main__":
     if len(more) > 1:
         coordinator, process, processes = more[0], int(more[1]), int(more[2])
         jax.distributed.initialize(coordinator, processes, process)
-    print(json.dumps(kept(how, Path(more[-1])) if which == "kept" else laws(how, which)))
+    print(json.dumps(kept(how, Path(more[-1])) if which == "kept" else laws(how)))

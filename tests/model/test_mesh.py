@@ -17,7 +17,8 @@ TOLERANCES = {"rtol": 1e-8, "atol": 1e-12}
 
 
 def started(how: str, devices: int, *more: str) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    own = os.environ.get("XLA_FLAGS", "")
+    flags = f"{own} --xla_force_host_platform_device_count={devices}"
     # NPROC: threads of XLA. With one a device, sums over devices that wait for threads of one
     # another would wait for ever, however many cores this machine has.
     return subprocess.Popen(
@@ -39,11 +40,6 @@ def assert_same(found: dict, expected: dict) -> None:
     assert found.keys() <= expected.keys()
     for name, x in found.items():
         np.testing.assert_allclose(x, expected[name], **TOLERANCES, err_msg=name)
-
-
-def test_two_devices_descend_certify_and_differentiate_as_one_does():
-    one, two = started("one", 1, "few"), started("mesh", 2, "few")
-    assert_same(result(two), result(one))
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,8 @@ def _call(
             problem, begun, opt_state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
             record.traced,
         )  # fmt: skip
-        if begun.params.H.nbytes >= LARGE:
+        logits = problem.K * problem.N * begun.params.W.itemsize
+        if max(begun.params.H.nbytes, logits) >= LARGE:
             programs.compile_apart(program, *args)
         return program(*args)
 
