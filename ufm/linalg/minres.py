@@ -70,7 +70,7 @@ def minres(
 
     def body(state: _Loop) -> _Loop:
         image = operator(state.v) - state.beta * jnp.where(state.step > 0, 1, 0) * state.v_old
-        alpha = jnp.vdot(state.v, image)
+        alpha = jnp.vdot(state.v, image, precision=jax.lax.Precision.HIGHEST)
         image = image - alpha * state.v
         beta = jnp.linalg.norm(image)
         # Row of the tridiagonal matrix under the last two rotations, then the new rotation.
