@@ -19,6 +19,7 @@ optimised = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
 jax.config.update("jax_disable_most_optimizations", not optimised)
 if not optimised:
     compile_quickly(level=0)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 # What one worker or child process has compiled the others read, and so does the next run. The
 # user's own folder is left alone.
 PROGRAMS = {

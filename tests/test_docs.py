@@ -155,6 +155,8 @@ def home(tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(home):
+    """With a module that no page names, which is put among the inner ones."""
+    (home / "ufm" / "fresh.py").write_text('''"""New."""\n\n\ndef thing():\n    """It."""\n''')
     built = build(home)
     assert built.returncode == 0, built.stderr
     loads = re.compile(
@@ -168,18 +170,14 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(home):
     parts = (path.relative_to(ROOT).with_suffix("").parts for path in ROOT.glob("ufm/**/*.py"))
     modules = {".".join(names).removesuffix(".__init__") for names in parts}
     assert sorted(heads) == sorted(
-        name for name in modules if name != "ufm.cli" and not name.startswith("ufm.commands")
+        name
+        for name in {*modules, "ufm.fresh"}
+        if name != "ufm.cli" and not name.startswith("ufm.commands")
     )
+    assert 'id="ufm.fresh.thing"' in (home / "build/docs/api/modules.html").read_text()
     model = (home / "build/docs/model.html").read_text()
     assert model.count("<math ") > 50
     assert "arithmatex" not in model
-
-
-@pytest.mark.slow
-def test_a_module_that_no_page_names_is_put_among_the_inner_modules(home):
-    (home / "ufm" / "fresh.py").write_text('''"""New."""\n\n\ndef thing():\n    """It."""\n''')
-    assert build(home).returncode == 0
-    assert 'id="ufm.fresh.thing"' in (home / "build/docs/api/modules.html").read_text()
 
 
 @pytest.mark.slow
