@@ -330,6 +330,7 @@ def test_a_descent_begun_in_float32_ends_at_the_minimum_to_the_same_digits(monke
     """In fewer steps of float64 than without; to rounding, as any other solution."""
     problem = Problem(12, 11, 2, lam_W=2e-3, lam_H=1e-3, lam_b=1e-3)
     start = laws.random_params(problem)
+    plain = solver.solve(problem, start)
     monkeypatch.setattr(solver, "_VERY_MANY", 100)
     found = solver.solve(problem, start)
     assert found.status == "converged"
@@ -337,8 +338,8 @@ def test_a_descent_begun_in_float32_ends_at_the_minimum_to_the_same_digits(monke
     least = float(theory.global_value(problem))
     assert float(objective(problem, found.params)) == pytest.approx(least, rel=0, abs=1e-14)
     with jax.enable_x64(True):
-        rough, taken = jax.jit(solver._roughly_downhill)(problem, start, 10_000)
-    assert 0 < taken < found.descent_steps
+        rough, taken, _ = jax.jit(solver._roughly_downhill)(problem, start, 10_000)
+    assert 0 <= found.descent_steps - taken < plain.descent_steps
     slope = norm(gradient(problem, rough))
     G = newton.terms.data_gradient(problem, rough)
     assert slope <= 1e-5 * newton.scale(problem, rough, G)
@@ -352,7 +353,7 @@ def test_what_float32_cannot_hold_is_left_to_float64(size, lam):
     problem = Problem(4, 5, 2, lam_W=lam, lam_H=lam, lam_b=lam)
     start = laws.random_params(problem, scale=size)
     with jax.enable_x64(True):
-        rough, taken = jax.jit(solver._roughly_downhill)(problem, start, 300)
+        rough, taken, _ = jax.jit(solver._roughly_downhill)(problem, start, 300)
     if lam == 1e-60:
         assert taken > 0
         assert objective(problem, rough) < objective(problem, start)

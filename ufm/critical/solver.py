@@ -124,14 +124,13 @@ def solve(
         if problem.fixed:  # convex: Newton's method needs no descent before it
             fixed.check(at.problem)
         elif descend:
-            handover, before = _HANDOVER_TO_MINRES if large else _HANDOVER, 0
+            before, unit = 0, ()
             if at.problem.size > _VERY_MANY and not many:
                 rough = _compiled(_roughly_downhill, many, large)
-                small, before = rough(at.problem, small, np.int32(steps))
-                # The unit has shrunk already.
-                handover = _HANDOVER if before else handover
+                small, before, *unit = rough(at.problem, small, np.int32(steps))
             down = _compiled(_downhill, many, large)
-            small, taken = down(at.problem, small, np.int32(steps - before), handover)
+            handover = _HANDOVER_TO_MINRES if large else _HANDOVER
+            small, taken = down(at.problem, small, np.int32(steps - before), handover, *unit)
             taken = taken + before
         polish = _polish(problem, near, many, large)
         polished = polish(at.problem, small, np.int32(newton_steps))
@@ -288,12 +287,13 @@ def _stretched(problem: Problem, params: Params) -> tuple[Problem, Params, Array
     return problem, Params(W * s, H / s, b), r
 
 
-def _roughly_downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array]:
-    """L-BFGS in float32 until ‖∇f‖ is rounding: (point in float64, steps taken).
+def _roughly_downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array, Array]:
+    """L-BFGS in float32 until ‖∇f‖ is rounding: (point in float64, steps taken, scale at params).
 
-    The start, and 0, where that does not lower f.
+    The start, and 0 steps, where that does not lower f.
     """
     stretched, begun, r = _stretched(problem, params)
+    unit = newton.scale(stretched, begun, terms.data_gradient(stretched, begun))
     begun = jax.tree.map(lambda x: x.astype(jnp.float32), begun)
     eps = jnp.finfo(jnp.float32).eps
 
@@ -321,11 +321,16 @@ def _roughly_downhill(problem: Problem, params: Params, steps: Any) -> tuple[Par
     found = Params(W * r, H / r, b)
     lower = terms.objective(problem, found) < terms.objective(problem, params)  # False for NaN
     found = jax.tree.map(lambda x, y: jnp.where(lower, x, y), found, params)
-    return found, jnp.where(lower, state.step, 0)
+    return found, jnp.where(lower, state.step, 0), unit
 
 
-def _downhill(problem: Problem, params: Params, steps: Any, handover: Any) -> tuple[Params, Array]:
-    """L-BFGS from one start until Newton's method takes over: (point, steps taken)."""
+def _downhill(
+    problem: Problem, params: Params, steps: Any, handover: Any, unit: Any = None
+) -> tuple[Params, Array]:
+    """L-BFGS from one start until Newton's method takes over: (point, steps taken).
+
+    unit: `newton.scale` at the start; None if that is params.
+    """
     problem, params, r = _stretched(problem, params)
 
     def going(carry):
@@ -346,7 +351,7 @@ def _downhill(problem: Problem, params: Params, steps: Any, handover: Any) -> tu
 
     slope = terms.norm(terms.gradient(problem, params))
     begin = start(problem, params, _METHOD, _HYPER)
-    first = (begin, slope, handover * size(params))
+    first = (begin, slope, handover * (size(params) if unit is None else unit))
     state, *_ = jax.lax.while_loop(going, nearer, first)
     W, H, b = state.params
     return Params(W * r, H / r, b), state.step
