@@ -124,14 +124,7 @@ def solve(
         if problem.fixed:  # convex: Newton's method needs no descent before it
             fixed.check(at.problem)
         elif descend:
-            before, unit = 0, ()
-            if at.problem.size > _VERY_MANY and not many:
-                rough = _compiled(_roughly_downhill, many, large)
-                small, before, *unit = rough(at.problem, small, np.int32(steps))
-            down = _compiled(_downhill, many, large)
-            handover = _HANDOVER_TO_MINRES if large else _HANDOVER
-            small, taken = down(at.problem, small, np.int32(steps - before), handover, *unit)
-            taken = taken + before
+            small, taken = _descended(at.problem, small, steps, many, large)
         polish = _polish(problem, near, many, large)
         polished = polish(at.problem, small, np.int32(newton_steps))
         lifted, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
@@ -151,6 +144,20 @@ def solve(
     counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
     numbers: tuple = counts if many else tuple(x.item() for x in counts)
     return Solution(*(lifted, *numbers, residuals))
+
+
+def _descended(
+    problem: Problem, params: Params, steps: int, many: bool, large: bool
+) -> tuple[Params, Any]:
+    """`_downhill` from one start or many, in float32 before that if it is long: (points, steps)."""
+    before, unit = 0, ()
+    if problem.size > _VERY_MANY and not many:
+        rough = _compiled(_roughly_downhill, many, large)
+        params, before, *unit = rough(problem, params, np.int32(steps))
+    down = _compiled(_downhill, many, large)
+    handover = _HANDOVER_TO_MINRES if large else _HANDOVER
+    params, taken = down(problem, params, np.int32(steps - before), handover, *unit)
+    return params, taken + before
 
 
 def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:

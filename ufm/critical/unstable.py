@@ -126,8 +126,7 @@ def escape(
     points.check_types(problem, saddle)
     layers.require_free(problem, "critical.escape")
     key, delta = check.key(key), check.real("delta", delta, above=0)
-    lengths = _lengths(problem, epsilon, delta)
-    steps = check.integer("steps", steps, 1, 2**31 - 1)
+    lengths, steps = _lengths(problem, epsilon, delta), arguments.limit("steps", steps)
     if batch_size is not None:
         batch_size = check.integer("batch_size", batch_size, 1, problem.N, f"N={problem.N}")
     learning_rate = arguments.tolerance("learning_rate", learning_rate)

@@ -286,14 +286,19 @@ def extreme(
             operator, size, k, key, which=which, tol=tol, max_products=max_products, **options
         )
         coarse = resolution(problem, params)
-        values, residuals = np.asarray(found.values), np.asarray(found.residuals)
-        decided = np.abs(values) > residuals + coarse
-        signs = jnp.asarray(np.where(decided, np.sign(values), 0).astype(np.int32))
+        signs = _signs(found, coarse)
     missed = _missed(problem, params, found, sign) if exact else None
     return Extreme(
         found.values, found.vectors, found.residuals, found.converged, signs, coarse,
         float(found.norm), int(found.products), found.status, missed,
     )  # fmt: skip
+
+
+def _signs(found: lanczos.Eigenpairs, coarse: float) -> Array:
+    """Signs of the values, 0 where residual and rounding of the params do not decide."""
+    values, residuals = np.asarray(found.values), np.asarray(found.residuals)
+    decided = np.abs(values) > residuals + coarse
+    return jnp.asarray(np.where(decided, np.sign(values), 0).astype(np.int32))
 
 
 def _missed(problem: Problem, params: Params, found: lanczos.Eigenpairs, sign: int) -> int:
