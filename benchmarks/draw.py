@@ -20,16 +20,14 @@ PEERS = (
     "hessian-eigenthings",
 )  # fmt: skip
 STEPS = dict(zip(descent_steps.PEERS, PEERS, strict=False))
+# The solvers of the eigenpairs, and the name of each point there.
+SOLVERS = {"eigsh": "SciPy", "matfree": "matfree", "eigenthings": "hessian-eigenthings"}
+WHERE = {"saddle": "at a saddle", "on the way": "on the way"}
 
 
 def stored(name: str) -> Any:
     """results/{name}.json."""
     return json.loads((paired.RESULTS / f"{name}.json").read_text())
-
-
-# The solvers of the eigenpairs, and the name of each point there.
-SOLVERS = {"eigsh": "SciPy", "matfree": "matfree", "eigenthings": "hessian-eigenthings"}
-WHERE = {"saddle": "at a saddle", "on the way": "on the way"}
 
 
 def ratios() -> Iterator[tuple[str, dict[str, float]]]:

@@ -137,8 +137,8 @@ def direction(size: int) -> optax.GradientTransformation:
         Sg, Yg = (inner(pairs, g)[turn] for pairs in (S, Y))
         # The products of the pairs with the last gradient, of the newest pair among them.
         newest = (inner(x, slope) for x in (s, y))
-        Sg_, Yg_ = (jnp.append(x[1:], last) for x, last in zip(before, newest, strict=True))
-        SY, YY = _followed(SY, Sg - Sg_), _followed(YY, Yg - Yg_)
+        Sg_old, Yg_old = (jnp.append(x[1:], last) for x, last in zip(before, newest, strict=True))
+        SY, YY = _followed(SY, Sg - Sg_old), _followed(YY, Yg - Yg_old)
         back = (jnp.arange(size) - at - 1) % size
         a, w = jnp.stack(_coefficients(SY, YY, gamma, Sg, Yg))[:, back]
         p = jax.tree.map(lambda g, S, Y: gamma * (_sum(w, Y) - g) - _sum(a, S), g, S, Y)
