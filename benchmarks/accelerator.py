@@ -234,14 +234,18 @@ SECTIONS: dict[str, Callable[[Sizes], Any]] = {
 }  # fmt: skip
 
 
-def measure(small: bool, budget: float) -> dict[str, Any]:
-    """All sections, as far as the time goes; of one that was ended what it had printed."""
+def measure(small: bool, budget: float, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All sections, as far as the time goes; of one that was ended what it had printed.
+
+    `keep` is called with what there is after every section: a device may be taken away.
+    """
     begun, record = time.monotonic(), {}
     for name in SECTIONS:
         words = [sys.executable, "-m", "benchmarks.accelerator", "--section", name]
         left = budget - (time.monotonic() - begun)
         print(f"measuring {name}, {left:.0f} s left …", flush=True)
         record[name] = _told([*words, *["--small"] * small], left)
+        keep(record)
     return record
 
 
@@ -344,10 +348,13 @@ def main(small: bool) -> None:
     begun = time.monotonic()
     if not small and _told([sys.executable, "-c", BACKEND], 60) in (None, ["cpu"]):
         sys.exit("JAX finds no accelerator here: nothing to measure. Try the command with --small")
-    record = measure(small, BUDGET - (time.monotonic() - begun))
     environment = paired.environment(PACKAGES) | {"threads": "those of the device"}
-    if not small:
-        paired.write("accelerator", {"environment": environment, **record})
+
+    def keep(record: dict[str, Any]) -> None:
+        if not small:
+            paired.write("accelerator", {"environment": environment, **record})
+
+    record = measure(small, BUDGET - (time.monotonic() - begun), keep)
     print(table(record))
     print(json.dumps(columns(record), indent=1, ensure_ascii=False))
     print(f"{time.monotonic() - begun:.0f} s in all")
