@@ -37,6 +37,7 @@ import ufm
 from benchmarks import naive, paired
 from ufm.descent import loop
 from ufm.descent import run as descent
+from ufm.runtime import loops
 from ufm.runtime.threads import lapack_on_one_thread
 
 SHAPES = ((10, 20, 100), (100, 128, 100), (1000, 512, 10), (10, 512, 5000))
@@ -84,7 +85,7 @@ def ours(
 
     @jax.jit
     def run(problem, state, count):
-        return jax.lax.fori_loop(0, count, lambda _, s: loop.step(problem, method, hyper, s), state)
+        return loops.repeat(count, partial(loop.step, problem, method, hyper), state)
 
     begun = time.perf_counter()
     run.lower(problem, state, 1).compile()

@@ -26,6 +26,7 @@ from benchmarks import paired
 from ufm import plots
 from ufm.descent import loop
 from ufm.descent import run as descent
+from ufm.runtime import loops
 
 ROUNDS, SECONDS, DISTANCE, GAP = 3, 0.2, 1e-4, 1e-8
 PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax")
@@ -61,7 +62,7 @@ def a_step(shape: tuple[int, int, int]) -> Callable[[], float]:
 
     @jax.jit
     def steps(state, count):
-        return jax.lax.fori_loop(0, count, lambda _, s: loop.step(problem, method, hyper, s), state)
+        return loops.repeat(count, partial(loop.step, problem, method, hyper), state)
 
     def run(count: int) -> Any:
         return jax.block_until_ready(steps(state, count))

@@ -21,6 +21,7 @@ import ufm
 from benchmarks import paired
 from benchmarks.descent_steps import LEARNING_RATE, MOMENTUM, ours, problem_and_start
 from ufm.descent import loop
+from ufm.runtime import loops
 
 SHAPE, COUNTS, ROUNDS = (10, 20, 10), (16, 32, 64, 256), 5
 SHORT, LONG = 20_000, 100_000  # steps of whole sweeps
@@ -40,11 +41,11 @@ def mapped(count: int):
 
     @jax.jit
     def run(problem, state, hyper, steps):
-        def step(_, state):
+        def step(state):
             one = jax.vmap(lambda p, s, h: loop.step(p, method, h, s))
             return one(problem, state, hyper)
 
-        return jax.lax.fori_loop(0, steps, step, state)
+        return loops.repeat(steps, step, state)
 
     return lambda steps: jax.block_until_ready(run(problem, state, hyper, steps))
 

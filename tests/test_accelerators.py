@@ -19,6 +19,7 @@ from ufm.hessian import curvature, eigenpairs
 from ufm.linalg import lanczos
 from ufm.metrics import measures
 from ufm.model import quotient
+from ufm.runtime import loops
 
 PROBLEM = ufm.Problem(4, 6, 5, lam=5e-3)
 PARAMS = ufm.init_params(0, PROBLEM, dtype=jnp.float32)
@@ -75,7 +76,8 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_holds_nothing_that_an_accelerator_lacks(name, platform):
+def test_a_program_holds_nothing_that_an_accelerator_lacks(name, platform, monkeypatch):
+    monkeypatch.setitem(loops.STRIDE, "cpu", 16)  # as on an accelerator
     with jax.enable_x64(False):
         program, arguments = PROGRAMS[name]()
         exported = jax.export.export(jax.jit(program), platforms=[platform])(*arguments)

@@ -31,7 +31,7 @@ from ufm.model import objective as terms
 from ufm.model.fixed import held
 from ufm.model.objective import add_decay, gradient, gradient_norm, logits, objective, weighed
 from ufm.model.problem import Params, Problem
-from ufm.runtime import blocks
+from ufm.runtime import blocks, loops
 
 
 class Status(IntEnum):
@@ -336,7 +336,7 @@ def trajectory(
     measure = criteria if record is None else partial(measurements, record=record)
 
     def run_chunk(i, count, state, steps, table, status):
-        new = jax.lax.fori_loop(0, count, lambda _, s: step(problem, method, hyper, s), state)
+        new = loops.repeat(count, partial(step, problem, method, hyper), state)
         row = measure(problem, new.params)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
