@@ -1,11 +1,12 @@
 """What an accelerator does with the same work: the GPU columns of every table, in eight minutes.
 
-Every section is a process of its own, which gets what is left of the eight minutes and is ended
-then; what was not reached is "not measured". The rates of the device come first: products of square
-matrices in float32 at "highest" (what `ufm` asks for), at JAX's default (TF32 on NVIDIA), in
-bfloat16 and in float64, and the bandwidth of a copy. A step's share of the product rate is that of
-its 6KdN operations in float32 at "highest", its share of the bandwidth that of the 16dN bytes
-that its update must move. Where N grows it grows up to what fits.
+Every section is a process of its own, which gets what is left of the eight minutes but half a
+minute for each section after it, and is ended then; what was not reached is "not measured". The
+rates of the device come first: products of square matrices in float32 at "highest" (what `ufm` asks
+for), at JAX's default (TF32 on NVIDIA), in bfloat16 and in float64, and the bandwidth of a copy. A
+step's share of the product rate is that of its 6KdN operations in float32 at "highest", its share
+of the bandwidth that of the 16dN bytes that its update must move. Where N grows it grows up to what
+fits.
 
     python -m benchmarks --accelerator            writes results/accelerator.json, fills the tables
     python -m benchmarks --accelerator --small    tiny sizes, on any device; keeps nothing
@@ -26,6 +27,7 @@ from benchmarks import paired
 from benchmarks.first_result import TASKS
 
 BUDGET = 480.0  # seconds of the whole command
+RESERVED = 30.0  # seconds that a section leaves to each one after it
 PACKAGES = ("ufm", "jax", "jaxlib", "numpy", "optax")
 FITS = 0.8  # of the device's memory may be taken
 BACKEND = "import jax, json; print(json.dumps([jax.default_backend()]))"
@@ -228,9 +230,9 @@ def first_result(sizes: Sizes) -> dict[str, Any]:
 
 # In this order: what says most about the device first, what takes longest last.
 SECTIONS: dict[str, Callable[[Sizes], Any]] = {
-    "rates": rates, "descent_steps": descent_steps, "larger": larger, "many": many,
-    "eigenpairs": eigenpairs, "growth": growth, "memory": memory, "first_result": first_result,
-    "certified": certified,
+    "rates": rates, "descent_steps": descent_steps, "many": many, "eigenpairs": eigenpairs,
+    "certified": certified, "first_result": first_result, "growth": growth, "memory": memory,
+    "larger": larger,
 }  # fmt: skip
 
 
@@ -239,12 +241,13 @@ def measure(small: bool, budget: float, keep: Callable[[dict[str, Any]], None]) 
 
     `keep` is called with what there is after every section: a device may be taken away.
     """
-    begun, record = time.monotonic(), {}
+    begun, record = time.monotonic(), dict[str, Any]()
     for name in SECTIONS:
         words = [sys.executable, "-m", "benchmarks.accelerator", "--section", name]
         left = budget - (time.monotonic() - begun)
+        waiting = len(SECTIONS) - len(record) - 1
         print(f"measuring {name}, {left:.0f} s left …", flush=True)
-        record[name] = _told([*words, *["--small"] * small], left)
+        record[name] = _told([*words, *["--small"] * small], left - RESERVED * waiting)
         keep(record)
     return record
 
