@@ -171,6 +171,14 @@ class Loss(Protocol):
         """A bound on the change of ℓ_i when the logits of column i change by at most δ_i, (N,)."""
         ...
 
+    def residual_rounding(self, R: Any, Z: Any, t: Any, delta: Any) -> Any:
+        """A bound on the errors of R = `residual`, (K, N), at logits known to δ_i in column i.
+
+        To first order in δ and in the precision ε of Z, with δ at least ε/2 max|Z|. Entries that
+        are differences of larger terms have errors of the size of these terms times ε.
+        """
+        ...
+
     def smoothness(self, targets: Any = None) -> Any:
         """A bound on ‖S_j‖₂ over all z, for these targets (None: all labels)."""
         ...
