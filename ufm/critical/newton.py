@@ -97,8 +97,9 @@ def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖HΩ‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
 
     Without a bias √N is replaced by ε√N: features shorter by ε than at logits of order 1 count as
-    the origin, where ∇f = 0. Rounding leaves a residual of about 1e-16 scale; unlike ‖∇f‖ alone,
-    ‖∇f‖/scale is not small just because a point is near the origin. Traceable.
+    the origin, where ∇f = 0. Rounding leaves a residual of about 1e-16 scale if the entries of G
+    have their relative accuracy (otherwise see `rounding`); unlike ‖∇f‖ alone, ‖∇f‖/scale is not
+    small just because a point is near the origin. Traceable.
 
     Args:
         problem, params: any point.
@@ -121,9 +122,10 @@ def _pull(problem: Problem, params: Params) -> Scalar:
 def rounding(problem: Problem, params: Params) -> Scalar:
     """(‖W‖ + ‖H‖ + √N)‖E‖: a bound on the error of ∇f by errors of up to E in G. Traceable.
 
-    E is `ufm.model.magnitudes.gradient_rounding`. It is ε‖G‖ where the entries of G have their
-    relative accuracy, as for cross-entropy with labels. Where they are differences of larger terms,
-    such as z − t of the squared error, it may be far larger than ε‖G‖ at a minimum.
+    E is `ufm.model.magnitudes.gradient_rounding`. It is proportional to |G| where the entries of G
+    have their relative accuracy, as for cross-entropy with labels: the bound is then below 1e-14
+    `scale` for logits up to 40. Where they are differences of larger terms, such as z − t of the
+    squared error, it is in proportion to these terms, and larger at a minimum with small decays.
     """
     R = terms.residual(problem, params, problem.labels)
     return _pull(problem, params) * length(magnitudes.gradient_rounding(problem, params, R))

@@ -4,7 +4,7 @@
 2. L-BFGS until the gradient is small, in coordinates in which λ_W and λ_H are nearly equal; on very
    large problems first in float32, in half the time, as far as that precision goes.
 3. `ufm.critical.newton`: steps of least length with quadratic convergence, to ‖∇f‖ ≤ 1e-14 of the
-   terms that cancel.
+   terms that cancel, or the rounding of ∇f if that is larger.
 
 A fixed classifier replaces 2 and 3 by `ufm.critical.fixed`. Where H ≥ 0, `ufm.critical.kkt`
 replaces all of them, and on the sphere `ufm.critical.sphere` does.
@@ -85,7 +85,8 @@ def solve(
 ) -> Solution:
     """A critical point by descent from params and Newton's method, to a relative ‖∇f‖ of 1e-14.
 
-    The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f.
+    The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f. Where the
+    rounding of ∇f exceeds that, as for the squared error at small decays, it is the limit.
 
     Computed in float64 whatever the precision of params and of JAX's configuration. Several starts
     of one problem run in one compiled call; each shape is compiled once.

@@ -36,7 +36,8 @@ EPS = np.finfo(np.float64).eps
 TOLERANCE = 1e-8  # share of the terms that cancel, up to which a point counts as critical
 CAUTION = 64  # an estimated error is trusted up to this factor
 SHARE = 1e-6  # of f, by which a global minimiser may exceed f*
-POLISHED = 1e-14  # residual of a converged point in units of the terms that cancel (`ufm.solve`)
+# Residual of a converged point in units of the terms that cancel (`ufm.solve`), if above rounding.
+POLISHED = 1e-14
 # W and H both shorter than this, in units of their lengths at logits of order 1, are the origin.
 ORIGIN = 1e-10
 # What holds at critical points only where W moves.

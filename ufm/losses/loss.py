@@ -129,7 +129,7 @@ class Loss(Protocol):
         ...
 
     def residual(self, Z: Any, t: Any) -> Any:
-        """∇_z ℓ_i, (K, N); differentiable. For labels every entry has full relative accuracy."""
+        """∇_z ℓ_i, (K, N); differentiable. Its errors are bounded by `residual_rounding`."""
         ...
 
     def curvature(self, Z: Any, t: Any) -> Curvature:

@@ -44,7 +44,7 @@ class Evaluated(NamedTuple):
     problem: with scalar decays.  params: W (K, d), H (d, N), b (K,), which is 0 without a bias.
     value: f, in nats.
     S: the Hessians S_i of the loss in the logits of every sample.
-    residual: R = [r_i], (K, N), every entry with its relative accuracy; P − Y for cross-entropy.
+    residual: R = [r_i], (K, N); P − Y for cross-entropy.
     gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖, where H ≥ 0 and on the
         sphere that of the projected gradient.
     rounding: bounds on the errors of the entries of G (`ufm.model.magnitudes.gradient_rounding`).
