@@ -103,6 +103,9 @@ MUTANTS = {
     "smoothness": {"smoothness": lambda *_: 0.4},
     "residual_bound": {"residual_bound": lambda _, value, __=None: value / 8},
     "moved": {"moved": lambda *x: 0.1 * x[-1]},
+    "rounding": {
+        "residual_rounding": lambda *x: 0.1 * CrossEntropy.residual_rounding(*x),
+    },
     "value": {
         "value": lambda self, Z, t: CrossEntropy.value(self, Z, t) * (1 + 1e-9),
     },

@@ -19,6 +19,7 @@ from ufm.check import Refused
 from ufm.critical.newton import EPS, RECORDS, Arrival, Polished, length
 from ufm.hessian.stationarity import POLISHED
 from ufm.linalg.products import matmul
+from ufm.model import magnitudes
 from ufm.model import objective as terms
 from ufm.model.problem import Params, Problem
 
@@ -30,7 +31,7 @@ class _Loop(NamedTuple):
     params: Params
     value: Array
     slope: Params
-    scale: Array
+    tolerance: Array
     newton_step: Array
     steps: Int[Array, ""]
     status: Int[Array, ""]
@@ -66,8 +67,20 @@ def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     Without a bias √N is replaced by ε√N, as in `ufm.critical.newton.scale`.
     """
     lams = terms.decays(problem, G.dtype)
-    pull = length(params.W) + problem.N**0.5 * (1.0 if problem.bias else EPS)
-    return pull * length(G) + length(lams.H * params.H) + lams.b * length(params.b)
+    decay = length(lams.H * params.H) + lams.b * length(params.b)
+    return _pull(problem, params) * length(G) + decay
+
+
+def _pull(problem: Problem, params: Params) -> Scalar:
+    """The factor of ‖G‖ in `scale`."""
+    return length(params.W) + problem.N**0.5 * (1.0 if problem.bias else EPS)
+
+
+def tolerance(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
+    """‖∇f‖ up to which a point is critical to rounding, as `ufm.critical.newton.tolerance`."""
+    R = terms.residual(problem, params, problem.labels)
+    E = magnitudes.gradient_rounding(problem, params, R)
+    return jnp.maximum(POLISHED * scale(problem, params, G), _pull(problem, params) * length(E))
 
 
 def _blocks(problem: Problem, params: Params) -> tuple[Array, Array, Array]:
@@ -111,10 +124,10 @@ def step(problem: Problem, params: Params, slope: Params) -> Params:
 
 
 def _at(problem: Problem, params: Params) -> tuple[Array, Params, Array]:
-    """(f, ∇f, `scale`) at a point."""
+    """(f, ∇f, `tolerance`) at a point."""
     G = terms.data_gradient(problem, params)
     slope = terms.gradient(problem, params, G)
-    return terms.objective(problem, params), slope, scale(problem, params, G)
+    return terms.objective(problem, params), slope, tolerance(problem, params, G)
 
 
 def _ahead(problem: Problem, state: _Loop, limit) -> _Loop:
@@ -125,11 +138,11 @@ def _ahead(problem: Problem, state: _Loop, limit) -> _Loop:
 
     def tried(t):
         point = jax.tree.map(lambda x, y: x + t * y, state.params, s)
-        value, slope, size = _at(problem, point)
+        value, slope, zero = _at(problem, point)
         lower = told & (value <= state.value + 1e-4 * t * descent)
         # Not in proportion to t: at the level of rounding any t makes it a little smaller.
         flatter = terms.norm(slope) <= (1 - 1e-4) * before
-        return (point, value, slope, size), lower | flatter
+        return (point, value, slope, zero), lower | flatter
 
     def halved(carry):
         return carry[0] / 2, *tried(carry[0] / 2)
@@ -138,17 +151,17 @@ def _ahead(problem: Problem, state: _Loop, limit) -> _Loop:
     _, new, good = jax.lax.while_loop(
         lambda carry: ~carry[2] & (carry[0] > 2.0**-_HALVINGS), halved, (one, *tried(one))
     )
-    old = (state.params, state.value, state.slope, state.scale)
-    params, value, slope, size = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+    old = (state.params, state.value, state.slope, state.tolerance)
+    params, value, slope, zero = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
     steps = state.steps + 1
     residuals = state.residuals.at[steps].set(terms.norm(slope), mode="drop")
-    status = jnp.where(good, _status(slope, size, steps, limit), Arrival.stalled)
-    return _Loop(params, value, slope, size, terms.norm(s), steps, status, residuals)
+    status = jnp.where(good, _status(slope, zero, steps, limit), Arrival.stalled)
+    return _Loop(params, value, slope, zero, terms.norm(s), steps, status, residuals)
 
 
-def _status(slope: Params, size: Array, steps: Array, limit) -> Array:
+def _status(slope: Params, zero: Array, steps: Array, limit) -> Array:
     status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
-    arrived = terms.norm(slope) <= POLISHED * size
+    arrived = terms.norm(slope) <= zero
     return jnp.where(arrived, Arrival.converged, status).astype(jnp.int32)
 
 
@@ -164,17 +177,17 @@ def polish(problem: Problem, params: Params, limit=100) -> Polished:
     origin = Params(params.W, jnp.zeros_like(params.H), jnp.zeros_like(params.b))
     far = terms.objective(problem, origin) < terms.objective(problem, params)
     params = jax.tree.map(lambda x, y: jnp.where(far, x, y), origin, params)
-    value, slope, size = _at(problem, params)
+    value, slope, zero = _at(problem, params)
     residuals = jnp.full(RECORDS, jnp.nan, params.W.dtype).at[0].set(terms.norm(slope))
     none, untried = jnp.int32(0), jnp.zeros((), params.W.dtype)
-    status = _status(slope, size, none, limit)
-    first = _Loop(params, value, slope, size, untried, none, status, residuals)
+    status = _status(slope, zero, none, limit)
+    first = _Loop(params, value, slope, zero, untried, none, status, residuals)
     last = jax.lax.while_loop(
         lambda state: state.status == Arrival.running,
         lambda state: _ahead(problem, state, limit),
         first,
     )
     return Polished(
-        last.params, terms.norm(last.slope), last.scale, last.newton_step, last.steps,
+        last.params, terms.norm(last.slope), last.tolerance, last.newton_step, last.steps,
         last.status, last.residuals,
     )  # fmt: skip

@@ -42,6 +42,7 @@ class Reached(NamedTuple):
     """A stationary point of the large problem, and how it was found.
 
     params, residual, scale: as in `ufm.Solution`.
+    tolerance: `newton.tolerance` at params.
     multiplier: the smallest ∂f/∂h at a zero of H, infinite where there is none.
     taken: steps of descent.  polished: the result of Newton's method, for the class means.
     """
@@ -49,6 +50,7 @@ class Reached(NamedTuple):
     params: Params
     residual: Scalar
     scale: Scalar
+    tolerance: Scalar
     multiplier: Scalar
     taken: Array
     polished: Polished
@@ -88,14 +90,14 @@ def reach(problem: Problem, params: Params, steps: Any, newton_steps: Any) -> Re
     slope = terms.gradient(problem, lifted, G)
     residual = terms.norm(layers.slope(problem, lifted, slope))
     least = jnp.min(jnp.where(H > 0, jnp.inf, slope.H))
-    return Reached(lifted, residual, newton.scale(problem, lifted, G), least, taken, polished)
+    scale, zero = newton.scale(problem, lifted, G), newton.tolerance(problem, lifted, G)
+    return Reached(lifted, residual, scale, zero, least, taken, polished)
 
 
-def _slope(problem: Problem, params: Params) -> tuple[Params, Params, Scalar]:
-    """(∇f, the projected gradient, `newton.scale`) at a point."""
-    G = terms.data_gradient(problem, params)
+def _slope(problem: Problem, params: Params, G: Array) -> tuple[Params, Params]:
+    """(∇f, the projected gradient) at a point, from G there."""
     g = terms.gradient(problem, params, G)
-    return g, layers.slope(problem, params, g), newton.scale(problem, params, G)
+    return g, layers.slope(problem, params, g)
 
 
 def _dot(x: Params, y: Params) -> Scalar:
@@ -128,8 +130,11 @@ def downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Arra
     problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
     x = layers.project(problem, Params(params.W / r, params.H * r, params.b))
 
-    def near(held, size):
-        return terms.norm(held) <= _HANDOVER * size
+    def at_point(x):
+        G = terms.data_gradient(problem, x)
+        g, held = _slope(problem, x, G)
+        near = jnp.maximum(_HANDOVER * newton.scale(problem, x, G), newton.rounding(problem, x))
+        return g, held, terms.norm(held) <= near
 
     def ahead(state: _Descent) -> _Descent:
         moved = jax.tree.map(lambda x, g: x - state.alpha * g, state.x, state.g)
@@ -150,20 +155,18 @@ def downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Arra
         one = jnp.ones((), x.W.dtype)
         t, value = jax.lax.while_loop(high, shorter, (one, terms.objective(problem, at(one))))
         new = layers.project(problem, at(t))
-        g, held, size = _slope(problem, new)
+        g, _, near = at_point(new)
         s = jax.tree.map(jnp.subtract, new, state.x)
         bent = _dot(s, jax.tree.map(jnp.subtract, g, state.g))
         alpha = jnp.where(bent > 0, _dot(s, s) / jnp.where(bent > 0, bent, 1), 10 * state.alpha)
         values = jnp.roll(state.values, 1).at[0].set(value)
-        return _Descent(
-            new, g, jnp.clip(alpha, _LEAST, _MOST), values, near(held, size), state.step + 1
-        )
+        return _Descent(new, g, jnp.clip(alpha, _LEAST, _MOST), values, near, state.step + 1)
 
-    g, held, size = _slope(problem, x)
+    g, held, near = at_point(x)
     value = terms.objective(problem, x)
     values = jnp.full(_MEMORY, -jnp.inf, value.dtype).at[0].set(value)
     alpha = 1 / jnp.maximum(terms.norm(held), 1e-12)
-    begin = _Descent(x, g, alpha, values, near(held, size), jnp.int32(0))
+    begin = _Descent(x, g, alpha, values, near, jnp.int32(0))
     last = jax.lax.while_loop(lambda state: ~state.near & (state.step < steps), ahead, begin)
     W, H, b = last.x
     return Params(W * r, H / r, b), last.step
@@ -181,12 +184,13 @@ def polish(problem: Problem, params: Params, limit: Any = 100) -> Polished:
 
     def measured(x):
         point = unflatten(problem, x)
-        g, held, size = _slope(problem, point)
+        G = terms.data_gradient(problem, point)
+        g, held = _slope(problem, point, G)
         free = point._replace(
             W=jnp.ones_like(point.W, bool), H=(point.H > 0) | (g.H < 0),
             b=jnp.ones_like(point.b, bool),
         )  # fmt: skip
-        return flatten(problem, held), size, flatten(problem, free)
+        return flatten(problem, held), newton.tolerance(problem, point, G), flatten(problem, free)
 
     none = jnp.full((problem.K, problem.d), -jnp.inf), jnp.full(problem.K, -jnp.inf)
 

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int, Scalar
 from ufm.hessian.curvature import apply, flatten, linearize, matrix, unflatten
 from ufm.hessian.stationarity import POLISHED
 from ufm.linalg.minres import minres
+from ufm.model import magnitudes
 from ufm.model import objective as terms
 from ufm.model.problem import Params, Problem
 
@@ -49,7 +50,7 @@ class Arrival(IntEnum):
     """How a polish ended."""
 
     running = 0
-    converged = 1  # ‖∇f‖ ≤ 1e-14 scale
+    converged = 1  # ‖∇f‖ ≤ `tolerance`
     stalled = 2  # no step lowers ‖∇f‖ any more
     step_limit = 3
     underflow = 4  # on the sphere: f is too small for its digits
@@ -58,7 +59,7 @@ class Arrival(IntEnum):
 class Polished(NamedTuple):
     """A polished point.
 
-    params: the last point.  residual, scale: ‖∇f‖ and `scale` there.
+    params: the last point.  residual, tolerance: ‖∇f‖ and `tolerance` there.
     newton_step: length of the last Newton step tried, an estimate of the distance from its start
         to the critical point.
     steps: how many steps were tried.  status: code of `Arrival`.
@@ -67,7 +68,7 @@ class Polished(NamedTuple):
 
     params: Params
     residual: Float[Array, ""]
-    scale: Float[Array, ""]
+    tolerance: Float[Array, ""]
     newton_step: Float[Array, ""]
     steps: Int[Array, ""]
     status: Int[Array, ""]
@@ -77,7 +78,7 @@ class Polished(NamedTuple):
 class _Loop(NamedTuple):
     x: Array
     g: Array
-    scale: Array
+    tolerance: Array
     factor: Array
     newton_step: Array
     steps: Array
@@ -96,28 +97,53 @@ def scale(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
     """(‖W‖ + ‖H‖ + √N)‖G‖ + λ_W‖W‖ + λ_H‖HΩ‖ + λ_b‖b‖: size of the terms that cancel in ∇f = 0.
 
     Without a bias √N is replaced by ε√N: features shorter by ε than at logits of order 1 count as
-    the origin, where ∇f = 0. Rounding leaves a residual of about 1e-16 scale; unlike ‖∇f‖ alone,
-    ‖∇f‖/scale is not small just because a point is near the origin. Traceable.
+    the origin, where ∇f = 0. Rounding leaves a residual of about 1e-16 scale if the entries of G
+    have their relative accuracy (otherwise see `rounding`); unlike ‖∇f‖ alone, ‖∇f‖/scale is not
+    small just because a point is near the origin. Traceable.
 
     Args:
         problem, params: any point.
         G: the gradient of the data term in the logits there.
     """
-    sizes = [length(x) for x in params]
     lams = terms.decays(problem, G.dtype)
-    pull = sizes[0] + sizes[1] + problem.N**0.5 * (1.0 if problem.bias else EPS)
     if lams.H.ndim:
         decay = sum(length(lam * x) for lam, x in zip(lams, params, strict=True))
     else:
-        decay = sum(lam * size for lam, size in zip(lams, sizes, strict=True))
-    return pull * length(G) + decay
+        decay = sum(lam * length(x) for lam, x in zip(lams, params, strict=True))
+    return _pull(problem, params) * length(G) + decay
+
+
+def _pull(problem: Problem, params: Params) -> Scalar:
+    """The factor of ‖G‖ in `scale`."""
+    offset = problem.N**0.5 * (1.0 if problem.bias else EPS)
+    return length(params.W) + length(params.H) + offset
+
+
+def rounding(problem: Problem, params: Params) -> Scalar:
+    """(‖W‖ + ‖H‖ + √N)‖E‖: a bound on the error of ∇f by errors of up to E in G. Traceable.
+
+    E is `ufm.model.magnitudes.gradient_rounding`. It is proportional to |G| where the entries of G
+    have their relative accuracy, as for cross-entropy with labels: the bound is then below 1e-14
+    `scale` for logits up to 40. Where they are differences of larger terms, such as z − t of the
+    squared error, it is in proportion to these terms, and larger at a minimum with small decays.
+    """
+    R = terms.residual(problem, params, problem.labels)
+    return _pull(problem, params) * length(magnitudes.gradient_rounding(problem, params, R))
+
+
+def tolerance(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
+    """‖∇f‖ up to which a point is critical to rounding: 1e-14 `scale`, or `rounding` if larger.
+
+    Traceable; arguments as for `scale`.
+    """
+    return jnp.maximum(POLISHED * scale(problem, params, G), rounding(problem, params))
 
 
 def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
-    """(∇f as a vector, `scale`) at a flattened point."""
+    """(∇f as a vector, `tolerance`) at a flattened point."""
     params = unflatten(problem, x)
     G = terms.data_gradient(problem, params)
-    return flatten(problem, terms.gradient(problem, params, G)), scale(problem, params, G)
+    return flatten(problem, terms.gradient(problem, params, G)), tolerance(problem, params, G)
 
 
 def stretch(problem: Problem, dtype) -> Scalar:
@@ -206,40 +232,40 @@ def iterate(
     Args:
         problem: of the point.
         x: where to start, flattened.
-        measure: x ↦ (g, scale): the gradient to be made 0, and the size of its terms.
+        measure: x ↦ (g, tolerance): the gradient to be made 0, and its norm that counts as 0.
         step: (x, g, factor) ↦ the step s, shorter for a larger factor.
         limit: most steps; may be traced.
         moved: (x, s) ↦ the point after the step.
         D: unit of every entry. A step is accepted if it lowers ‖Dg‖.
     """
 
-    def judged(g, size, factor, steps):
+    def judged(g, zero, factor, steps):
         status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
         status = jnp.where(factor > _MOST, Arrival.stalled, status)
-        status = jnp.where(length(g) <= POLISHED * size, Arrival.converged, status)
+        status = jnp.where(length(g) <= zero, Arrival.converged, status)
         return status.astype(jnp.int32)
 
     def body(state: _Loop) -> _Loop:
         s = step(state.x, state.g, state.factor)
         new = moved(state.x, s)
-        g, size = measure(new)
+        g, zero = measure(new)
         better = length(D * g) < (1 - 1e-4) * length(D * state.g)  # False for NaN
         x, g = jnp.where(better, new, state.x), jnp.where(better, g, state.g)
-        size = jnp.where(better, size, state.scale)
+        zero = jnp.where(better, zero, state.tolerance)
         factor = jnp.where(better, jnp.maximum(state.factor / 8, _LEAST), state.factor * 8)
         steps = state.steps + 1
         residuals = state.residuals.at[steps].set(length(g), mode="drop")
-        distance, status = length(s), judged(g, size, factor, steps)
-        return _Loop(x, g, size, factor, distance, steps, status, residuals)
+        distance, status = length(s), judged(g, zero, factor, steps)
+        return _Loop(x, g, zero, factor, distance, steps, status, residuals)
 
-    g, size = measure(x)
+    g, zero = measure(x)
     none, factor = jnp.int32(0), jnp.ones((), x.dtype)
     residuals = jnp.full(RECORDS, jnp.nan, x.dtype).at[0].set(length(g))
-    untried, status = jnp.zeros((), x.dtype), judged(g, size, factor, none)
-    first = _Loop(x, g, size, factor, untried, none, status, residuals)
+    untried, status = jnp.zeros((), x.dtype), judged(g, zero, factor, none)
+    first = _Loop(x, g, zero, factor, untried, none, status, residuals)
     last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
     return Polished(
-        unflatten(problem, last.x), length(last.g), last.scale, last.newton_step,
+        unflatten(problem, last.x), length(last.g), last.tolerance, last.newton_step,
         last.steps, last.status, last.residuals,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@
 2. L-BFGS until the gradient is small, in coordinates in which λ_W and λ_H are nearly equal; on very
    large problems first in float32, in half the time, as far as that precision goes.
 3. `ufm.critical.newton`: steps of least length with quadratic convergence, to ‖∇f‖ ≤ 1e-14 of the
-   terms that cancel.
+   terms that cancel, or the rounding of ∇f if that is larger.
 
 A fixed classifier replaces 2 and 3 by `ufm.critical.fixed`. Where H ≥ 0, `ufm.critical.kkt`
 replaces all of them, and on the sphere `ufm.critical.sphere` does.
@@ -56,8 +56,9 @@ class Solution(NamedTuple):
     params: float64.
     residual: ‖∇f‖ at params; of the projected gradient where H ≥ 0 and on the sphere.
     scale: size of the terms that cancel in ∇f (`newton.scale`).
-    status: "converged" (residual ≤ 1e-14 scale up to rounding), "stalled" or "step_limit"; on the
-        sphere "underflow" where f is so small that float64 loses its digits.
+    status: "converged" (residual ≤ 1e-14 scale, or the rounding of ∇f in float64, see
+        `newton.tolerance`), "stalled" or "step_limit"; on the sphere "underflow" where f is so
+        small that float64 loses its digits.
     descent_steps, newton_steps: how many were taken.
     residuals: ‖∇f‖ before each Newton step, in the coordinates of the quotient, NaN past the end.
     multiplier: where H ≥ 0, the smallest ∂f/∂h at a zero of H (infinite without zeros); on the
@@ -84,7 +85,8 @@ def solve(
 ) -> Solution:
     """A critical point by descent from params and Newton's method, to a relative ‖∇f‖ of 1e-14.
 
-    The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f.
+    The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f. Where the
+    rounding of ∇f exceeds that, as for the squared error at small decays, it is the limit.
 
     Computed in float64 whatever the precision of params and of JAX's configuration. Several starts
     of one problem run in one compiled call; each shape is compiled once.
@@ -127,10 +129,10 @@ def solve(
             small, taken = _descended(at.problem, small, steps, many, large)
         polish = _polish(problem, near, many, large)
         polished = polish(at.problem, small, np.int32(newton_steps))
-        lifted, residual, scale = _compiled(_lifted, many)(problem, polished.params, at.frame)
+        lifted, *numbers = _compiled(_lifted, many)(problem, polished.params, at.frame)
         # Small things only: what is large stays on its device.
-        residual, scale, taken, codes, factorised, residuals = jax.device_get(
-            (residual, scale, taken, polished.status, polished.steps, polished.residuals)
+        (residual, scale, zero), taken, codes, factorised, residuals = jax.device_get(
+            (numbers, taken, polished.status, polished.steps, polished.residuals)
         )
     if not (many or np.isfinite(residual)):
         raise Refused(
@@ -138,12 +140,12 @@ def solve(
             "allowed: those where it is. Scale them down"
         )
     # Lifting rounds: what counts is the residual of the point that is returned.
-    lost = (codes == newton.Arrival.converged) & (residual > 4 * newton.POLISHED * scale)
+    lost = (codes == newton.Arrival.converged) & (residual > 4 * zero)
     codes = np.where(lost, newton.Arrival.stalled, codes)
     status = np.array([newton.Arrival(int(code)).name for code in codes.ravel()])
     counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
-    numbers: tuple = counts if many else tuple(x.item() for x in counts)
-    return Solution(*(lifted, *numbers, residuals))
+    counts = counts if many else tuple(x.item() for x in counts)
+    return Solution(*(lifted, *counts, residuals))
 
 
 def _descended(
@@ -201,7 +203,7 @@ def _constrained(problem: Problem, params: Params, steps: int, newton_steps: int
         found = reached(problem, starts, np.int32(steps), np.int32(newton_steps))
         lifted, found = found.params, jax.device_get(found._replace(params=None))
     codes = found.polished.status
-    far = found.residual > 4 * newton.POLISHED * found.scale
+    far = found.residual > 4 * found.tolerance
     lost = (codes == newton.Arrival.converged) & far
     codes = np.where(lost, newton.Arrival.stalled, codes)
     status = np.array([newton.Arrival(int(code)).name for code in codes])
@@ -271,12 +273,12 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
 
 
 def _lifted(problem: Problem, small: Params, frame: Array):
-    """The point of the large problem, ‖∇f‖ and its scale there."""
+    """The point of the large problem, with ‖∇f‖, its scale and its tolerance there."""
     params = quotient.lift(problem, small, frame)
     G = terms.data_gradient(problem, params)
     residual = terms.norm(terms.gradient(problem, params, G))
-    scale = fixed.scale if problem.fixed else newton.scale
-    return params, residual, scale(problem, params, G)
+    at = fixed if problem.fixed else newton
+    return params, residual, at.scale(problem, params, G), at.tolerance(problem, params, G)
 
 
 def _stretched(problem: Problem, params: Params) -> tuple[Problem, Params, Array]:
@@ -351,14 +353,16 @@ def _downhill(
 
     def nearer(carry):
         state, slope, target = jax.lax.while_loop(going, ahead, carry)
-        return state, slope, jnp.minimum(target, handover * _SHRUNK * size(state.params))
+        near = jnp.minimum(target, handover * _SHRUNK * size(state.params))
+        return state, slope, jnp.maximum(near, newton.rounding(problem, state.params))
 
     def size(params):
         return newton.scale(problem, params, terms.data_gradient(problem, params))
 
     slope = terms.norm(terms.gradient(problem, params))
     begin = start(problem, params, _METHOD, _HYPER)
-    first = (begin, slope, handover * (size(params) if unit is None else unit))
+    near = handover * (size(params) if unit is None else unit)
+    first = (begin, slope, jnp.maximum(near, newton.rounding(problem, params)))
     state, *_ = jax.lax.while_loop(going, nearer, first)
     W, H, b = state.params
     return Params(W * r, H / r, b), state.step

@@ -36,7 +36,7 @@ _SHORT = 1e-3  # length of a mean feature below which that of the first sample i
 
 
 class _Point(NamedTuple):
-    """A point with log f, its slope and second derivative in frames, and ‖∇f‖ with its scale."""
+    """A point with log f, its slope and second derivative in frames, and ‖∇f‖ and its units."""
 
     params: Params
     log: Array
@@ -46,6 +46,7 @@ class _Point(NamedTuple):
     columns: Array
     residual: Array
     scale: Array
+    rounding: Array
 
 
 class _Loop(NamedTuple):
@@ -93,7 +94,8 @@ def reach(problem: Problem, params: Params, steps: Array, newton_steps: Array) -
     residual = terms.norm(sphere.tangent(lifted, terms.gradient(problem, lifted, G)))
     u, v = sphere.multipliers(lifted.W, lifted.H, G)
     least = jnp.minimum(jnp.min(u), jnp.min(v))
-    return Reached(lifted, residual, newton.scale(problem, lifted, G), least, taken, polished)
+    scale, zero = newton.scale(problem, lifted, G), newton.tolerance(problem, lifted, G)
+    return Reached(lifted, residual, scale, zero, least, taken, polished)
 
 
 def _at(problem: Problem, params: Params) -> _Point:
@@ -104,9 +106,9 @@ def _at(problem: Problem, params: Params) -> _Point:
     slope = sphere.in_frames(whole.W, whole.H, rows, columns)
     matrix = tangents.matrix(problem, params, rows, columns, G) / f
     matrix = matrix - jnp.outer(slope / f, slope / f)
-    scale = newton.scale(problem, params, G)
+    scale, rounding = newton.scale(problem, params, G), newton.rounding(problem, params)
     return _Point(
-        params, jnp.log(f), slope / f, matrix, rows, columns, length(slope), scale
+        params, jnp.log(f), slope / f, matrix, rows, columns, length(slope), scale, rounding
     )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def downhill(problem: Problem, params: Params, steps: Array) -> tuple[Params, Ar
 
     def going(carry):
         at, factor, taken = carry
-        near = at.residual <= _HANDOVER * at.scale
+        near = at.residual <= jnp.maximum(_HANDOVER * at.scale, at.rounding)
         return ~near & (taken < steps) & (factor <= _MOST) & jnp.isfinite(at.log)
 
     def ahead(carry):
@@ -145,11 +147,16 @@ def downhill(problem: Problem, params: Params, steps: Array) -> tuple[Params, Ar
     return at.params, taken
 
 
+def _zero(at: _Point) -> Scalar:
+    """`newton.tolerance` at the point."""
+    return jnp.maximum(POLISHED * at.scale, at.rounding)
+
+
 def _arrived(at: _Point, factor: Scalar, steps: Array, limit: Array) -> Array:
     """The status of a polish, as a code of `Arrival`."""
     status = jnp.where(steps >= limit, Arrival.step_limit, Arrival.running)
     status = jnp.where(factor > 1e9, Arrival.stalled, status)
-    status = jnp.where(at.residual <= POLISHED * at.scale, Arrival.converged, status)
+    status = jnp.where(at.residual <= _zero(at), Arrival.converged, status)
     status = jnp.where(jnp.isfinite(at.log), status, Arrival.underflow)
     return status.astype(jnp.int32)
 
@@ -185,6 +192,6 @@ def polish(problem: Problem, params: Params, limit: Array) -> Polished:
     first = _Loop(at, one, 0 * one, none, _arrived(at, one, none, limit), residuals)
     last = jax.lax.while_loop(lambda state: state.status == Arrival.running, body, first)
     return Polished(
-        last.at.params, last.at.residual, last.at.scale, last.newton_step, last.steps,
+        last.at.params, last.at.residual, _zero(last.at), last.newton_step, last.steps,
         last.status, last.residuals,
     )  # fmt: skip

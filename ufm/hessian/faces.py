@@ -34,6 +34,7 @@ from ufm.hessian.stationarity import (
     ORIGIN,
     SHARE,
     TOLERANCE,
+    gradient_rounding,
     length,
     logit_rounding,
     require_decay,
@@ -97,18 +98,20 @@ def judged(at: Evaluated, gap: float, resolution: float) -> Face:
             f"got the loss {type(problem.loss).__name__} with features={problem.features!r}; "
             "allowed: a convex loss, for which the samples of a class are equal"
         )
-    share = at.grad_norm / (scale(at) or 1.0)
-    if share > TOLERANCE:
+    unit = scale(at) or 1.0
+    share, error = at.grad_norm / unit, gradient_rounding(at) / unit
+    if share > TOLERANCE + 4 * error:
         reason = (
             f"|projected grad f| = {at.grad_norm:.3g} is {share:.3g} of the terms that cancel "
-            f"(allowed: {TOLERANCE:.3g}); polish the point with ufm.solve"
+            f"(allowed: {TOLERANCE + 4 * error:.3g}); polish the point with ufm.solve"
         )
         return Face("not critical", reason, float("nan"), None, float("nan"))
     held = float(problem.lam_W) * np.sum(at.params.W**2) + float(problem.lam_b) * np.sum(
         at.params.b**2
     )
     held += np.sum(at.params.H**2 * problem.class_decays[problem.labels])
-    slack = 16 * resolution + CAUTION * (share + logit_rounding(at.params)) * float(held)
+    error = max(error, logit_rounding(at.params))
+    slack = 16 * resolution + CAUTION * (share + error) * float(held)
     face = _of_means(_balanced(at))
     if gap <= slack <= SHARE * at.value:
         reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
@@ -145,7 +148,7 @@ def _of_means(at: Evaluated) -> Face:
     entries = logit_rounding(at.params)
     multipliers = at.gradient.H[~idle][H[~idle] == 0]
     least = float(np.min(multipliers, initial=np.inf))
-    doubt = CAUTION * (entries * float(np.max(np.abs(W).T @ np.abs(at.G))) + at.grad_norm)
+    doubt = CAUTION * (2 * float(np.max(np.abs(W).T @ at.rounding)) + at.grad_norm)
     values, known, error = _eigenvalues(at, idle, entries)
     negative = int(np.sum(values < -error))
     zero = int(np.sum(np.abs(values) <= error))
@@ -155,9 +158,10 @@ def _of_means(at: Evaluated) -> Face:
         reason = f"{negative} eigenvalues of the Hessian on the face are below {-error:.3g}"
         return Face("strict saddle", reason, lowest, counts, least, known)
     if idle.any():
-        G = at.G / np.sqrt(problem.class_decays / mu)
-        found, bound = _over_orthant(G)
-        slack = CAUTION * (entries * (found + mu) + at.grad_norm)
+        root = np.sqrt(problem.class_decays / mu)
+        found, bound = _over_orthant(at.G / root)
+        error_of_G = max(entries * (found + mu), 2 * float(np.linalg.norm(at.rounding / root, 2)))
+        slack = CAUTION * (error_of_G + at.grad_norm)
         if found > mu + slack:
             reason = f"on an idle axis |G h| = {found:.6g} |h| exceeds mu = {mu:.6g} for an h >= 0"
             return Face("strict saddle", reason, mu - found, counts, least, known)

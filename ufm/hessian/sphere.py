@@ -11,7 +11,14 @@ import numpy as np
 
 from ufm.hessian.faces import Face, Kind
 from ufm.hessian.signs import Inertia
-from ufm.hessian.stationarity import CAUTION, EPS, SHARE, TOLERANCE, length
+from ufm.hessian.stationarity import (
+    CAUTION,
+    EPS,
+    SHARE,
+    TOLERANCE,
+    gradient_rounding,
+    length,
+)
 from ufm.hessian.tangents import MOST, Tangents, size, tangents
 from ufm.model import sphere
 from ufm.model.evaluation import Evaluated
@@ -45,17 +52,17 @@ def judged(at: Evaluated, gap: float, resolution: float) -> Face:
         return Face("undecided", reason, unknown, None, unknown)
     W, H, _ = at.params
     pull = (length(W) + length(H)) * length(at.G)
-    share = at.grad_norm / (pull or 1.0)
-    if share > TOLERANCE:
+    share, error = at.grad_norm / (pull or 1.0), gradient_rounding(at) / (pull or 1.0)
+    if share > TOLERANCE + 4 * error:
         reason = (
             f"|Riemannian grad f| = {at.grad_norm:.3g} is {share:.3g} of the terms that cancel "
-            f"(allowed: {TOLERANCE:.3g}); polish the point with ufm.solve"
+            f"(allowed: {TOLERANCE + 4 * error:.3g}); polish the point with ufm.solve"
         )
         return Face("not critical", reason, unknown, None, unknown)
     u, v = sphere.multipliers(W, H, at.G)
     entries, least = 2 * EPS * (2 + heat(at.problem)), float(min(u.min(), v.min()))
     held = float(np.sum(np.abs(u)) + np.sum(np.abs(v)))
-    slack = 16 * resolution + CAUTION * (share + entries) * held
+    slack = 16 * resolution + CAUTION * (share + max(error, entries)) * held
     proven = gap <= slack <= SHARE * at.value
     reason = f"f exceeds the global minimum by at most {gap:.3g} (slack {slack:.3g})"
     if proven and size(at.problem) > MOST:

@@ -36,7 +36,8 @@ EPS = np.finfo(np.float64).eps
 TOLERANCE = 1e-8  # share of the terms that cancel, up to which a point counts as critical
 CAUTION = 64  # an estimated error is trusted up to this factor
 SHARE = 1e-6  # of f, by which a global minimiser may exceed f*
-POLISHED = 1e-14  # residual of a converged point in units of the terms that cancel (`ufm.solve`)
+# Residual of a converged point in units of the terms that cancel (`ufm.solve`), if above rounding.
+POLISHED = 1e-14
 # W and H both shorter than this, in units of their lengths at logits of order 1, are the origin.
 ORIGIN = 1e-10
 # What holds at critical points only where W moves.
@@ -109,9 +110,19 @@ def require_decay(problem: Problem) -> None:
 
 
 def logit_rounding(point: Params) -> float:
-    """Relative error of the entries of G from rounding of the logits: 2ε(2 + max(|W||H| + |b|))."""
+    """2ε(2 + max(|W||H| + |b|)): relative error of an exponential of logits by their rounding.
+
+    That of the entries of G for cross-entropy with labels, and of the S_i; in general see
+    `Evaluated.rounding`.
+    """
     W, H, b = point
     return float(2 * EPS * (2 + np.max(np.abs(W) @ np.abs(H) + np.abs(b)[:, None])))
+
+
+def gradient_rounding(at: Evaluated) -> float:
+    """(‖W‖ + ‖H‖ + √N)‖E‖, a bound on the error of ∇f by that of G; as in `ufm.critical.newton`."""
+    pull = length(at.params.W) + length(at.params.H)
+    return (pull + (at.problem.N**0.5 if at.problem.bias else 0.0)) * length(at.rounding)
 
 
 def settled(at: Evaluated) -> Evaluated:
@@ -168,18 +179,19 @@ def _measures(at: Evaluated) -> list[_Measure]:
     problem, point, G, slope = at.problem, at.params, at.G, at.gradient
     (W, H, b), root = point, problem.K**0.5
     lam_W, lam_H, lam_b = (float(x) for x in (problem.lam_W, problem.lam_H, problem.lam_b))
-    eta, pull = logit_rounding(point), np.abs(G)
+    eta, error = logit_rounding(point), 2 * at.rounding
     omega = 1.0 if problem.decay_weights is None else _omega(problem)
     size_W, size_H, size_b = length(W), length(H * omega), length(b)
     scale = (size_W + length(H) + (problem.N**0.5 if problem.bias else 0.0)) * length(G)
     scale += lam_H * size_H + (lam_b * size_b if problem.bias else 0.0)
     scale += 0.0 if problem.fixed else lam_W * size_W
-    polished = 4 * POLISHED * scale  # what `ufm.solve` calls converged
+    # What `ufm.solve` calls converged.
+    polished = 4 * max(POLISHED * scale, gradient_rounding(at))
 
     terms_W = length(slope.W - lam_W * W) + lam_W * size_W
     terms_H = length(slope.H - lam_H * H * omega) + lam_H * size_H
-    rounding_W = eta * length(pull @ np.abs(H).T) + 4 * EPS * terms_W
-    rounding_H = eta * length(np.abs(W).T @ pull) + 4 * EPS * terms_H
+    rounding_W = length(error @ np.abs(H).T) + 4 * EPS * terms_W
+    rounding_H = length(np.abs(W).T @ error) + 4 * EPS * terms_H
     found = [
         _Measure("the gradient in W", length(slope.W), terms_W, rounding_W, polished),
         _Measure("the gradient in H", length(slope.H), terms_H, rounding_H, polished),
@@ -197,10 +209,11 @@ def _measures(at: Evaluated) -> list[_Measure]:
         terms = length(V) ** 2 + length(U) ** 2
         found.append(_Measure("the balance of W and H", length(V.T @ V - U @ U.T), terms, 0, slack))
     if problem.bias:
-        terms_b = pull.sum(axis=1) + lam_b * np.abs(b)
+        terms_b = np.abs(G).sum(axis=1) + lam_b * np.abs(b)
         k = int(np.argmax(np.abs(slope.b) / np.where(terms_b > 0, terms_b, 1)))
         left, terms = abs(float(slope.b[k])), float(terms_b[k])
-        found.append(_Measure("the gradient in b", left, terms, 2 * eta * terms, polished))
+        rounding = 2 * (float(error[k].sum()) + eta * lam_b * abs(float(b[k])))
+        found.append(_Measure("the gradient in b", left, terms, rounding, polished))
     if problem.bias and lam_b > 0 and n is not None:
         terms, slack = root * (1 + size_b), root * polished / lam_b
         found.append(_Measure("the sum of b", abs(float(n @ b)), terms, 0.0, slack))

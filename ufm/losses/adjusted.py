@@ -114,6 +114,13 @@ class LogitAdjusted:
         """That of cross-entropy for max a δ, by which the adjusted logits change at most."""
         return crossentropy.moved(self._adjusted(Z, t), t, delta * jnp.max(self._scale(Z)))
 
+    def residual_rounding(self, R: Any, Z: Float[Array, "K N"], t: Labels, delta: Any) -> Any:
+        """That of cross-entropy, where the adjusted logits are known to aδ and their rounding."""
+        a, moved = self._scale(Z), self._adjusted(Z, t)
+        sizes = a * jnp.abs(Z) + jnp.abs(moved)
+        delta = jnp.max(a) * delta + jnp.finfo(Z.dtype).eps / 2 * jnp.max(sizes, axis=0)
+        return crossentropy.residual_rounding(R, delta)
+
     def smoothness(self, targets: Any = None) -> Any:  # noqa: ARG002
         """max a²/2."""
         return jnp.max(jnp.asarray(self.scale, float)) ** 2 / 2

@@ -93,6 +93,11 @@ class BinaryCrossEntropy:
         small = jnp.minimum(delta, share * jnp.expm1(jnp.minimum(delta, 1)))
         return jnp.sum(jnp.where(delta < 1, small, delta), axis=0)
 
+    def residual_rounding(self, R: Any, Z: Any, t: Any, delta: Any) -> Any:  # noqa: ARG002
+        """σ(z)σ(−z)δ + 2ε((1 − t)σ(z) + tσ(−z)): the two terms cancel where 0 < t < 1."""
+        T, up, down = self._matrix(t, Z), jax.nn.sigmoid(Z), jax.nn.sigmoid(-Z)
+        return up * down * delta + 2 * jnp.finfo(Z.dtype).eps * ((1 - T) * up + T * down)
+
     def smoothness(self, targets: Any = None) -> float:  # noqa: ARG002
         """1/4."""
         return 0.25

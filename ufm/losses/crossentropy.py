@@ -162,6 +162,11 @@ class CrossEntropy:
         eps = jnp.asarray(self.smoothing, T.dtype)
         return (1 - eps) * T + eps / T.shape[0] * jnp.sum(T, axis=0)
 
+    def _moved_targets(self, t: Labels, Z: Array) -> Array:
+        """T − e_y = ε(1/K − e_y), (K, N), with the relative accuracy of ε."""
+        eps = jnp.asarray(self.smoothing, Z.dtype)
+        return eps / Z.shape[0] - eps * one_hot(Z, t)
+
     def value(self, Z: Float[Array, "K N"], t: Any) -> Float[Array, " N"]:
         """s(log Σ_j e^{z_j} − max z) + ⟨T, max z − z⟩, a sum of terms ≥ 0."""
         if self.plain and t.ndim == 1:
@@ -176,7 +181,7 @@ class CrossEntropy:
         """s p − T; for labels by `crossentropy.residual`."""
         if t.ndim == 1:
             R = residual(Z, t)
-            return R if self.plain else R - (self._matrix(t, Z) - one_hot(Z, t))
+            return R if self.plain else R - self._moved_targets(t, Z)
         T = self._matrix(t, Z)
         return jnp.sum(T, axis=0) * probabilities(Z) - T
 
@@ -189,7 +194,7 @@ class CrossEntropy:
         """Σ_j q_j log q_j − s log s at q = T + r ≥ 0."""
         if t.ndim == 1:
             if not self.plain:  # of q − e_y
-                R = R + (self._matrix(t, R) - one_hot(R, t))
+                R = R + self._moved_targets(t, R)
             return conjugate(R, t)
         T = self._matrix(t, R)
         q, s = jnp.maximum(T + R, 0), jnp.sum(T, axis=0)
@@ -235,6 +240,18 @@ class CrossEntropy:
             return moved(Z, t, delta)
         return 2 * delta * (1.0 if t.ndim == 1 else jnp.sum(jnp.asarray(t, Z.dtype), axis=0))
 
+    def residual_rounding(self, R: Any, Z: Float[Array, "K N"], t: Any, delta: Any) -> Any:
+        """2sp(1 − p)δ + ε(2sp + T); for labels that of `residual`, and ε|T − e_y| if smoothed."""
+        eps = jnp.finfo(Z.dtype).eps
+        if t.ndim == 1:
+            if self.plain:
+                return residual_rounding(R, delta)
+            moved = self._moved_targets(t, Z)
+            return residual_rounding(R + moved, delta) + eps * jnp.abs(moved)
+        T, P = self._matrix(t, Z), probabilities(Z)
+        s = jnp.sum(T, axis=0)
+        return 2 * s * P * (1 - P) * delta + eps * (2 * s * P + T)
+
     def smoothness(self, targets: Any = None) -> Any:
         """s/2."""
         return 0.5 if targets is None else 0.5 * jnp.max(jnp.sum(jnp.asarray(targets), axis=0))
@@ -244,6 +261,11 @@ class CrossEntropy:
         if self.plain and targets is None:
             return 2 * jnp.minimum(1, value)
         return 2 * self.smoothness(targets) * value
+
+
+def residual_rounding(R: Float[Array, "K N"], delta: Any) -> Float[Array, "K N"]:
+    """(2δ + 2ε)|r|: an error of δ in the logits moves log p_j and log(1 − p_y) by at most 2δ."""
+    return (2 * delta + 2 * jnp.finfo(R.dtype).eps) * jnp.abs(R)
 
 
 def shortfall(R: Float[Array, "K N"], labels: Labels, mean: Any, pi: Any) -> Any:

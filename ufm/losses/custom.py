@@ -78,6 +78,16 @@ class FromValue:
         dense = jax.vmap(jax.hessian(self.function), (1, -1), 2)(Z, jnp.asarray(t))
         return Curvature(dense=(dense + jnp.swapaxes(dense, 0, 1)) / 2)
 
+    def residual_rounding(self, R: Any, Z: Float[Array, "K N"], t: Any, delta: Any) -> Any:
+        """|S|δ + ε(2|r| + |r₀|), r₀ = ∇ℓ(0).
+
+        What cancels inside the function is not known. An estimate is the part of ∇ℓ that vanishes
+        on the way from z = 0: log Σ_j exp z_j − z_y has the gradient p − e_y, known to ε.
+        """
+        at_zero = self.residual(jnp.zeros_like(Z), t)
+        own = jnp.finfo(Z.dtype).eps * (2 * jnp.abs(R) + jnp.abs(at_zero))
+        return jnp.sum(jnp.abs(self.curvature(Z, t).dense), axis=1) * delta + own
+
     def smoothness(self, targets: Any = None) -> float:  # noqa: ARG002
         """The given bound, or infinity."""
         return float("inf") if self.bound is None else self.bound

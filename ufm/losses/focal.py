@@ -133,6 +133,10 @@ class Focal:
     def _steepest(self) -> Any:
         return 1 + self.gamma / jnp.e
 
+    def residual_rounding(self, R: Any, Z: Any, t: Any, delta: Any) -> Any:  # noqa: ARG002
+        """(1 + γ)(2δ + 2ε)|r|: that of cross-entropy, with the power γ of σ(−m)."""
+        return (1 + self.gamma) * crossentropy.residual_rounding(R, delta)
+
     def smoothness(self, targets: Any = None) -> Any:  # noqa: ARG002
         """2 sup|φ″| + sup τ/2, with |φ″| ≤ γ²/(2e) + (2γ+1)/4 + γ/e term by term."""
         second = self.gamma**2 / (2 * jnp.e) + (2 * self.gamma + 1) / 4 + self.gamma / jnp.e

@@ -29,6 +29,8 @@ class LossErrors(NamedTuple):
     convexity: the most negative eigenvalue of S, for a convex loss.
     smoothness, residual_bound, moved: by how much these bounds are exceeded; 0 where they hold,
         and for `moved` where the conjugate is not known.
+    rounding: the change of the residual at logits moved by δ, in units of twice
+        `residual_rounding`.
     """
 
     value: float
@@ -41,6 +43,7 @@ class LossErrors(NamedTuple):
     smoothness: float
     residual_bound: float
     moved: float
+    rounding: float
 
 
 def check_loss(
@@ -126,7 +129,18 @@ def _errors(loss: Loss, Z: Any, t: Any, generator: np.random.Generator) -> LossE
         smoothness=float(max(0.0, np.max(np.abs(eigenvalues)) / smoothness - 1) / (64 * EPS)),
         residual_bound=float(jnp.max(jnp.sum(R * R, axis=0) / bound - 1).clip(0) / (64 * EPS)),
         moved=float(jnp.max(moved / (unit * (1 + value))).clip(0)),
+        rounding=_of_the_rounding(loss, Z, t, signs),
     )
+
+
+def _of_the_rounding(loss: Loss, Z: Any, t: Any, signs: Any) -> float:
+    """The largest change of R at logits moved by δ, in units of twice its bound."""
+    largest, R, bounds = jnp.max(jnp.abs(Z), axis=0), loss.residual(Z, t), []
+    for share in (EPS, 1e-8):
+        delta = share * (1 + largest)
+        bound = 2 * loss.residual_rounding(R, Z, t, delta) + float(np.finfo(float).tiny)
+        bounds.append(jnp.max(jnp.abs(loss.residual(Z + delta * signs, t) - R) / bound))
+    return float(jnp.max(jnp.stack(bounds)))
 
 
 def _of_the_dual(loss: Loss, Z: Any, t: Any, delta: Any, signs: Any) -> tuple[Any, Any]:

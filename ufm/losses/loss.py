@@ -129,7 +129,7 @@ class Loss(Protocol):
         ...
 
     def residual(self, Z: Any, t: Any) -> Any:
-        """∇_z ℓ_i, (K, N); differentiable. For labels every entry has full relative accuracy."""
+        """∇_z ℓ_i, (K, N); differentiable. Its errors are bounded by `residual_rounding`."""
         ...
 
     def curvature(self, Z: Any, t: Any) -> Curvature:
@@ -169,6 +169,14 @@ class Loss(Protocol):
 
     def moved(self, Z: Any, t: Any, delta: Any) -> Any:
         """A bound on the change of ℓ_i when the logits of column i change by at most δ_i, (N,)."""
+        ...
+
+    def residual_rounding(self, R: Any, Z: Any, t: Any, delta: Any) -> Any:
+        """A bound on the errors of R = `residual`, (K, N), at logits known to δ_i in column i.
+
+        To first order in δ and in the precision ε of Z, with δ at least ε/2 max|Z|. Entries that
+        are differences of larger terms have errors of the size of these terms times ε.
+        """
         ...
 
     def smoothness(self, targets: Any = None) -> Any:

@@ -106,6 +106,11 @@ class SquaredError:
         alpha, centre = self._weights(Z, t)
         return jnp.sum(alpha * (jnp.abs(Z - centre) * delta + jnp.square(delta) / 2), axis=0)
 
+    def residual_rounding(self, R: Any, Z: Float[Array, "K N"], t: Any, delta: Any) -> Any:
+        """αδ + ε|r|: the rounding of z remains where r = α(z − m) is small."""
+        alpha, _ = self._weights(Z, t)
+        return alpha * delta + jnp.finfo(Z.dtype).eps * jnp.abs(R)
+
     def smoothness(self, targets: Any = None) -> Any:  # noqa: ARG002
         """max(1, k)."""
         return max(1.0, self.own) if isinstance(self.own, float) else jnp.maximum(1.0, self.own)

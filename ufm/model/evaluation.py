@@ -18,6 +18,7 @@ from ufm.check import Refused
 from ufm.losses.loss import Curvature
 from ufm.model import layers, points
 from ufm.model import objective as terms
+from ufm.model.magnitudes import gradient_rounding
 from ufm.model.problem import Params, Problem
 
 LARGEST = 1e150  # entries of a point, whose squares float64 holds
@@ -43,9 +44,10 @@ class Evaluated(NamedTuple):
     problem: with scalar decays.  params: W (K, d), H (d, N), b (K,), which is 0 without a bias.
     value: f, in nats.
     S: the Hessians S_i of the loss in the logits of every sample.
-    residual: R = [r_i], (K, N), every entry with its relative accuracy; P − Y for cross-entropy.
+    residual: R = [r_i], (K, N); P − Y for cross-entropy.
     gradient: ∇f; its part in b is 0 without a bias.  grad_norm: ‖∇f‖, where H ≥ 0 and on the
         sphere that of the projected gradient.
+    rounding: bounds on the errors of the entries of G (`ufm.model.magnitudes.gradient_rounding`).
     """
 
     problem: Problem
@@ -55,6 +57,7 @@ class Evaluated(NamedTuple):
     residual: Float[np.ndarray, "K N"]
     gradient: Params
     grad_norm: float
+    rounding: Float[np.ndarray, "K N"]
 
     @property
     def G(self) -> Float[np.ndarray, "K N"]:
@@ -73,7 +76,7 @@ def evaluate(problem: Problem, params: Params) -> Evaluated:
 
     Args:
         problem: any problem, with scalar decays.
-        params: any point of it, in any precision. Memory: four matrices of K × N numbers.
+        params: any point of it, in any precision. Memory: five matrices of K × N numbers.
 
     Returns:
         An `Evaluated`.
@@ -85,8 +88,9 @@ def evaluate(problem: Problem, params: Params) -> Evaluated:
     """
     point = _on_the_host(problem, params)
     with jax.enable_x64(True):
-        value, S, residual, gradient, norm = jax.device_get(_evaluated(problem, point))
-    return Evaluated(problem, point, float(value), S, residual, gradient, float(norm))
+        found = jax.device_get(_evaluated(problem, point))
+    value, S, residual, gradient, norm, rounding = found
+    return Evaluated(problem, point, float(value), S, residual, gradient, float(norm), rounding)
 
 
 def residuals(problem: Problem, params: Params) -> Residuals:
@@ -109,12 +113,15 @@ _residuals_compiled = jax.jit(_residuals)
 
 
 @jax.jit
-def _evaluated(problem: Problem, params: Params) -> tuple[Array, Curvature, Array, Params, Array]:
+def _evaluated(problem: Problem, params: Params) -> tuple:
+    """The fields of `Evaluated` from `value` on."""
     S, residual = _residuals(problem, params)
     G = terms.weighed(problem, residual, problem.labels)
     gradient = terms.gradient(problem, params, G)
     slope = layers.slope(problem, params, gradient)
-    return terms.objective(problem, params), S, residual, gradient, terms.norm(slope)
+    rounding = gradient_rounding(problem, params, residual)
+    value = terms.objective(problem, params)
+    return value, S, residual, gradient, terms.norm(slope), rounding
 
 
 def _on_the_host(problem: Problem, point: Params) -> Params:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Scalar
 
 from ufm.losses import BinaryCrossEntropy, CrossEntropy
-from ufm.model.objective import logits, mean_weighed
+from ufm.model.objective import logits, mean_weighed, weighed
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
 
@@ -39,6 +39,22 @@ def longest_residual(problem: Problem, dual: Callable, columns: Array) -> Array 
 
     found = blocks.total(longest, columns, problem.labels, problem.K, jnp.maximum)
     return jnp.maximum(found, 1)
+
+
+def gradient_rounding(problem: Problem, params: Params, R: Array) -> Array:
+    """A bound on the errors of G = [w_i r_i] by the rounding of the logits and of R, (K, N).
+
+    The logits are known to δ = ε/2 max(|W||H| + |b|); longer sums have errors that mostly cancel.
+
+    Args:
+        problem, params: any point.
+        R: [r_i], its residuals.
+    """
+    largest = Params(*(jnp.abs(x) for x in params))
+    delta = jnp.finfo(params.H.dtype).eps / 2 * jnp.max(logits(problem, largest))
+    targets = problem.target(problem.labels)
+    found = problem.loss.residual_rounding(R, logits(problem, params), targets, delta)
+    return weighed(problem, found, problem.labels)
 
 
 def value_rounding(problem: Problem, params: Params) -> Scalar | float:
