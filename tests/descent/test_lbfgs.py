@@ -11,6 +11,8 @@ import ufm
 from ufm.descent import lbfgs, loop
 
 SIZE = 4
+# The last parameter of `nothing` is the memory's size.
+OURS = optax.GradientTransformation(lambda x: lbfgs.nothing(x, SIZE), lbfgs.direction)
 
 
 def dense(pairs: list, gamma: float, g: np.ndarray) -> np.ndarray:
@@ -49,7 +51,7 @@ def directions(method: optax.GradientTransformation, x: np.ndarray, g: np.ndarra
 def test_the_direction_is_that_of_the_dense_update(seed, convex):
     x, g = walk(seed, 3 * SIZE, convex=convex)
     slots, gamma = [], min(1, 1 / np.linalg.norm(g[0]))
-    for k, p in enumerate(directions(lbfgs.direction(SIZE), x, g)):
+    for k, p in enumerate(directions(OURS, x, g)):
         if k:
             s, y = x[k] - x[k - 1], g[k] - g[k - 1]
             sound = s @ y > np.finfo(float).eps * y @ y
@@ -64,8 +66,17 @@ def test_the_direction_is_that_of_the_dense_update(seed, convex):
 def test_the_direction_is_that_of_two_loops():
     x, g = walk(0, 3 * SIZE, convex=True)
     loops = directions(optax.chain(optax.scale_by_lbfgs(SIZE), optax.scale(-1.0)), x, g)
-    for p, q in zip(directions(lbfgs.direction(SIZE), x, g), loops, strict=True):
+    for p, q in zip(directions(OURS, x, g), loops, strict=True):
         np.testing.assert_allclose(p, q, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("d", "size"), [(20, lbfgs.MEMORY), (2200, lbfgs.MEMORY_OF_LARGE)])
+def test_large_points_keep_fewer_pairs(d, size):
+    problem = ufm.Problem(3, d, 10, 5e-3, 5e-3, 5e-3)
+    run = ufm.descend(problem, ufm.init_params(0, problem), "lbfgs", steps=1)
+    memory, _ = run.state.opt_state
+    assert {len(x) for x in jax.tree.leaves((memory.S, memory.Y))} == {size}
+    assert lbfgs.pairs(problem.size) == size
 
 
 def test_a_descent_is_that_of_optax_with_the_same_line_search():

@@ -67,7 +67,7 @@ def check(
     settings = optimizers.settings(optimizer, learning_rate, momentum, batch_size, hyperparameters)
     projected.check(problem, settings.optimizer, optimizers.rate(*settings[:2]))
     # State of the optimiser beside params, gradient and their update, in copies of the params.
-    copies = {"lbfgs": 2 * lbfgs.MEMORY, "adam": 2, "gd": 0}.get(str(optimizer), 1)
+    copies = {"lbfgs": 2 * lbfgs.pairs(problem.size), "adam": 2, "gd": 0}.get(str(optimizer), 1)
     if optimizers.rate(settings.optimizer, settings.learning_rate) == "auto":
         copies += 2  # the step before, and the point that is tried
     check_memory(problem, params.W.dtype.itemsize, 3 + copies, records=True)

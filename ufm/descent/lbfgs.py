@@ -25,8 +25,10 @@ from ufm.descent import linesearch
 from ufm.descent.linesearch import HIGHEST, inner
 from ufm.runtime import blocks
 
-MEMORY = 10
 SMALL = 2**16  # entries of a point up to which its arrays are joined
+# Pairs that are kept; fewer where reading them takes a third of a step: five take about as many
+# steps as ten, each 8 to 35 % shorter.
+MEMORY, MEMORY_OF_LARGE = 10, 5
 
 
 class Memory(NamedTuple):
@@ -64,15 +66,15 @@ def lbfgs() -> optax.GradientTransformationExtraArgs:
     Its `update` takes the keyword evaluate, x ↦ (f, ∇f). Its state is (`Memory`, `Known`); the
     first one must hold f and ∇f at the start in `Known`.
     """
-    towards = direction(MEMORY)
 
     def init(params):
         unknown = jnp.full((), jnp.nan, params.W.dtype)
-        return towards.init(_flat(params)), Known(unknown, jax.tree.map(jnp.zeros_like, params))
+        memory = nothing(_flat(params), pairs(sum(x.size for x in params)))
+        return memory, Known(unknown, jax.tree.map(jnp.zeros_like, params))
 
     def update(updates, state, params, *, evaluate):
         memory, known = state
-        p, memory = towards.update(_flat(updates), memory, _flat(params))
+        p, memory = direction(_flat(updates), memory, _flat(params))
         p = _parted(p, params)
         t, *found = linesearch.search(evaluate, params, p, known.value, updates)
         return jax.tree.map(lambda p: t * p, p), (memory, Known(*found))
@@ -105,46 +107,49 @@ def _parted(flat: Any, like: Any) -> Any:
     return jax.tree.map(lambda x, y: x.reshape(y.shape), flat, like)
 
 
-def direction(size: int) -> optax.GradientTransformation:
-    """−p of the module's docstring from the last `size` pairs, as an optax transformation.
+def pairs(entries: int) -> int:
+    """How many pairs are kept of points with so many entries."""
+    return MEMORY if entries <= SMALL else MEMORY_OF_LARGE
 
-    For any tree of arrays. The first step is −∇f, at most of length 1. A pair with sᵀy ≤ ε yᵀy is
-    left out.
+
+def nothing(params: Any, size: int) -> Memory:
+    """A memory for so many pairs, before the first step, of points that are any tree of arrays."""
+    # Computed from the point, so that on a mesh they are split like it.
+    zero = jax.tree.map(lambda x: 0 * x, params)
+    none = jax.tree.map(lambda x: jnp.stack([x] * size), zero)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    square = jnp.zeros((size, size), dtype)
+    one, row = jnp.ones((), dtype), square[0]
+    return Memory(jnp.int32(0), params, zero, none, none, square, square, one, row, row)
+
+
+def direction(g: Any, memory: Memory, params: Any) -> tuple[Any, Memory]:
+    """(−p of the module's docstring, the memory after it) from ∇f at a point.
+
+    The first step is −∇f, at most of length 1. A pair with sᵀy ≤ ε yᵀy is left out.
     """
-
-    def init(params):
-        # Computed from the point, so that on a mesh they are split like it.
-        nothing = jax.tree.map(lambda x: 0 * x, params)
-        none = jax.tree.map(lambda x: jnp.stack([x] * size), nothing)
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        square = jnp.zeros((size, size), dtype)
-        one, row = jnp.ones((), dtype), square[0]
-        return Memory(jnp.int32(0), params, nothing, none, none, square, square, one, row, row)
-
-    def update(g, memory, params):
-        steps, point, slope, S, Y, SY, YY, gamma, *before = memory
-        s, y = optax.tree.sub(params, point), optax.tree.sub(g, slope)
-        sy, yy = inner(s, y), inner(y, y)
-        numbers = jnp.finfo(sy.dtype)
-        # Squares below tiny/ε have lost digits, or all of them.
-        sound = (steps > 0) & (sy > numbers.eps * yy) & (yy > numbers.tiny / numbers.eps)
-        first = jnp.minimum(1, 1 / jnp.sqrt(inner(g, g)))
-        gamma = jnp.where(sound, sy / yy, jnp.where(steps > 0, gamma, first))
-        at = (steps - 1) % size  # the newest pair replaces the oldest
-        s, y = jax.tree.map(lambda x: jnp.where(sound, x, 0), (s, y))
-        S, Y = jax.tree.map(lambda pairs, x: pairs.at[at].set(x), (S, Y), (s, y))
-        turn = (at + 1 + jnp.arange(size)) % size  # the oldest first
-        Sg, Yg = (inner(pairs, g)[turn] for pairs in (S, Y))
-        # The products of the pairs with the last gradient, of the newest pair among them.
-        newest = (inner(x, slope) for x in (s, y))
-        Sg_old, Yg_old = (jnp.append(x[1:], last) for x, last in zip(before, newest, strict=True))
-        SY, YY = _followed(SY, Sg - Sg_old), _followed(YY, Yg - Yg_old)
-        back = (jnp.arange(size) - at - 1) % size
-        a, w = jnp.stack(_coefficients(SY, YY, gamma, Sg, Yg))[:, back]
-        p = jax.tree.map(lambda g, S, Y: gamma * (_sum(w, Y) - g) - _sum(a, S), g, S, Y)
-        return p, Memory(steps + 1, params, g, S, Y, SY, YY, gamma, Sg, Yg)
-
-    return optax.GradientTransformation(init, update)
+    steps, point, slope, S, Y, SY, YY, gamma, *before = memory
+    size = len(SY)
+    s, y = optax.tree.sub(params, point), optax.tree.sub(g, slope)
+    sy, yy = inner(s, y), inner(y, y)
+    numbers = jnp.finfo(sy.dtype)
+    # Squares below tiny/ε have lost digits, or all of them.
+    sound = (steps > 0) & (sy > numbers.eps * yy) & (yy > numbers.tiny / numbers.eps)
+    first = jnp.minimum(1, 1 / jnp.sqrt(inner(g, g)))
+    gamma = jnp.where(sound, sy / yy, jnp.where(steps > 0, gamma, first))
+    at = (steps - 1) % size  # the newest pair replaces the oldest
+    s, y = jax.tree.map(lambda x: jnp.where(sound, x, 0), (s, y))
+    S, Y = jax.tree.map(lambda pairs, x: pairs.at[at].set(x), (S, Y), (s, y))
+    turn = (at + 1 + jnp.arange(size)) % size  # the oldest first
+    Sg, Yg = (inner(pairs, g)[turn] for pairs in (S, Y))
+    # The products of the pairs with the last gradient, of the newest pair among them.
+    newest = (inner(x, slope) for x in (s, y))
+    Sg_old, Yg_old = (jnp.append(x[1:], last) for x, last in zip(before, newest, strict=True))
+    SY, YY = _followed(SY, Sg - Sg_old), _followed(YY, Yg - Yg_old)
+    back = (jnp.arange(size) - at - 1) % size
+    a, w = jnp.stack(_coefficients(SY, YY, gamma, Sg, Yg))[:, back]
+    p = jax.tree.map(lambda g, S, Y: gamma * (_sum(w, Y) - g) - _sum(a, S), g, S, Y)
+    return p, Memory(steps + 1, params, g, S, Y, SY, YY, gamma, Sg, Yg)
 
 
 def _coefficients(SY, YY, gamma, Sg, Yg) -> tuple[Array, Array]:
