@@ -117,7 +117,7 @@ def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
     W, V, c, exponent = _units(W, unit, b)
     logits = logits or (lambda H: matmul(V * unit, H) + c[:, None])
     squares = jnp.sum(jnp.sum((H * unit) ** 2, axis=0))
-    sums, spread = _over_classes(K, index, H)
+    sums = _over_classes(K, index)
     counts = sums(jnp.ones((1, N), H.dtype), 1)[0]
     means = sums(H, unit) / counts
     weights = counts[:, None] / N if mean == "sample" else jnp.full((K, 1), 1 / K, H.dtype)
@@ -126,12 +126,12 @@ def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
     floor = (8 * jnp.finfo(H.dtype).eps) ** 2 * squares / N
     M = means - mean
     M = jnp.where(jnp.sum(M**2) > K * floor, M, 0)
-    deviations = H * unit - spread(means)
-    variances = sums(jnp.sum(deviations**2, axis=0)[None, :], 1)[0] / counts
-    tr_W, tr_B = jnp.sum(counts * variances) / N, jnp.sum(M**2) / K
     U, s, Vt = jnp.linalg.svd(M, full_matrices=False)
-    along, nearest = blocks.sweep(partial(_nearest, M, U, s, Vt), deviations, index, K)
-    predicted = blocks.sweep(lambda H, _: ((), first_largest(logits(H))), H, index, K)[1]
+    within, rows = partial(_within, M, (U, s, Vt), means, unit), _rows(K, H)
+    along, (apart, nearest) = blocks.sweep(within, H, index, rows)
+    variances = sums(apart[None, :], 1)[0] / counts
+    tr_W, tr_B = jnp.sum(counts * variances) / N, jnp.sum(M**2) / K
+    predicted = blocks.sweep(lambda H, _: ((), first_largest(logits(H))), H, index, rows)[1]
     return Collapse(
         nc1=_nc1(M, s, along / N, tr_W, floor),
         nc1_trace_ratio=_ratio(tr_W, tr_B, floor),
@@ -153,28 +153,28 @@ def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
 _measure_compiled = jax.jit(measure, static_argnames="mean")
 
 
-def _over_classes(K: int, index, H):
-    """Two maps, (r, N) → (r, K) and back: the sums over each class, and one copy for each sample.
+def _over_classes(K: int, index):
+    """The map (r, N) → (r, K) to the sums over each class.
 
     The sums are those of A times a given number, so that they do not over- or underflow. Known
     labels in K equal blocks, as those of a balanced problem, need only a reshape.
     """
-    if _in_order(K, index):
-        return (
-            lambda A, unit: jnp.sum((A * unit).reshape(len(A), K, -1), axis=2),
-            lambda A: _copies(A, index),
-        )
 
     def sums(A, unit):
+        if _in_order(K, index) and blocks.count(_rows(K, A), A) == 1:
+            return jnp.sum((A * unit).reshape(len(A), K, -1), axis=2)
+
         def block(A, index):
             return matmul(A, unit * _one(K, index, A.dtype).T)
 
-        return blocks.total(block, A, index, K)
+        return blocks.total(block, A, index, _rows(K, A))
 
-    def spread(A):
-        return blocks.sweep(lambda _, index: ((), _copies(A, index)), H, index, K)[1]
+    return sums
 
-    return sums, spread
+
+def _rows(K: int, A) -> int:
+    """Rows of what a block makes: logits, or copies of the means and the deviations from them."""
+    return max(K, 2 * len(A))
 
 
 def _in_order(K: int, index) -> bool:
@@ -224,15 +224,21 @@ def _direction(A):
     return A / jnp.where(size > 0, size, 1)
 
 
-def _nearest(M, U, s, Vt, deviations, index):
-    """(Σ_i a_i², the class of the nearest mean of every sample), a_i = Uᵀ(h_i − μ_{y_i}).
+def _within(M, decomposed, means, unit, H, index):
+    """(Σ_i a_i², (‖h_i − μ_{y_i}‖², the class of the nearest mean of every sample)).
 
-    With M = U diag(s) Vᵀ, ‖h_i − μ_k‖² = const − 2(⟨V_k ∘ s, a_i⟩ + ⟨M_k, M_{y_i}⟩ − ‖M_k‖²/2),
+    With M = U diag(s) Vᵀ and a_i = Uᵀ(h_i − μ_{y_i}),
+
+        ‖h_i − μ_k‖² = const − 2(⟨V_k ∘ s, a_i⟩ + ⟨M_k, M_{y_i}⟩ − ‖M_k‖²/2),
+
     relative to μ_G against cancellation, with one product over all features.
     """
+    U, s, Vt = decomposed
+    deviations = H * unit - _copies(means, index)
     a, gram = matmul(U.T, deviations), _gram(M.T)
     own = _copies(gram - jnp.sum(M**2, axis=0)[:, None] / 2, index)
-    return jnp.sum(a**2, axis=1), first_largest(matmul(Vt.T * s, a) + own)
+    nearest = first_largest(matmul(Vt.T * s, a) + own)
+    return jnp.sum(a**2, axis=1), (jnp.sum(deviations**2, axis=0), nearest)
 
 
 def _nc1(M, s, along, tr_W, floor):
