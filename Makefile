@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
 .PHONY: help run networks test test-slow test-all lint types check figures experiments docs bench clean
@@ -19,20 +20,28 @@ help:
 	@echo "make bench        paired benchmark against PyTorch (installs the [bench] extra)"
 	@echo "make clean        remove the environment and caches, keep runs and figures"
 
-$(READY): pyproject.toml constraints.txt
+# Modules are compiled to bytecode when they are first imported, which only some ever are.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+# What the experiments need, in a quarter of the time that all of it takes.
+$(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python >= 3.11 is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) -e .
 	@touch $@
 
-run: $(READY)
+$(READY): $(CORE)
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+run: $(CORE)
 	$(BIN)/python -m experiments --quick
 
 networks: $(READY)
 	$(BIN)/python -m experiments.networks --quick
 
-experiments: $(READY)
+experiments: $(CORE)
 	$(BIN)/python -m experiments
 
 figures: $(READY)
@@ -58,12 +67,12 @@ types: $(READY)
 check: lint types test
 
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(PIP) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/docs/index.html"
 
 bench: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(PIP) -e ".[bench]"
 	$(BIN)/python -m benchmarks
 
 clean:
