@@ -20,15 +20,15 @@ help:
 	@echo "make bench        paired benchmark against PyTorch (installs the [bench] extra)"
 	@echo "make clean        remove the environment and caches, keep runs and figures"
 
-# Modules are compiled to bytecode when they are first imported, which only some ever are.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# What the experiments need, in a quarter of the time that all of it takes.
+# What the experiments need, in a quarter of the time that all of it takes. Modules are compiled to
+# bytecode when they are first imported, which only some ever are.
 $(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python >= 3.11 is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) --no-compile -e .
 	@touch $@
 
 $(READY): $(CORE)
