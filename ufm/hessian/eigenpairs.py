@@ -258,9 +258,8 @@ def extreme(
     layers.require_free(problem, "hessian.extreme")
     key = None if key is None else check.key(key)
     orbit, exact = check.flag("orbit", orbit), check.flag("exact", exact)
-    size, room = problem.size, problem.size
-    if orbit:
-        room = size - problem.d * (problem.d - 1) // 2 - 1
+    size, along = problem.size, problem.d * (problem.d - 1) // 2 + 1
+    room = size - along if orbit else size
     k = check.integer("k", k, 1, room, f"this Hessian has {room} eigenpairs")
     max_products = check.integer("max_products", max_products, 1, 2**31 - 1)
     if orbit and exact:
