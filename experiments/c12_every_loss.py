@@ -284,7 +284,7 @@ def draw(config: Config, results: dict) -> dict[str, Figure]:
 
 def _draw_measure(ax: Axes, config: Config, results: dict, key: str) -> None:
     """One measure over κ, the closed form through every loss's points."""
-    fine = np.geomspace(config.lowest, config.highest, min(48, 4 * config.points))
+    fine = np.geomspace(config.lowest, config.highest, 48)
     for i, (name, loss) in enumerate(LOSSES.items()):
         done = results["gap"][i] <= config.gap_tol
         plots.points(ax, grid(config), results[key][i], done, name, i)
