@@ -347,14 +347,25 @@ def test_a_descent_begun_in_float32_ends_at_the_minimum_to_the_same_digits(monke
     assert cut.descent_steps <= 60
 
 
-@pytest.mark.parametrize(("size", "lam"), [(1e60, 1e-3), (1e-60, 1e-3), (1e-3, 1e-60)])
-def test_what_float32_cannot_hold_is_left_to_float64(size, lam):
-    """Points beyond its range: the descent starts where it would without it. Else f falls."""
-    problem = Problem(4, 5, 2, lam_W=lam, lam_H=lam, lam_b=lam)
+@pytest.mark.parametrize(
+    ("size", "lam", "d", "falls"),
+    [
+        (1e60, 1e-3, 5, False),
+        (1e-60, 1e-3, 2, False),
+        (1e-60, 1e-3, 5, True),
+        (1e-3, 1e-60, 5, True),
+    ],
+)
+def test_what_float32_cannot_hold_is_left_to_float64(size, lam, d, falls):
+    """Points beyond its range: the descent starts where it would without it. Else f falls.
+
+    From the origin, where 1e-60 is rounded to, it falls by a step on the products for d ≥ K − 1.
+    """
+    problem = Problem(4, d, 2, lam_W=lam, lam_H=lam, lam_b=lam)
     start = laws.random_params(problem, scale=size)
     with jax.enable_x64(True):
         rough, taken, _ = jax.jit(solver._roughly_downhill)(problem, start, 300)
-    if lam == 1e-60:
+    if falls:
         assert taken > 0
         assert objective(problem, rough) < objective(problem, start)
     else:

@@ -147,16 +147,27 @@ def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
 
 
 def stretch(problem: Problem, dtype) -> Scalar:
-    """r = (λ_H ω̄/λ_W)^¼ to the nearest power of two; 1 if that is 1/4 to 4, or if a decay is 0.
+    """`ratio` to the nearest power of two; 1 if that is 1/4 to 4.
 
     (W/r, H r) has the same logits, and with the decays (λ_W r², λ_H/r²), which are nearly equal,
     the same f. At critical points W/r and H r are about equally long. Traceable.
     """
+    exponent = jnp.round(_exponent(problem, dtype))
+    far = jnp.abs(exponent) > 2
+    return jnp.ldexp(jnp.ones((), dtype), jnp.where(far, exponent, 0).astype(jnp.int32))
+
+
+def ratio(problem: Problem, dtype) -> Scalar:
+    """r = (λ_H ω̄/λ_W)^¼, with which λ_W r² = λ_H ω̄/r²; 1 if a decay is 0. Traceable."""
+    return jnp.exp2(_exponent(problem, dtype))
+
+
+def _exponent(problem: Problem, dtype) -> Scalar:
+    """log₂ of `ratio`."""
     lam_W, lam_H = (jnp.asarray(x, dtype) for x in (problem.lam_W, problem.lam_H))
     lam_H = lam_H * _mean_weight(problem, dtype)
-    exponent = jnp.round((jnp.log2(lam_H) - jnp.log2(lam_W)) / 4)
-    far = jnp.isfinite(exponent) & (jnp.abs(exponent) > 2)
-    return jnp.ldexp(jnp.ones((), dtype), jnp.where(far, exponent, 0).astype(jnp.int32))
+    exponent = (jnp.log2(lam_H) - jnp.log2(lam_W)) / 4
+    return jnp.where(jnp.isfinite(exponent), exponent, 0)
 
 
 def units(problem: Problem, dtype) -> Array:

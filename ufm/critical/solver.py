@@ -2,7 +2,8 @@
 
 1. `ufm.model.quotient`: class means in the row space, which does not raise f.
 2. L-BFGS until the gradient is small, in coordinates in which λ_W and λ_H are nearly equal; on very
-   large problems first in float32, in half the time, as far as that precision goes.
+   large problems first in float32, in half the time, as far as that precision goes, and from the
+   step of `ufm.critical.convex` that lowers f most.
 3. `ufm.critical.newton`: steps of least length with quadratic convergence, to ‖∇f‖ ≤ 1e-14 of the
    terms that cancel, or the rounding of ∇f if that is larger.
 
@@ -25,7 +26,7 @@ from jaxtyping import Array
 
 from ufm import check
 from ufm.check import Refused
-from ufm.critical import fixed, kkt, newton, sphere
+from ufm.critical import convex, fixed, kkt, newton, sphere
 from ufm.descent.loop import Method, start, step
 from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
@@ -47,7 +48,7 @@ _MANY = 100
 _SHRUNK = 1e4
 # Beyond so many variables a descent is longer than the compilation of one in float32 before it,
 # which looks every so many steps whether it goes on, and ends after so many looks without progress.
-_VERY_MANY, _LOOK, _PATIENCE = 2**18, 50, 2
+_VERY_MANY, _LOOK, _PATIENCE = 2**18, 20, 5
 
 
 class Solution(NamedTuple):
@@ -282,12 +283,13 @@ def _lifted(problem: Problem, small: Params, frame: Array):
 
 
 def _stretched(problem: Problem, params: Params) -> tuple[Problem, Params, Array]:
-    """(problem, point, r) in the coordinates of `newton.stretch`: (W/r, H r) for (W, H).
+    """(problem, point, r) in the coordinates (W/r, H r), r of `newton.stretch` or `newton.ratio`.
 
     In these, fifty steps do what would otherwise take thousands where one decay is a million times
-    the other.
+    the other, and half as many are enough where one is ten times the other.
     """
-    r = newton.stretch(problem, params.W.dtype)
+    unrounded = problem.size > _VERY_MANY
+    r = (newton.ratio if unrounded else newton.stretch)(problem, params.W.dtype)
     problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
     W, H, b = params.W / r, params.H * r, params.b
     # With decays so far apart the start is far from balanced as well: (W s, H/s) has a lower f.
@@ -304,6 +306,8 @@ def _roughly_downhill(problem: Problem, params: Params, steps: Any) -> tuple[Par
     stretched, begun, r = _stretched(problem, params)
     unit = newton.scale(stretched, begun, terms.data_gradient(stretched, begun))
     begun = jax.tree.map(lambda x: x.astype(jnp.float32), begun)
+    if convex.applies(stretched):
+        begun = convex.step(stretched, begun)
     eps = jnp.finfo(jnp.float32).eps
 
     def size(params):
