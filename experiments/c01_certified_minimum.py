@@ -81,8 +81,8 @@ class Config:
 
     @classmethod
     def quick(cls) -> "Config":
-        """One width and start, fewer samples; the large run has the paper's at an eighth of d."""
-        return cls(widths=(10,), n=20, starts=1, real_d=64)
+        """One width and start, fewer samples; the large run has a tenth of the paper's and of d."""
+        return cls(widths=(10,), n=20, starts=1, real_d=51, real_n=500)
 
 
 def problem_of(config: Config, d: int, n: int) -> Problem:

@@ -245,22 +245,26 @@ def few(problem: Problem, basis: np.ndarray) -> tuple[np.ndarray, float]:
     Where the symmetry of the classes makes ZZᵀ a multiple q of I − 11ᵀ/K, counts as weights, the
     nuclear norm is (K−1)√q and f = Σ (n_g/N) ℓ(z_g; t_g) + (K−1) μ √q.
     """
-    K, T = problem.K, jnp.asarray(problem.targets)
-    share, mu = jnp.asarray(problem.counts / problem.N), float(problem.mu)
-
-    def f(x: Array) -> Array:
-        Z = jnp.tensordot(x, jnp.asarray(basis), 1)
-        loss = jnp.sum(T, axis=0) * jax.nn.logsumexp(Z, axis=0) - jnp.sum(T * Z, axis=0)
-        q = problem.N * jnp.sum(Z**2 * share) / (K - 1)
-        return share @ loss + (K - 1) * mu * jnp.sqrt(q)
-
+    given = (np.asarray(problem.targets, float), basis, problem.counts, float(problem.mu))
     with jax.enable_x64(True):
-        start = np.full(len(basis), 0.5)
-        forms = {"jac": jax.jit(jax.grad(f)), "hess": jax.jit(jax.hessian(f))}
-        x = scipy.optimize.minimize(jax.jit(f), start, method="trust-exact", **forms).x
+        start, forms = np.full(len(basis), 0.5), {"jac": _slope, "hess": _bend}
+        x = scipy.optimize.minimize(_least, start, given, method="trust-exact", **forms).x
         for _ in range(3):  # to rounding
-            x = x - np.linalg.solve(forms["hess"](x), forms["jac"](x))
-        return x, float(f(jnp.asarray(x)))
+            x = x - np.linalg.solve(_bend(x, *given), _slope(x, *given))
+        return x, float(_least(x, *given))
+
+
+def _f(x: Array, T: Array, basis: Array, counts: Array, mu: float) -> Array:
+    """f of `few` at x."""
+    K, N = len(T), jnp.sum(counts)
+    Z = jnp.tensordot(x, basis, 1)
+    loss = jnp.sum(T, axis=0) * jax.nn.logsumexp(Z, axis=0) - jnp.sum(T * Z, axis=0)
+    q = jnp.sum(Z**2 * counts) / (K - 1)
+    return (counts / N) @ loss + (K - 1) * mu * jnp.sqrt(q)
+
+
+# Functions of all that they depend on: one program a shape, not one a problem.
+_least, _slope, _bend = jax.jit(_f), jax.jit(jax.grad(_f)), jax.jit(jax.hessian(_f))
 
 
 def told_tags(config: Config, mu: float) -> tuple[np.ndarray, float]:

@@ -25,9 +25,10 @@ starts that end above the global minimum at the largest d.
 """
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ from ufm import Params, Problem, hessian, plots, solve, theory
 from ufm.model import layers
 from ufm.model.objective import gradient, objective
 from ufm.model.points import init_params
+from ufm.runtime import programs
 
 COUNTS = {"9:5:3:1": (9, 5, 3, 1), "5:4:3:2": (5, 4, 3, 2), "equal": (4, 4, 4, 4)}
 NEAR = 1e-3  # nats, within which an end of descent has a value of theory
@@ -84,7 +86,6 @@ def problem_of(n: tuple[int, ...], d: int, lam: float) -> Problem:
     return Problem(4, d, n, lam=lam, bias=False, features="nonnegative")
 
 
-@partial(jax.jit, static_argnames=("relu",))
 def _ends(problem: Problem, keys, scale, rate, steps, *, relu: bool) -> tuple[Params, Array]:
     """(ends, f there) of descent from Gaussian starts: projected on H ≥ 0, or on g, h = relu(g)."""
 
@@ -108,10 +109,22 @@ def _ends(problem: Problem, keys, scale, rate, steps, *, relu: bool) -> tuple[Pa
     return jax.vmap(one)(keys)
 
 
+@functools.cache
+def _descents() -> Callable:
+    """`_ends` compiled, with optimisation in the quick form too: it runs for seconds."""
+    options = programs.options_of_long_runs()
+    return jax.jit(_ends, static_argnames=("relu",), compiler_options=options)
+
+
+@jax.jit
+def _values(problem: Problem, points: Params) -> Array:
+    return jax.vmap(lambda x: objective(problem, x))(points)
+
+
 def _judged(config: Config, problem: Problem, ends: Params) -> list[tuple]:
     """Rows of `judged`: ends solved to rounding, one of each value."""
     solved = solve(problem, ends)
-    values = np.asarray(jax.vmap(partial(objective, problem))(solved.params))
+    values = np.asarray(_values(problem, solved.params))
     told = theory.switched_off(problem)
     known = np.array([row.value for row in told])
     _, first = np.unique(np.round(values / SAME), return_index=True)
@@ -136,7 +149,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
         progress(i / len(points), f"panel {'abc'[panel]}, d={d}, λ={lam:g}, scale {scale:g}")
         problem = problem_of(list(COUNTS.values())[counts], d, lam)
         keys = jax.random.split(jax.random.key(config.seed), config.starts)
-        ends, values = _ends(problem, keys, scale, config.rate, config.steps, relu=bool(relu))
+        ends, values = _descents()(problem, keys, scale, config.rate, config.steps, relu=bool(relu))
         known = np.array([row.value for row in theory.switched_off(problem)])
         values = np.asarray(values)
         # Halfway to the first spurious value: what descends on is far below or above.

@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.spatial
@@ -152,7 +151,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
             parts.append(_starts(quotient.of_width(problem, d), key, config.starts, problem.d))
         owner = np.repeat(np.arange(len(parts)), [len(x.b) for x in parts])
         points, _ = solver.downhill(
-            small, jax.tree.map(lambda *x: jnp.concatenate(x), *parts), config.steps
+            small, jax.tree.map(lambda *x: np.concatenate(x), *parts), config.steps
         )
         solved = census.polish(small, points)
         arrived = solved.status == newton.Arrival.converged
@@ -177,9 +176,9 @@ def _starts(problem: Problem, key, count: int, width: int) -> Params:
         theory.code_minimum(problem, x).params for _, x in configurations(problem.K, problem.d)
     ]
     drawn = sources.random(problem, key, count)
-    W, H, b = (jnp.concatenate([jnp.stack([x[k] for x in named]), drawn[k]]) for k in range(3))
+    W, H, b = (np.concatenate([np.stack([x[k] for x in named]), drawn[k]]) for k in range(3))
     pad = width - problem.d
-    return Params(jnp.pad(W, ((0, 0), (0, 0), (0, pad))), jnp.pad(H, ((0, 0), (0, pad), (0, 0))), b)
+    return Params(np.pad(W, ((0, 0), (0, 0), (0, pad))), np.pad(H, ((0, 0), (0, pad), (0, 0))), b)
 
 
 def _found(problem: Problem, d: int, points: Params, values, arrived, starts: int) -> list[dict]:

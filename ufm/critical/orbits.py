@@ -33,6 +33,7 @@ from ufm.model import objective as terms
 from ufm.model.evaluation import evaluate
 from ufm.model.fixed import require_free
 from ufm.model.problem import Params, Problem
+from ufm.runtime import programs
 from ufm.theory.spectra import orbit_dimension
 
 # Distance of fingerprints, relative to their size, up to which two points are on one orbit: points
@@ -157,6 +158,9 @@ def counted(sizes: Iterable[int]) -> str:
     return "+".join(f"{size}" if m == 1 else f"{m}×{size}" for size, m in counts.items())
 
 
+_lifted = programs.once(quotient.lift, level=1)
+
+
 def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, int]) -> Orbit:
     """The `Orbit` of a polished point in the coordinates of the quotient.
 
@@ -176,8 +180,7 @@ def judge(problem: Problem, small: Params, newton_step: float, hits: dict[str, i
     if not layers.is_free(problem):
         return _judged_on_face(problem, small, newton_step, hits)
     mean_problem = quotient.of_width(problem, problem.d)
-    frame = jnp.eye(problem.d, small.W.shape[1])
-    at = evaluate(mean_problem, quotient.lift(mean_problem, small, frame))
+    at = evaluate(mean_problem, _lifted(mean_problem, small, np.eye(problem.d, small.W.shape[1])))
     found, _, core = judged(at)
     if core is None:
         raise Refused(f"got a point that is {found.kind}: {found.reason}")

@@ -264,13 +264,20 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
     if np.ndim(params.W) == 3:
         if len({len(x) for x in params}) > 1 or len(params.W) == 0:
             raise Refused(f"got {[len(x) for x in params]} starts in W, H and b")
-        one = Params(*(x[0] for x in params))
+        one = Params(*(_alike(x) for x in params))
     points.check_params(problem, one)
     points.check_finite(params)
     check_entries(params)
     if not layers.is_free(problem):
         layers.check_feasible(problem, params)
         _MEMBERS[problem.features].check(problem)
+
+
+def _alike(stacked: Any) -> Any:
+    """An array of the shape and dtype of a row; indexing a JAX array would compile a program."""
+    if not isinstance(stacked, jax.Array):
+        return stacked[0]
+    return np.broadcast_to(np.zeros((), stacked.dtype), stacked.shape[1:])
 
 
 def _lifted(problem: Problem, small: Params, frame: Array):

@@ -4,10 +4,11 @@ From random starts Newton's method mostly converges to the origin. Therefore the
 sources, each of which uses some structure: tied classes, fewer dimensions than allowed, slow phases
 of descent, the neighbourhood and the eigenvectors of known points, and deflation of known points.
 Every function takes a problem in the coordinates of `ufm.model.quotient`, a JAX PRNG key and the
-number of starts, and returns `Params` of so many starts along a leading axis.
+number of starts, and returns `Params` of so many starts along a leading axis. NumPy computes what
+follows a draw, since JAX would compile every such operation for every shape.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from ufm.linalg.products import matmul
 from ufm.model import objective as terms
 from ufm.model.objective import gradient
 from ufm.model.problem import Params, Problem
+from ufm.runtime import programs
 
 # Standard deviations of random starts, in units of the entries at a global minimum.
 SCALES = (0.3, 1.0, 1.7, 3.0)
@@ -66,18 +68,31 @@ def partitions(K: int, largest: int | None = None) -> Iterator[tuple[int, ...]]:
 
 def random(problem: Problem, key: Array, count: int) -> Params:
     """Gaussian entries at the scales of `SCALES` in turn."""
-    scales = jnp.asarray(np.resize(SCALES, count))
-    return _gaussian(problem, key, scales)
+    return _gaussian(problem, key, np.resize(SCALES, count))
 
 
-def _gaussian(problem: Problem, key: Array, scales: Float[Array, " count"]) -> Params:
-    key_W, key_H, key_b = jax.random.split(key, 3)
-    unit_W, unit_H = units(problem)
-    count, (K, d, N) = len(scales), (problem.K, problem.d, problem.N)
-    W = unit_W * scales[:, None, None] * jax.random.normal(key_W, (count, K, d), float)
-    H = unit_H * scales[:, None, None] * jax.random.normal(key_H, (count, d, N), float)
-    b = scales[:, None] * jax.random.normal(key_b, (count, K), float) if problem.bias else 0
-    return Params(W, H, jnp.zeros((count, K)) + b)
+def _gaussian(problem: Problem, key: Array, scales: Float[np.ndarray, " count"]) -> Params:
+    shape, (unit_W, unit_H) = (problem.K, problem.d, problem.N), map(np.asarray, _units(problem))
+    W, H, b = map(np.asarray, _normals(key, len(scales), *shape))
+    scales = scales.astype(W.dtype)
+    W, H = unit_W * scales[:, None, None] * W, unit_H * scales[:, None, None] * H
+    return jax.device_put(Params(W, H, scales[:, None] * b if problem.bias else np.zeros_like(b)))
+
+
+# At level 1 draws have the digits of any higher level.
+_units = programs.once(units, level=1)
+
+
+@partial(programs.once, level=1, static_argnames=("count", "K", "d", "N"))
+def _normals(key: Array, count: int, K: int, d: int, N: int) -> tuple[Array, ...]:
+    shapes = ((count, K, d), (count, d, N), (count, K))
+    keys = jax.random.split(key, 3)
+    return tuple(jax.random.normal(k, shape, float) for k, shape in zip(keys, shapes, strict=True))
+
+
+def _mapped(f: Callable[..., np.ndarray], *points: Params) -> Params:
+    """f of W, of H and of b as NumPy arrays."""
+    return jax.tree.map(lambda *parts: jax.device_put(f(*map(np.asarray, parts))), *points)
 
 
 def tied(problem: Problem, key: Array, count: int) -> Params:
@@ -92,15 +107,15 @@ def tied(problem: Problem, key: Array, count: int) -> Params:
         return random(problem, key, count)
     sizes = [p for p in partitions(problem.K) if 1 < len(p) < problem.K] or [(1,) * problem.K]
     table = np.stack([np.repeat(np.arange(len(p)), p) for p in sizes])
-    groups = jnp.asarray(np.resize(table, (count, problem.K)))
     key_order, key_start = jax.random.split(key)
-    groups = jax.random.permutation(key_order, groups, axis=1, independent=True)
-    free = random(problem, key_start, count)
-    first = jnp.argmax(groups[:, :, None] == groups[:, None, :], axis=2)  # leader of each group
+    groups = jax.device_put(np.resize(table, (count, problem.K)))
+    groups = np.asarray(jax.random.permutation(key_order, groups, axis=1, independent=True))
+    W, H, b = map(np.asarray, random(problem, key_start, count))
+    first = np.argmax(groups[:, :, None] == groups[:, None, :], axis=2)  # leader of each group
     samples = np.cumsum(problem.counts) - problem.counts
-    W = jnp.take_along_axis(free.W, first[:, :, None], axis=1)
-    H = jnp.take_along_axis(free.H, jnp.asarray(samples)[first][:, None, problem.labels], axis=2)
-    return Params(W, H, jnp.take_along_axis(free.b, first, axis=1))
+    W = np.take_along_axis(W, first[:, :, None], axis=1)
+    H = np.take_along_axis(H, samples[first][:, None, problem.labels], axis=2)
+    return jax.device_put(Params(W, H, np.take_along_axis(b, first, axis=1)))
 
 
 def padded(problem: Problem, key: Array, count: int) -> Params:
@@ -111,18 +126,20 @@ def padded(problem: Problem, key: Array, count: int) -> Params:
     points of each rank are minima of the narrower problem, and saddles of this one.
     """
     ranks = max(problem.d - 1, 1)
-    widths = jnp.asarray(1 + np.arange(count) % ranks)
-    used = jnp.arange(problem.d) < widths[:, None]
-    free = random(problem, key, count)
+    widths = 1 + np.arange(count) % ranks
+    used = np.arange(problem.d) < widths[:, None]
+    W, H, b = map(np.asarray, random(problem, key, count))
     # Fewer dimensions share the same norms.
-    gain = jnp.sqrt(problem.d / widths)[:, None, None]
-    starts = Params(gain * free.W * used[:, None, :], gain * free.H * used[:, :, None], free.b)
+    gain = np.sqrt(problem.d / widths)[:, None, None].astype(W.dtype)
+    starts = Params(gain * W * used[:, None, :], gain * H * used[:, :, None], b)
     # All descend, so that `descended` uses the same program, which takes seconds to compile.
     points, _ = solver.downhill(problem, starts)
     down = np.arange(count) // ranks % 2 == 1
-    return jax.tree.map(
-        lambda x, y: jnp.where(down.reshape(-1, *[1] * (x.ndim - 1)), y, x), starts, points
-    )
+
+    def chosen(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.where(down.reshape([-1] + [1] * (x.ndim - 1)), y, x)
+
+    return _mapped(chosen, starts, points)
 
 
 def passages(problem: Problem, key: Array, count: int) -> Params:
@@ -133,19 +150,20 @@ def passages(problem: Problem, key: Array, count: int) -> Params:
     """
     key_small, key_tied, key_noise, key_pick = jax.random.split(key, 4)
     runs = max(count // 4, 2)
-    near = jax.tree.map(lambda x: _NEAR_ORIGIN * x, random(problem, key_small, runs // 2))
+    near = random(problem, key_small, runs // 2)
     ties = tied(problem, key_tied, runs - runs // 2)
     noise = random(problem, key_noise, runs - runs // 2)
-    ties = jax.tree.map(lambda x, y: x + _NEAR_TIED * y, ties, noise)
-    starts = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), near, ties)
-    points, slopes = _ways(problem, starts)
+    starts = _mapped(
+        lambda x, y, z: np.concatenate([_NEAR_ORIGIN * x, y + _NEAR_TIED * z]), near, ties, noise
+    )
+    points, slopes = jax.tree.map(np.asarray, _ways(problem, starts))
     inner = slopes[:, 1:-1]
     low = (inner <= slopes[:, :-2]) & (inner <= slopes[:, 2:]) & np.isfinite(inner)
-    run, at = np.nonzero(np.asarray(low))
+    run, at = np.nonzero(low)
     if len(run) == 0:
         run, at = np.arange(runs), np.full(runs, _PASSAGE_RECORDS - 2)
     chosen = np.resize(np.asarray(jax.random.permutation(key_pick, len(run))), count)
-    return jax.tree.map(lambda x: x[run[chosen], at[chosen] + 1], points)
+    return _mapped(lambda x: x[run[chosen], at[chosen] + 1], points)
 
 
 def descended(problem: Problem, key: Array, count: int) -> Params:
@@ -175,9 +193,9 @@ def _ways(problem: Problem, starts: Params) -> tuple[Params, Array]:
 
 def perturbed(problem: Problem, key: Array, count: int, known: Params) -> Params:
     """Known points with Gaussian noise of 3 % to 100 % of the entries at a minimum."""
-    points = _cycle(known, count)
-    noise = _gaussian(problem, key, jnp.asarray(np.resize(_NOISE, count)))
-    return jax.tree.map(jnp.add, points, noise)
+    index = np.resize(np.arange(len(known.W)), count)
+    noise = _gaussian(problem, key, np.resize(_NOISE, count))
+    return _mapped(lambda x, y: x[index] + y, known, noise)
 
 
 def followed(problem: Problem, key: Array, count: int, known: Params) -> Params:
@@ -186,15 +204,16 @@ def followed(problem: Problem, key: Array, count: int, known: Params) -> Params:
     From a saddle, a negative eigenvector points towards saddles of neighbouring index.
     """
     key_pick, key_length = jax.random.split(key)
-    vectors = _eigenvectors(problem, known)
+    vectors = np.asarray(_eigenvectors(problem, known))
     orbits, which = len(known.W), min(problem.size, 2 * problem.K)
     order = np.asarray(jax.random.permutation(key_pick, orbits * which))
     index = np.resize(order, count)
-    directions = vectors[index // which, index % which]
-    unit = np.sqrt(problem.size) * sum(units(problem)) / 2
-    lengths = unit * jax.random.uniform(key_length, (count,), float, -1.0, 1.0)
-    points = jax.vmap(partial(flatten, problem))(known)[index // which]
-    return unflatten(problem, points + lengths[:, None] * directions)
+    unit_W, unit_H = map(float, _units(problem))
+    unit = np.sqrt(problem.size) * (unit_W + unit_H) / 2
+    lengths = unit * np.asarray(jax.random.uniform(key_length, (count,), float, -1.0, 1.0))
+    moves = lengths[:, None] * vectors[index // which, index % which]
+    points = _mapped(lambda x: x[index // which], known)
+    return _mapped(np.add, points, unflatten(problem, moves))
 
 
 @jax.jit
@@ -250,8 +269,3 @@ def _deflated(problem: Problem, starts: Params, known: Params) -> Params:
         )
 
     return jax.vmap(one)(starts)
-
-
-def _cycle(known: Params, count: int) -> Params:
-    index = np.resize(np.arange(len(known.W)), count)
-    return jax.tree.map(lambda x: jnp.asarray(x)[index], known)

@@ -64,7 +64,7 @@ def linearize(problem: Problem, params: Params) -> Linearization:
 def linearized(at: Evaluated) -> Linearization:
     """`linearize` of a point that has been evaluated, in float64."""
     with jax.enable_x64(True):
-        params, S, G = jax.tree.map(jnp.asarray, (at.params, at.S, at.G))
+        params, S, G = jax.device_put((at.params, at.S, at.G))  # jnp.asarray compiles a copy
         return Linearization(at.problem, params, S.prepared(), G)
 
 

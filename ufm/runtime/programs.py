@@ -38,6 +38,15 @@ def options() -> dict[str, Any]:
     return {_NEWER: False} | ({} if chosen else {_LEVEL: 1})
 
 
+def options_of_long_runs() -> dict[str, Any]:
+    """`compiler_options` of a program that runs for seconds even where programs compile quickly.
+
+    Level 1 of LLVM's optimisation where the process has chosen level 0, at which a loop of small
+    steps takes up to four times as long; {} otherwise.
+    """
+    return {_LEVEL: 1} if options() and f"{_LEVEL}=0" in os.environ.get("XLA_FLAGS", "") else {}
+
+
 def once(f: Callable, level: int = 0, **static: Any) -> Callable:
     """`jax.jit(f, **static)` for a program that runs only once, compiled with less optimisation.
 

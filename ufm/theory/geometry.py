@@ -8,6 +8,8 @@ the most separated configuration of K unit vectors; it spans K−1 dimensions
 (Papyan, Han and Donoho 2020, definition 1).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float
 from ufm import check
 from ufm.check import Refused
 from ufm.linalg.products import matmul
+from ufm.runtime import programs
 
 
 def helmert(K: int) -> Float[np.ndarray, "K K-1"]:
@@ -48,7 +51,12 @@ def orthonormal_frame(key: Array, d: int, r: int, dtype=None) -> Float[Array, "d
     d, r = check.integer("d", d, 1), check.integer("r", r, 0)
     if r > d:
         raise Refused(f"got r={r} > d={d}: R^{d} has at most {d} orthonormal vectors; lower r")
-    Q, R = jnp.linalg.qr(jax.random.normal(check.key(key), (d, r), check.floating("dtype", dtype)))
+    return _haar(check.key(key), d, r, check.floating("dtype", dtype))
+
+
+@partial(programs.once, level=1, static_argnames=("d", "r", "dtype"))
+def _haar(key: Array, d: int, r: int, dtype) -> Array:
+    Q, R = jnp.linalg.qr(jax.random.normal(key, (d, r), dtype))
     return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)
 
 

@@ -38,6 +38,7 @@ from ufm.check import Refused, normal_decays
 from ufm.model import layers
 from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem, check_problem
+from ufm.runtime import programs
 from ufm.theory import geometry, shared
 
 MOST_GROUPS = 16  # Newton's Hessian in the numbers of the module's head is dense
@@ -193,8 +194,8 @@ def least(problem: Problem) -> Least:
     given = (found.sizes.astype(float), found.weights, found.roots, mu, float(problem.lam_b))
     free = np.concatenate([np.ones(2 * m * m), on, np.full(m, float(problem.bias))])
     with jax.enable_x64(True):
-        x = np.asarray(_minimised(jnp.asarray(x), jnp.asarray(free), given))
-        value = float(_objective(jnp.asarray(x), given))
+        x = np.asarray(_minimised(x, free, given))
+        value = float(_value(x, given))
     return _result(problem, found, x, value)
 
 
@@ -227,6 +228,9 @@ def _objective(x: Array, given) -> Array:
     norm = jnp.sum((sizes - 1) * roots * t) + jnp.sum(x[: 2 * m * m] ** 2) / 2
     data = jnp.sum(sizes * weights * jnp.log1p(wrong))
     return data + mu * norm + lam_b / 2 * jnp.sum(sizes * beta**2)
+
+
+_value = programs.once(_objective, level=1)
 
 
 @jax.jit

@@ -13,9 +13,9 @@ are normal numbers: near the threshold 1 − Kc is computed in exact arithmetic.
 """
 
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -24,6 +24,7 @@ from ufm.check import Refused, normal_decays, shown
 from ufm.model import layers
 from ufm.model.points import check_memory
 from ufm.model.problem import Params, Problem
+from ufm.runtime import programs
 from ufm.theory import geometry
 from ufm.theory.shared import plain
 
@@ -219,6 +220,13 @@ def etf(problem: Problem, size: Norms, key: Array | None, dtype=None) -> Params:
                 f"the range of {frame.dtype}; allowed: a wider dtype, or λ_W and λ_H closer to one "
                 "another"
             )
-    W, means = frame * float(radii[0]), frame.T * float(radii[1])
-    H = jnp.repeat(means, int(problem.counts[0]), axis=1, total_repeat_length=problem.N)
-    return jax.tree.map(lambda x: x.astype(frame.dtype), Params(W, H, jnp.zeros(problem.K)))
+    return _scaled(frame, float(radii[0]), float(radii[1]), n=int(problem.counts[0]))
+
+
+@partial(programs.once, level=1, static_argnames=("n",))
+def _scaled(frame: Array, r_W: float, r_H: float, n: int) -> Params:
+    """(W, H, 0) of the frame (K, d), n samples a class."""
+    K, dtype = len(frame), frame.dtype
+    W, means = frame * r_W, frame.T * r_H
+    H = jnp.repeat(means, n, axis=1, total_repeat_length=K * n)
+    return Params(W.astype(dtype), H.astype(dtype), jnp.zeros(K, dtype))

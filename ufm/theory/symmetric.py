@@ -29,6 +29,7 @@ from ufm.check import Refused, normal_decays
 from ufm.losses import BinaryCrossEntropy, CrossEntropy, Focal, LogitAdjusted
 from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
+from ufm.runtime import programs
 from ufm.theory import shared
 
 _HALVINGS = 200
@@ -133,19 +134,26 @@ def at_origin(problem: Problem) -> tuple[float, float, float]:
 
 def _at(loss, K: int, t: float, beta: float) -> tuple[float, float, float, float, float]:
     """φ(t) and own, wrong, mean, mixed there."""
-    Z = jnp.zeros((K, 1)).at[0].set(t) - t / K + beta
-    label = jnp.zeros(1, int)
+    Z, label = np.zeros((K, 1)), np.zeros(1, int)
+    Z[0] = t
+    Z = Z - t / K + beta
     u = np.full(K, -1.0 / K)
     u[0] += 1
     v = np.zeros(K)
     v[1:3] = [1, -1] if K > 2 else [0]
-    S = jax.tree.map(np.asarray, loss.curvature(Z, label)).matrices()[0]
+    S, value = jax.tree.map(np.asarray, _evaluated(loss, Z, label))
+    S = S.matrices()[0]
     own, size = float(u @ S @ u / (u @ u)), float(v @ v)
     mean, mixed = 0.0, 0.0
     if loss.null(K) is None:
         mean, mixed = float(np.sum(S) / K), float(u @ S.sum(axis=1) / (u @ u * K) ** 0.5)
     wrong = float(v @ S @ v / size) if size else own
-    return float(loss.value(Z, label)[0]), own, wrong, mean, mixed
+    return float(value[0]), own, wrong, mean, mixed
+
+
+@partial(programs.once, level=1)
+def _evaluated(loss, Z, label):
+    return loss.curvature(Z, label), loss.value(Z, label)
 
 
 def _smoothed(loss: CrossEntropy, K: int, c: float) -> float:
