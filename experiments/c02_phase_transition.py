@@ -33,6 +33,7 @@ from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Problem, init_params, plots, theory
 from ufm.descent.loop import Limits, Method, Status, start, trajectory
+from ufm.runtime import programs
 
 # √t below which a minimum counts as collapsed; it is 0.03 at the nearest point below x = 1.
 VANISHED = 1e-3
@@ -111,7 +112,7 @@ def _series(config: Config, problem: Problem, keys, report) -> dict[str, np.ndar
     def begin(problem, key):
         return start(problem, init_params(key, problem, config.scale), method, hyper)
 
-    @jax.jit
+    @programs.for_long_runs
     @jax.vmap
     def leg(problem, state):
         state, history, status = trajectory(problem, state, method, hyper, limits, LEG + 1)

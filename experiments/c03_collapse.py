@@ -66,7 +66,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """The same runs with fewer frames."""
-        return cls(frames=24, milliseconds=(150, 3000))
+        return cls(frames=12, milliseconds=(300, 3000))
 
 
 def problem_of(config: Config, K: int) -> Problem:

@@ -36,6 +36,7 @@ from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_all_below
 from ufm import Params, Problem, plots, theory
 from ufm.descent.loop import Limits, Method, Status, start, trajectory
+from ufm.runtime import programs
 from ufm.theory.spectra import condition_number, gd_rate, hessian_spectrum, optimal_step
 
 RECORDS = 64  # records of a run
@@ -136,7 +137,7 @@ def _start(problem: Problem, scale: float, key: jax.Array) -> Params:
     return Params(*(x + scale * jax.random.normal(part, x.shape) for x, part in parts))
 
 
-@jax.jit
+@programs.for_long_runs
 def _run(problem: Problem, params: Params, rate, steps):
     """‖∇f‖ and status of gradient descent from many points, compiled once a shape."""
     method, hyper, never = Method("gd", None, None), (rate, 0.0), jnp.asarray(-jnp.inf)

@@ -125,9 +125,8 @@ def _solved(config: Config, problem: Problem) -> tuple[Params, float]:
     """(the lowest critical point of several descents, its certified gap)."""
     keys = jax.random.split(jax.random.key(config.seed), config.starts)
     draws = [ufm.init_params(key, problem, 1.0, jnp.float64) for key in keys]
-    starts = jax.tree.map(lambda *x: jnp.stack(x), *draws)
-    found = ufm.solve(problem, starts).params
-    ends = [jax.tree.map(lambda x, i=i: x[i], found) for i in range(config.starts)]
+    # One by one: the program for one start compiles in half the time.
+    ends = [ufm.solve(problem, start).params for start in draws]
     proofs = [ufm.certify(problem, end) for end in ends]
     best = min(range(config.starts), key=lambda i: proofs[i].value)
     return ends[best], float(proofs[best].gap)

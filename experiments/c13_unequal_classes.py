@@ -133,8 +133,8 @@ def _solved(config: Config, problem: Problem):
     small = merged_problem(problem)
     keys = jax.random.split(jax.random.key(config.seed), config.starts)
     draws = [ufm.init_params(key, small, 1.0, jnp.float64) for key in keys]
-    found = ufm.solve(small, jax.tree.map(lambda *x: jnp.stack(x), *draws)).params
-    ends = [jax.tree.map(lambda x, i=i: x[i], found) for i in range(config.starts)]
+    # One by one: the program for one start compiles in half the time.
+    ends = [ufm.solve(small, start).params for start in draws]
     proofs = [ufm.certify(small, end) for end in ends]
     best = min(range(config.starts), key=lambda i: proofs[i].value)
     return ends[best], proofs[best]

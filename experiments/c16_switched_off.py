@@ -25,10 +25,9 @@ starts that end above the global minimum at the largest d.
 """
 
 import dataclasses
-import functools
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +85,7 @@ def problem_of(n: tuple[int, ...], d: int, lam: float) -> Problem:
     return Problem(4, d, n, lam=lam, bias=False, features="nonnegative")
 
 
+@partial(programs.for_long_runs, static_argnames=("relu",))
 def _ends(problem: Problem, keys, scale, rate, steps, *, relu: bool) -> tuple[Params, Array]:
     """(ends, f there) of descent from Gaussian starts: projected on H ≥ 0, or on g, h = relu(g)."""
 
@@ -107,13 +107,6 @@ def _ends(problem: Problem, keys, scale, rate, steps, *, relu: bool) -> tuple[Pa
         return last, objective(problem, last)
 
     return jax.vmap(one)(keys)
-
-
-@functools.cache
-def _descents() -> Callable:
-    """`_ends` compiled, with optimisation in the quick form too: it runs for seconds."""
-    options = programs.options_of_long_runs()
-    return jax.jit(_ends, static_argnames=("relu",), compiler_options=options)
 
 
 @jax.jit
@@ -149,7 +142,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
         progress(i / len(points), f"panel {'abc'[panel]}, d={d}, λ={lam:g}, scale {scale:g}")
         problem = problem_of(list(COUNTS.values())[counts], d, lam)
         keys = jax.random.split(jax.random.key(config.seed), config.starts)
-        ends, values = _descents()(problem, keys, scale, config.rate, config.steps, relu=bool(relu))
+        ends, values = _ends(problem, keys, scale, config.rate, config.steps, relu=bool(relu))
         known = np.array([row.value for row in theory.switched_off(problem)])
         values = np.asarray(values)
         # Halfway to the first spurious value: what descends on is far below or above.

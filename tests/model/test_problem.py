@@ -297,6 +297,17 @@ def test_initial_params_depend_on_the_key_alone():
     laws.assert_close(first, jax.tree.map(lambda x: 0.1 * np.asarray(x), unscaled), 1e-15)
 
 
+@pytest.mark.parametrize(("d", "n"), [(3, 40), (90, 900)], ids=["in-one-draw", "apart"])
+def test_initial_params_are_two_draws_of_two_keys(d, n):
+    """Whether a point is drawn in one array or in two, the entries are those of `random.normal`."""
+    problem = Problem(K=4, d=d, n=n, lam=1e-3)
+    params = init_params(jax.random.key(7), problem, scale=0.3)
+    keys = jax.random.split(jax.random.key(7))
+    W, H = (jax.random.normal(k, x.shape) for k, x in zip(keys, params[:2], strict=True))
+    assert np.array_equal(params.W, 0.3 * W)
+    assert np.array_equal(params.H, 0.3 * H)
+
+
 @pytest.mark.parametrize("scale", [-0.5, float("nan"), float("inf")])
 def test_a_scale_that_is_no_scale_is_refused(scale):
     with pytest.raises(ValueError, match=str(scale)):

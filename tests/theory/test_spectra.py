@@ -269,3 +269,21 @@ def test_traced_decays_are_refused():
     problem = Problem(K=3, d=4, n=2, lam_W=1e-2, lam_H=1e-2, lam_b=1e-2)
     with pytest.raises(TypeError, match="traced"):
         jax.jit(lambda p: hessian_spectrum(p).eigenvalues)(problem)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fewer_digits_than_the_most_give_the_same_numbers(seed, monkeypatch):
+    """`spectra.digits` depends on how far the decays are from 1; every bit is that of the most."""
+    generator = np.random.default_rng(seed)
+    K, n = int(generator.integers(2, 12)), int(generator.integers(1, 200))
+    span = (1.0, 5.0, 30.0, 120.0)[seed % 4]
+    lam_W, lam_H, lam_b = (float(x) for x in 10 ** generator.uniform(-span, 0.5, 3))
+    problem = Problem(K, K + 1, n, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b)
+    assert 80 < spectra.digits(problem) <= spectra.DIGITS
+    found = spectra.hessian_spectrum(problem)
+    monkeypatch.setattr(spectra, "digits", lambda _: spectra.DIGITS)
+    for name in ("_minimum_table", "_origin_table"):  # anew, with an empty cache
+        monkeypatch.setattr(spectra, name, spectra._exact(getattr(spectra, name).__wrapped__))
+    most = spectra.hessian_spectrum(problem)
+    assert np.array_equal(found.eigenvalues, most.eigenvalues)
+    assert found.multiplicities == most.multiplicities

@@ -8,6 +8,7 @@ number of starts, and returns `Params` of so many starts along a leading axis. N
 follows a draw, since JAX would compile every such operation for every shape.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -72,8 +73,14 @@ def random(problem: Problem, key: Array, count: int) -> Params:
 
 
 def _gaussian(problem: Problem, key: Array, scales: Float[np.ndarray, " count"]) -> Params:
-    shape, (unit_W, unit_H) = (problem.K, problem.d, problem.N), map(np.asarray, _units(problem))
-    W, H, b = map(np.asarray, _normals(key, len(scales), *shape))
+    count, (K, d, N) = len(scales), (problem.K, problem.d, problem.N)
+    unit_W, unit_H = map(np.asarray, _units(problem))
+    shapes = (count, K, d), (count, d, N), (count, K)
+    sizes = [math.prod(shape) for shape in shapes]
+    # Entries of JAX's default generator depend on their position, not on the shape, so one program
+    # draws for all shapes up to a power of two.
+    rows = np.asarray(_normals(key, len(sizes), 1 << (max(sizes) - 1).bit_length()))
+    W, H, b = (x[:size].reshape(s) for x, size, s in zip(rows, sizes, shapes, strict=True))
     scales = scales.astype(W.dtype)
     W, H = unit_W * scales[:, None, None] * W, unit_H * scales[:, None, None] * H
     return jax.device_put(Params(W, H, scales[:, None] * b if problem.bias else np.zeros_like(b)))
@@ -83,11 +90,9 @@ def _gaussian(problem: Problem, key: Array, scales: Float[np.ndarray, " count"])
 _units = programs.once(units, level=1)
 
 
-@partial(programs.once, level=1, static_argnames=("count", "K", "d", "N"))
-def _normals(key: Array, count: int, K: int, d: int, N: int) -> tuple[Array, ...]:
-    shapes = ((count, K, d), (count, d, N), (count, K))
-    keys = jax.random.split(key, 3)
-    return tuple(jax.random.normal(k, shape, float) for k, shape in zip(keys, shapes, strict=True))
+@partial(programs.once, level=1, static_argnames=("rows", "size"))
+def _normals(key: Array, rows: int, size: int) -> Array:
+    return jax.vmap(lambda one: jax.random.normal(one, (size,), float))(jax.random.split(key, rows))
 
 
 def _mapped(f: Callable[..., np.ndarray], *points: Params) -> Params:

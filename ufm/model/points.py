@@ -3,6 +3,7 @@
 Every public function that takes (problem, params) checks them here first.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -171,13 +172,22 @@ def init_params(
     return params
 
 
+# Up to so many entries W and H are drawn in one array, which compiles in half the time. Entries of
+# JAX's default generator depend on their position, not on the shape: the draws are the same.
+_JOINT = 2**16
+
+
 @partial(programs.once, level=1, static_argnames=("shapes", "dtype"))
 def _drawn(key: Array, scale: Any, shapes: tuple, dtype: Any) -> Params:
     """A Gaussian point, drawn in one compiled program."""
-    normal = [
-        jax.random.normal(one, shape, dtype)
-        for one, shape in zip(jax.random.split(key), shapes, strict=True)
-    ]
+    keys, sizes = jax.random.split(key), [math.prod(shape) for shape in shapes]
+    if max(sizes) <= _JOINT:
+        rows = jax.vmap(lambda one: jax.random.normal(one, (max(sizes),), dtype))(keys)
+        normal = [
+            row[:size].reshape(shape) for row, size, shape in zip(rows, sizes, shapes, strict=True)
+        ]
+    else:
+        normal = [jax.random.normal(*x, dtype) for x in zip(keys, shapes, strict=True)]
     # Without it XLA multiplies the scale with factors of the draw, and the last digits differ.
     W, H = jax.lax.optimization_barrier(normal)
     return Params(scale * W, scale * H, jnp.zeros(shapes[0][0], dtype))

@@ -38,13 +38,23 @@ def options() -> dict[str, Any]:
     return {_NEWER: False} | ({} if chosen else {_LEVEL: 1})
 
 
-def options_of_long_runs() -> dict[str, Any]:
-    """`compiler_options` of a program that runs for seconds even where programs compile quickly.
+def for_long_runs(f: Callable, **static: Any) -> Callable:
+    """`jax.jit(f, **static)` for a program that runs for seconds even in a quick experiment.
 
     Level 1 of LLVM's optimisation where the process has chosen level 0, at which a loop of small
-    steps takes up to four times as long; {} otherwise.
+    steps takes up to four times as long.
     """
-    return {_LEVEL: 1} if options() and f"{_LEVEL}=0" in os.environ.get("XLA_FLAGS", "") else {}
+
+    @functools.cache
+    def program() -> Callable:
+        quick = options() and f"{_LEVEL}=0" in os.environ.get("XLA_FLAGS", "")
+        return jax.jit(f, compiler_options={_LEVEL: 1} if quick else {}, **static)
+
+    @functools.wraps(f)
+    def call(*args: Any, **keywords: Any) -> Any:
+        return program()(*args, **keywords)
+
+    return call
 
 
 def once(f: Callable, level: int = 0, **static: Any) -> Callable:

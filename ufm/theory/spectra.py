@@ -33,13 +33,14 @@ centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly centred parts. Both
 S_K. (The minimum: Zhu et al. 2021, arXiv 2105.02375, theorem 3.1.) Nothing here imports a probe.
 
 Decays and hence eigenvalues may span hundreds of orders of magnitude, and in float64 the small ones
-would be lost in the rounding of the large. Everything is computed in decimals of `DIGITS` digits
+would be lost in the rounding of the large. Everything is computed in decimals of `digits` digits
 and rounded once, at the end.
 """
 
 import dataclasses
 import decimal
 import functools
+import math
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -52,8 +53,7 @@ from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
 from ufm.theory import lookup, minimum, shared, squared, symmetric
 
-# Quotients of float64 numbers span 1e±616; 80 digits more.
-DIGITS = 700
+DIGITS = 700  # the most: quotients of float64 numbers span 1e±616; 80 digits more
 _Table = list[tuple[Decimal, int]]  # eigenvalues and multiplicities
 
 
@@ -112,14 +112,26 @@ def _scalar_decays(problem: Problem) -> tuple[float, float, float]:
     return tuple(float(lam) for lam in decays)  # type: ignore[return-value]
 
 
+def digits(problem: Problem) -> int:
+    """80, and ten for each power of ten that a decay or a size is from 1; `DIGITS` at most.
+
+    An eigenvalue of a block of five rows is at least its determinant over the fourth power of its
+    norm: ten factors of the magnitude of the decays and sizes, or their inverses.
+    """
+    given = (*_scalar_decays(problem), problem.K, problem.N)
+    farthest = max(abs(math.log10(x)) for x in given if x > 0)
+    return min(DIGITS, 80 + math.ceil(10 * farthest))
+
+
 def _exact(compute):
-    """Compute with decimals of `DIGITS` digits, once for each problem."""
+    """Compute with decimals of `digits` digits, once for each problem."""
 
     @functools.lru_cache(maxsize=256)
     def cached(problem):
-        with decimal.localcontext(decimal.Context(prec=DIGITS)):
+        with decimal.localcontext(decimal.Context(prec=digits(problem))):
             return compute(problem)
 
+    @functools.wraps(compute)
     def exact(problem: Problem) -> _Table:
         lam_W, lam_H, lam_b = _scalar_decays(problem)
         return cached(dataclasses.replace(problem, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b))
