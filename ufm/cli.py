@@ -99,7 +99,7 @@ def _act(arguments: Sequence[str] | None, caching: bool) -> int:
     interrupts.unwind("" if out is None else f"; the same command goes on with {out}")
     settings = jax.config.values
     if caching and not isinstance(command, menu.LONG):
-        programs.compile_quickly()
+        programs.compile_quickly(level=1)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_rank_promotion", "allow")  # ufm broadcasts
     try:

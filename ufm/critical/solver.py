@@ -43,6 +43,9 @@ _HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
 # Beyond so many variables MINRES finishes a descent: a tenth of the time of a factorisation at 400,
 # a hundredth at 1800. Below, both take milliseconds, and the factorisation compiles faster.
 _MANY = 100
+# Up to so many variables Newton's method and lifting run for a millisecond even as they compile
+# fastest, in half the time.
+_FEW, _LIFTED = 1000, 2**15
 # The unit shrinks on the way, by far at decays below 1e-5. It is at most this many times the unit
 # at the present point.
 _SHRUNK = 1e4
@@ -130,7 +133,8 @@ def solve(
             small, taken = _descended(at.problem, small, steps, many, large)
         polish = _polish(problem, near, many, large)
         polished = polish(at.problem, small, np.int32(newton_steps))
-        lifted, *numbers = _compiled(_lifted, many)(problem, polished.params, at.frame)
+        lift = _compiled(_lifted, many, brief=problem.size <= _LIFTED)
+        lifted, *numbers = lift(problem, polished.params, at.frame)
         # Small things only: what is large stays on its device.
         (residual, scale, zero), taken, codes, factorised, residuals = jax.device_get(
             (numbers, taken, polished.status, polished.steps, polished.residuals)
@@ -172,7 +176,8 @@ def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
         return dense
 
     def polished(problem: Problem, params: Params, limit: np.int32) -> newton.Polished:
-        found = _compiled(newton.refine, many, large)(problem, params, limit)
+        refine = _compiled(newton.refine, many, large, brief=problem.size <= _FEW)
+        found = refine(problem, params, limit)
         missed = np.asarray(found.status) != newton.Arrival.converged
         if large or not missed.any():
             return found
@@ -223,7 +228,7 @@ def _reached(problem: Problem, starts: Params, steps: Any, newton_steps: Any) ->
 
 
 @functools.cache
-def _compiled(f: Callable, many: bool, large: bool = False) -> Callable:
+def _compiled(f: Callable, many: bool, large: bool = False, brief: bool = False) -> Callable:
     """f(problem, start, …) compiled, for one start or, if many, for a leading axis of starts.
 
     One start has a program of its own, since vmap would compute both sides of every branch, of
@@ -233,8 +238,9 @@ def _compiled(f: Callable, many: bool, large: bool = False) -> Callable:
         f: a function of this module or of one that it calls.
         many: whether there is a leading axis.
         large: whether f takes longer to run than to compile.
+        brief: whether it runs for a millisecond without optimisation.
     """
-    options = {} if large else programs.options()
+    options = {} if large else programs.options(level=0 if brief else 1)
     if not many:
         return jax.jit(f, compiler_options=options)
     polishing = (newton.polish, newton.refine, fixed.polish)

@@ -24,18 +24,18 @@ MAPS, LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 _TRIED, _NEWER, _LEVEL = "0.10.2", "xla_cpu_use_fusion_emitters", "xla_backend_optimization_level"
 
 
-def options() -> dict[str, Any]:
+def options(level: int = 1) -> dict[str, Any]:
     """`compiler_options` of `jax.jit` for faster compilation; {} if there are none.
 
     Level 1 of LLVM's optimisation compiles such programs in 85 % of the time of level 3, and they
-    run as fast. A level that the process has chosen, or 0 by JAX's own option to disable most
-    optimisations, stays.
+    run as fast; level 0 in half of that time, and they run two to four times as long. A level that
+    the process has chosen, or 0 by JAX's own option to disable most optimisations, stays.
     """
     if metadata.version("jaxlib") != _TRIED or jax.default_backend() != "cpu":
         return {}
     chosen = _LEVEL in os.environ.get("XLA_FLAGS", "")
     chosen = chosen or jax.config.values["jax_disable_most_optimizations"]
-    return {_NEWER: False} | ({} if chosen else {_LEVEL: 1})
+    return {_NEWER: False} | ({} if chosen else {_LEVEL: level})
 
 
 def for_long_runs(f: Callable, **static: Any) -> Callable:
