@@ -164,7 +164,7 @@ def _descended(
     down = _compiled(_downhill, many, large)
     handover = _HANDOVER_TO_MINRES if large else _HANDOVER
     params, taken = down(problem, params, np.int32(steps - before), handover, *unit)
-    return params, taken + before
+    return params, taken + before if unit else taken
 
 
 def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
