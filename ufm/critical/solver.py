@@ -92,7 +92,7 @@ def solve(
     The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f. Where the
     rounding of ∇f exceeds that, as for the squared error at small decays, it is the limit.
 
-    Beyond 262,144 variables of class means, and for d ≥ K − 1, the descent begins with a step on the
+    Beyond 262,144 variables of class means, for d ≥ K − 1, the descent begins with a step on the
     convex problem in W H: a start near a saddle does not stay there.
 
     Computed in float64 whatever the precision of params and of JAX's configuration. Several starts
