@@ -76,7 +76,9 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Two classes, fewer decays of the bias; minima of both losses for four classes."""
-        return cls(counts=((5, 2),), starts=32, narrow=(8, 6, 4, 2), narrow_starts=32, points=7)
+        return cls(
+            counts=((5, 2),), starts=32, rounds=1, narrow=(8, 6, 4, 2), narrow_starts=32, points=7
+        )
 
 
 def problem_of(config: Config, counts: tuple[int, ...], d: int, free: bool) -> Problem:

@@ -35,7 +35,7 @@ from ufm.runtime import cache, processes, programs
 
 ROOT = Path(__file__).resolve().parent.parent
 # The quick forms that take longest, which begin first where several run side by side.
-LONGEST = ("c11", "c16", "c01", "c08", "c12", "c15")
+LONGEST = ("c12", "c11", "c16", "c15", "c13", "c08", "c14", "c01", "c09")
 
 Report = Callable[[float, str], None]  # progress(share done, what is being done)
 
