@@ -74,7 +74,7 @@ class Config:
     @classmethod
     def quick(cls) -> "Config":
         """Fewer ratios and decays."""
-        return cls(ratios=(1, 10, 1000), seli_lams=(1e-1, 1e-5))
+        return cls(ratios=(1, 100, 1000), seli_lams=(1e-1, 1e-3, 1e-5))
 
 
 def problem_of(config: Config, ratio: int, kind: int) -> Problem:

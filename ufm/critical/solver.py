@@ -134,9 +134,9 @@ def solve(
             fixed.check(at.problem)
         elif descend:
             small, taken = _descended(at.problem, small, steps, many, large)
-        polish = _polish(problem, near, many, large)
+        polish = _polish(at.problem, near, many, large)
         polished = polish(at.problem, small, np.int32(newton_steps))
-        lift = _compiled(_lifted, many, brief=problem.size <= _LIFTED)
+        lift = _compiled(_lifted, many, brief=problem.size <= _LIFTED and not many)
         lifted, *numbers = lift(problem, polished.params, at.frame)
         # Small things only: what is large stays on its device.
         (residual, scale, zero), taken, codes, factorised, residuals = jax.device_get(
@@ -174,13 +174,13 @@ def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
     """Newton's method for one start or many; near: whether they are ends of a descent."""
     if problem.fixed:
         return _compiled(fixed.polish, many, large)
-    dense = _compiled(newton.polish, many, large)
+    brief = problem.size <= _FEW and not many
+    dense = _compiled(newton.polish, many, large, brief)
     if not near:
         return dense
 
     def polished(problem: Problem, params: Params, limit: np.int32) -> newton.Polished:
-        refine = _compiled(newton.refine, many, large, brief=problem.size <= _FEW)
-        found = refine(problem, params, limit)
+        found = _compiled(newton.refine, many, large, brief)(problem, params, limit)
         missed = np.asarray(found.status) != newton.Arrival.converged
         if large or not missed.any():
             return found

@@ -23,17 +23,21 @@ MAPS, LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 # Flags may be renamed, and an unknown one ends the process: it is set only for the tested version.
 _TRIED, _NEWER, _LEVEL = "0.10.2", "xla_cpu_use_fusion_emitters", "xla_backend_optimization_level"
 
+_own: list[Any] = []  # the level that `compile_quickly` has set in this process
+
 
 def options(level: int = 1) -> dict[str, Any]:
     """`compiler_options` of `jax.jit` for faster compilation; {} if there are none.
 
     Level 1 of LLVM's optimisation compiles such programs in 85 % of the time of level 3, and they
     run as fast; level 0 in half of that time, and they run two to four times as long. A level that
-    the process has chosen, or 0 by JAX's own option to disable most optimisations, stays.
+    the user has chosen, or 0 by JAX's own option to disable most optimisations, stays, and so does
+    a lower one of `compile_quickly`.
     """
     if metadata.version("jaxlib") != _TRIED or jax.default_backend() != "cpu":
         return {}
     chosen = _LEVEL in os.environ.get("XLA_FLAGS", "")
+    chosen = level >= _own[0] if chosen and _own else chosen
     chosen = chosen or jax.config.values["jax_disable_most_optimizations"]
     return {_NEWER: False} | ({} if chosen else {_LEVEL: level})
 
@@ -108,6 +112,8 @@ def compile_quickly(level: int | None = None) -> None:
         flags = os.environ.get("XLA_FLAGS", "")
         if value is not None and name not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+            if name == _LEVEL:
+                _own[:] = [value]
 
 
 def make_room() -> None:
