@@ -235,8 +235,7 @@ def regression(config: Config, strength: float) -> Problem:
 def told_gram(config: Config, strength: float) -> np.ndarray:
     """√(λ_H/λ_W)[Σ^½ − √(λ_Wλ_H)]₊ of arXiv 2409.04180, Σ the covariance of the targets."""
     values, U = scipy.linalg.eigh(np.cov(regression_targets(config), bias=True))
-    kept = np.maximum(np.sqrt(values) - strength, 0)
-    return (U * kept) @ U.T / config.ratio**0.5
+    return (U * np.maximum(np.sqrt(values) - strength, 0)) @ U.T / config.ratio**0.5
 
 
 def few(problem: Problem, basis: np.ndarray) -> tuple[np.ndarray, float]:
@@ -255,15 +254,12 @@ def few(problem: Problem, basis: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _f(x: Array, T: Array, basis: Array, counts: Array, mu: float) -> Array:
-    """f of `few` at x."""
-    K, N = len(T), jnp.sum(counts)
-    Z = jnp.tensordot(x, basis, 1)
+    """f of `few` at x, of all that it depends on: one program a shape, not one a problem."""
+    K, Z = len(T), jnp.tensordot(x, basis, 1)
     loss = jnp.sum(T, axis=0) * jax.nn.logsumexp(Z, axis=0) - jnp.sum(T * Z, axis=0)
-    q = jnp.sum(Z**2 * counts) / (K - 1)
-    return (counts / N) @ loss + (K - 1) * mu * jnp.sqrt(q)
+    return counts @ loss / jnp.sum(counts) + mu * jnp.sqrt((K - 1) * jnp.sum(Z**2 * counts))
 
 
-# Functions of all that they depend on: one program a shape, not one a problem.
 _least, _slope, _bend = jax.jit(_f), jax.jit(jax.grad(_f)), jax.jit(jax.hessian(_f))
 
 

@@ -11,7 +11,7 @@ import reference
 
 from ufm import theory
 from ufm.model.problem import Params, Problem
-from ufm.theory import spectra
+from ufm.theory import decimals, spectra
 from ufm.theory.spectra import (
     condition_number,
     gd_rate,
@@ -273,17 +273,17 @@ def test_traced_decays_are_refused():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_fewer_digits_than_the_most_give_the_same_numbers(seed, monkeypatch):
-    """`spectra.digits` depends on how far the decays are from 1; every bit is that of the most."""
+    """`decimals.digits` depends on how far the decays are from 1; every bit is that of the most."""
     generator = np.random.default_rng(seed)
     K, n = int(generator.integers(2, 12)), int(generator.integers(1, 200))
     span = (1.0, 5.0, 30.0, 120.0)[seed % 4]
     lam_W, lam_H, lam_b = (float(x) for x in 10 ** generator.uniform(-span, 0.5, 3))
     problem = Problem(K, K + 1, n, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b)
-    assert 80 < spectra.digits(problem) <= spectra.DIGITS
+    assert 80 < decimals.digits(problem) <= decimals.DIGITS
     found = spectra.hessian_spectrum(problem)
-    monkeypatch.setattr(spectra, "digits", lambda _: spectra.DIGITS)
+    monkeypatch.setattr(decimals, "digits", lambda _: decimals.DIGITS)
     for name in ("_minimum_table", "_origin_table"):  # anew, with an empty cache
-        monkeypatch.setattr(spectra, name, spectra._exact(getattr(spectra, name).__wrapped__))
+        monkeypatch.setattr(spectra, name, decimals.exact(getattr(spectra, name).__wrapped__))
     most = spectra.hessian_spectrum(problem)
     assert np.array_equal(found.eigenvalues, most.eigenvalues)
     assert found.multiplicities == most.multiplicities

@@ -33,14 +33,10 @@ centred; and ⟨G, ΔW ΔH⟩ = −μ tr(AB) on their doubly centred parts. Both
 S_K. (The minimum: Zhu et al. 2021, arXiv 2105.02375, theorem 3.1.) Nothing here imports a probe.
 
 Decays and hence eigenvalues may span hundreds of orders of magnitude, and in float64 the small ones
-would be lost in the rounding of the large. Everything is computed in decimals of `digits` digits
-and rounded once, at the end.
+would be lost in the rounding of the large. Everything is computed in decimals, as many as
+`ufm.theory.decimals.digits` says, and rounded once, at the end.
 """
 
-import dataclasses
-import decimal
-import functools
-import math
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -51,9 +47,9 @@ from ufm.linalg import jacobi, pair
 from ufm.losses import SquaredError
 from ufm.model import layers
 from ufm.model.problem import Problem, check_problem
-from ufm.theory import lookup, minimum, shared, squared, symmetric
+from ufm.theory import decimals, lookup, minimum, shared, squared, symmetric
+from ufm.theory.decimals import scalar_decays
 
-DIGITS = 700  # the most: quotients of float64 numbers span 1e±616; 80 digits more
 _Table = list[tuple[Decimal, int]]  # eigenvalues and multiplicities
 
 
@@ -105,40 +101,6 @@ def orbit_dimension(problem: Problem, rank: int) -> int:
     return rank * problem.d - rank * (rank + 1) // 2 + int(free_bias)
 
 
-def _scalar_decays(problem: Problem) -> tuple[float, float, float]:
-    check_problem(problem)
-    layers.require_free(problem, "ufm.theory.spectra")
-    decays = (problem.lam_W, problem.lam_H, problem.lam_b)
-    return tuple(float(lam) for lam in decays)  # type: ignore[return-value]
-
-
-def digits(problem: Problem) -> int:
-    """80, and ten for each power of ten that a decay or a size is from 1; `DIGITS` at most.
-
-    An eigenvalue of a block of five rows is at least its determinant over the fourth power of its
-    norm: ten factors of the magnitude of the decays and sizes, or their inverses.
-    """
-    given = (*_scalar_decays(problem), problem.K, problem.N)
-    farthest = max(abs(math.log10(x)) for x in given if x > 0)
-    return min(DIGITS, 80 + math.ceil(10 * farthest))
-
-
-def _exact(compute):
-    """Compute with decimals of `digits` digits, once for each problem."""
-
-    @functools.lru_cache(maxsize=256)
-    def cached(problem):
-        with decimal.localcontext(decimal.Context(prec=digits(problem))):
-            return compute(problem)
-
-    @functools.wraps(compute)
-    def exact(problem: Problem) -> _Table:
-        lam_W, lam_H, lam_b = _scalar_decays(problem)
-        return cached(dataclasses.replace(problem, lam_W=lam_W, lam_H=lam_H, lam_b=lam_b))
-
-    return exact
-
-
 class Numbers(NamedTuple):
     """Margin and curvatures of a loss at the balanced ETF: t, s_own, s_wrong, s_mean, s_mixed."""
 
@@ -158,7 +120,7 @@ def _numbers(problem: Problem) -> Numbers:
         t, _, _, *curvature = symmetric.least(problem)
         return Numbers(Decimal(t), *map(Decimal, curvature))
     K = problem.K
-    lam_W, lam_H, _ = map(Decimal, _scalar_decays(problem))
+    lam_W, lam_H, _ = map(Decimal, scalar_decays(problem))
     exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
     c = (Decimal(int(problem.counts[0])) * lam_W * lam_H).sqrt()
     beta = Decimal(exact.numerator) / Decimal(exact.denominator) / (1 + K * c)
@@ -173,7 +135,7 @@ def _standard_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal):
     y = qψ/√K + φ and w = pω/√K, and the data term is (s_wrong/K)(x² + K y²) +
     (s_own − s_wrong)/(K−1) D² + 2 s_mixed D w/√(K−1) + s_mean w², D = √(1−2/K) x + y.
     """
-    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
+    lam_W, lam_H, lam_b = map(Decimal, scalar_decays(problem))
     K, zero, p, q = Decimal(problem.K), Decimal(0), p2.sqrt(), q2.sqrt()
     x, y = [p, q, zero, zero, zero], [zero, zero, q / K.sqrt(), Decimal(1), zero]
     w = [zero, zero, zero, zero, p / K.sqrt()]
@@ -197,7 +159,7 @@ def _standard_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal):
 
 def _trivial_block(problem: Problem, at: Numbers, p2: Decimal, q2: Decimal) -> list[Decimal]:
     """Eigenvalues of the first block and δb ∝ 1, which s_mixed couples."""
-    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
+    lam_W, lam_H, lam_b = map(Decimal, scalar_decays(problem))
     K, mu, pq = Decimal(problem.K), (lam_W * lam_H).sqrt(), (p2 * q2).sqrt()
     own, mixed = at.own / K, at.mixed / K.sqrt()
     return jacobi.eigenvalues([
@@ -225,7 +187,7 @@ def hessian_spectrum(problem: Problem) -> Spectrum:
         Refused: outside the theorem's assumptions; decays that are arrays; an eigenvalue beyond the
             range of float64.
     """
-    _scalar_decays(problem)
+    scalar_decays(problem)
     _check_assumptions(problem)
     return _rounded(_minimum_table(problem))
 
@@ -246,12 +208,12 @@ def _check_assumptions(problem: Problem) -> None:
         symmetric.least(problem)
 
 
-@_exact
+@decimals.exact
 def _minimum_table(problem: Problem) -> _Table:
     if lookup.is_collapsed(problem):
         return _origin_table(problem)
     K, d, n = problem.K, problem.d, int(problem.counts[0])
-    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
+    lam_W, lam_H, lam_b = map(Decimal, scalar_decays(problem))
     at, root, mu = _numbers(problem), Decimal(n).sqrt(), (lam_W * lam_H).sqrt()
     p2, q2 = at.t * mu / (lam_H * root), at.t * mu / (lam_W * root)
     own, wrong = at.own / K, at.wrong / K
@@ -295,7 +257,7 @@ def origin_spectrum(problem: Problem) -> Spectrum:
             do not treat all classes alike; decays that are arrays; an eigenvalue beyond the range
             of float64.
     """
-    _scalar_decays(problem)
+    scalar_decays(problem)
     normal_decays(problem)
     if isinstance(problem.loss, SquaredError):
         _check_assumptions(problem)
@@ -310,9 +272,9 @@ def origin_spectrum(problem: Problem) -> Spectrum:
     return _rounded(_origin_table(problem))
 
 
-@_exact
+@decimals.exact
 def _origin_table(problem: Problem) -> _Table:
-    lam_W, lam_H, lam_b = map(Decimal, _scalar_decays(problem))
+    lam_W, lam_H, lam_b = map(Decimal, scalar_decays(problem))
     K, d, N = problem.K, problem.d, problem.N
     if shared.plain(problem):
         exact = minimum.below_threshold(problem, problem.lam_W, problem.lam_H)
@@ -342,29 +304,14 @@ def _origin_numbers(problem: Problem) -> tuple[Decimal, Decimal, Decimal]:
     return Decimal(pull), Decimal(curvature), Decimal(mean)
 
 
-def _double(value: Decimal) -> float:
-    """The nearest float64.
-
-    Raises:
-        Refused: it would be infinite, 0 for a number that is not 0, or subnormal.
-    """
-    result = float(value)
-    if value and not float(np.finfo(np.float64).tiny) <= abs(result) < np.inf:
-        raise Refused(
-            f"got decays at which a result is {value:.3g}, beyond float64; allowed: decays that "
-            "are closer to one another"
-        )
-    return result
-
-
 def _rounded(table: _Table) -> Spectrum:
-    values, multiplicities = zip(*((_double(v), m) for v, m in table if m), strict=True)
+    values, multiplicities = zip(*((decimals.rounded(v), m) for v, m in table if m), strict=True)
     return group(values, multiplicities)
 
 
 def _range_off_the_orbit(problem: Problem) -> tuple[Decimal, Decimal]:
     """Smallest and largest eigenvalue at the global minimum, except the zeros of the orbit."""
-    _scalar_decays(problem)
+    scalar_decays(problem)
     _check_assumptions(problem)
     table = [(value, m) for value, m in _minimum_table(problem) if m]
     rank = 0 if lookup.is_collapsed(problem) else problem.K - 1
@@ -383,7 +330,7 @@ def condition_number(problem: Problem) -> float:
         Refused: as `hessian_spectrum`.
     """
     smallest, largest = _range_off_the_orbit(problem)
-    return _double(largest / smallest) if smallest else float("inf")
+    return decimals.rounded(largest / smallest) if smallest else float("inf")
 
 
 def gd_rate(problem: Problem, learning_rate: float) -> float:
@@ -397,7 +344,7 @@ def gd_rate(problem: Problem, learning_rate: float) -> float:
         Refused: as `hessian_spectrum`; a learning rate that is negative or not finite.
     """
     rate = Decimal(real("learning_rate", learning_rate, least=0))
-    return _double(max(abs(1 - rate * value) for value in _range_off_the_orbit(problem)))
+    return decimals.rounded(max(abs(1 - rate * value) for value in _range_off_the_orbit(problem)))
 
 
 def optimal_step(problem: Problem) -> float:
@@ -406,4 +353,4 @@ def optimal_step(problem: Problem) -> float:
     Raises:
         Refused: as `hessian_spectrum`.
     """
-    return _double(2 / sum(_range_off_the_orbit(problem), Decimal(0)))
+    return decimals.rounded(2 / sum(_range_off_the_orbit(problem), Decimal(0)))
