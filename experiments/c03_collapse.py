@@ -189,9 +189,11 @@ def _measures(results: dict, K: int, moment: int) -> str:
 
 def _power(x: float) -> str:
     """A number with one digit, as a power of ten unless it is near 1."""
-    digits, power = f"{x:.0e}".split("e")
-    near = abs(int(power)) <= 1
-    return f"${x:.1g}$" if near else rf"${digits}\cdot10^{{{int(power)}}}$"
+    told = f"{x:.0e}"
+    digits, power = told.split("e")
+    if abs(int(power)) <= 1:
+        return f"${float(told):g}$"
+    return rf"${digits}\cdot10^{{{int(power)}}}$"
 
 
 def _frames(config: Config, results: dict) -> Iterator[Figure]:
