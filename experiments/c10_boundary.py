@@ -43,7 +43,7 @@ from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, plots, theory
-from ufm.critical import newton, orbits, solver, sources
+from ufm.critical import downhill, newton, orbits, sources
 from ufm.critical import search as census
 from ufm.hessian.curvature import dense
 from ufm.model import quotient
@@ -106,7 +106,7 @@ def minima(config: Config, problem: Problem, width: int, key) -> tuple[list[dict
     drawn = sources.random(narrow, key, config.starts)
     W = jnp.pad(drawn.W, ((0, 0), (0, 0), (0, pad)))
     H = jnp.pad(drawn.H, ((0, 0), (0, pad), (0, 0)))
-    points, _ = solver.downhill(small, Params(W, H, drawn.b), config.steps)
+    points, _ = downhill.from_many(small, Params(W, H, drawn.b), config.steps)
     solved = census.polish(small, points)
     arrived = solved.status == newton.Arrival.converged
     W, H, b = solved.params

@@ -45,7 +45,7 @@ from experiments.c10_boundary import plane_legend
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_above, judge_below
 from ufm import Params, Problem, objective, plots, theory
-from ufm.critical import newton, solver, sources
+from ufm.critical import downhill, newton, sources
 from ufm.critical import search as census
 from ufm.hessian.curvature import dense
 from ufm.model import quotient
@@ -150,7 +150,7 @@ def compute(config: Config, progress: Report) -> dict[str, np.ndarray]:
             key = jax.random.fold_in(jax.random.key(config.seed), 100 * K + d)
             parts.append(_starts(quotient.of_width(problem, d), key, config.starts, problem.d))
         owner = np.repeat(np.arange(len(parts)), [len(x.b) for x in parts])
-        points, _ = solver.downhill(
+        points, _ = downhill.from_many(
             small, jax.tree.map(lambda *x: np.concatenate(x), *parts), config.steps
         )
         solved = census.polish(small, points)

@@ -12,7 +12,7 @@ import pytest
 
 import ufm
 from ufm import certificate
-from ufm.critical import newton, solver
+from ufm.critical import downhill, newton, solver
 from ufm.descent import loop
 from ufm.descent import run as runs
 from ufm.hessian import curvature, eigenpairs
@@ -119,8 +119,9 @@ IN_FLOAT64 = {
     "extreme": searched,
     "extreme of a matrix": decomposed,
     "solve: class means": quotient.restrict,
-    "solve: descent": lambda *x: solver._downhill(*x, 10, 1e-8),
-    "solve: descent in float32": lambda *x: solver._roughly_downhill(*x, 10),
+    "solve: descent": lambda *x: downhill.descend(*x, 10, 1e-8),
+    "solve: descent in float32": lambda *x: downhill.in_float32(*x, 10),
+    "solve in one": lambda *x: solver._directly(*x, 10),
     "solve: MINRES": newton.refine,
     "solve: Newton": newton.polish,
 }

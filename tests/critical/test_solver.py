@@ -10,10 +10,12 @@ import pytest
 
 import ufm
 from ufm import hessian, theory
-from ufm.critical import newton, solver
+from ufm.check import Refused
+from ufm.critical import downhill, newton, solver
 from ufm.linalg.minres import minres
+from ufm.losses import CrossEntropy, SquaredError
 from ufm.model import quotient
-from ufm.model.objective import gradient, norm, objective
+from ufm.model.objective import gradient, logits, norm, objective
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
 from ufm.theory import spectra
@@ -211,6 +213,55 @@ def test_newton_alone_stays_at_a_saddle_and_finds_the_known_padded_ones():
         assert hessian.inertia(wide, saddle.params)[:2] == (index, nullity)
 
 
+@EACH
+def test_a_small_problem_is_solved_by_one_descent_or_by_newtons_method_to_the_same_point(
+    problem, monkeypatch
+):
+    start = laws.random_params(problem, 1, 0.3)
+    direct = solver.solve(problem, start)
+    assert (direct.status, direct.newton_steps) == ("converged", 0)
+    assert direct.residual <= 1e-14 * direct.scale
+    # ‖∇f‖ of the class means, as before a Newton step.
+    assert 0 < direct.residuals[0] <= 1e-13 * direct.scale
+    assert np.isnan(direct.residuals[1:]).all()
+    monkeypatch.setattr(solver, "_FEW", 0)
+    by_newton = solver.solve(problem, start)
+    assert by_newton.newton_steps > 0
+    assert by_newton.descent_steps < direct.descent_steps
+    # Two points of one orbit. Both have ∇f = 0 to 1e-14 of its terms, and 1/λ_min is some 1e3.
+    ours, newtons = (logits(problem, found.params) for found in (direct, by_newton))
+    np.testing.assert_allclose(ours, newtons, rtol=0, atol=1e-10)
+
+
+def test_where_the_descent_ends_too_early_newtons_method_goes_on():
+    """In the narrow valley of the squared error the last digits take L-BFGS thousands of steps."""
+    problem = Problem(5, 8, 10, lam_W=1e-3, lam_H=1e-4, lam_b=1e-3, loss=SquaredError())
+    found = solver.solve(problem, laws.random_params(problem, 0, 0.3))
+    assert found.status == "converged"
+    assert found.newton_steps > 0
+    cut = solver.solve(problem, laws.random_params(problem, 0, 0.3), steps=30)
+    assert cut.descent_steps == 30
+
+
+@pytest.mark.parametrize("features", ["free", "nonnegative"])
+@pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()], ids=["labels", "squared"])
+@pytest.mark.parametrize("size", [1e8, 1e10])
+def test_a_start_without_digits_of_its_gradient_is_no_critical_point(size, loss, features):
+    """Logits beyond 1e16 leave none: the rounding of ∇f is then no reason to have converged."""
+    problem = Problem(3, 4, 2, 1e-3, 1e-3, 1e-3, loss=loss, features=features)
+    found = solver.solve(problem, init_params(0, problem, scale=size))
+    assert found.residual <= 1e-6 * found.scale or found.status == "stalled"
+    if loss == CrossEntropy():
+        assert found.status == "converged"
+        assert hessian.verdict(problem, found.params).kind != "undecided"
+
+
+def test_where_the_gradient_overflows_it_says_so():
+    problem = Problem(3, 4, 2, lam_W=1e250, lam_H=1e-3, lam_b=1e-3)
+    with pytest.raises(Refused, match="no float64 number"):
+        solver.solve(problem, laws.random_params(problem, 0, 1e149))
+
+
 def test_many_starts_are_each_solved_as_if_alone():
     problem = PROBLEMS["balanced"]
     starts = [laws.random_params(problem, seed, 0.3) for seed in range(3)]
@@ -338,7 +389,7 @@ def test_a_descent_begun_in_float32_ends_at_the_minimum_to_the_same_digits(monke
     least = float(theory.global_value(problem))
     assert float(objective(problem, found.params)) == pytest.approx(least, rel=0, abs=1e-14)
     with jax.enable_x64(True):
-        rough, taken, _ = jax.jit(solver._roughly_downhill)(problem, start, 10_000)
+        rough, taken, _ = jax.jit(downhill.in_float32)(problem, start, 10_000)
     assert 0 <= found.descent_steps - taken < plain.descent_steps
     slope = norm(gradient(problem, rough))
     G = newton.terms.data_gradient(problem, rough)
@@ -364,7 +415,7 @@ def test_what_float32_cannot_hold_is_left_to_float64(size, lam, d, falls):
     problem = Problem(4, d, 2, lam_W=lam, lam_H=lam, lam_b=lam)
     start = laws.random_params(problem, scale=size)
     with jax.enable_x64(True):
-        rough, taken, _ = jax.jit(solver._roughly_downhill)(problem, start, 300)
+        rough, taken, _ = jax.jit(downhill.in_float32)(problem, start, 300)
     if falls:
         assert taken > 0
         assert objective(problem, rough) < objective(problem, start)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
 from ufm.check import Refused
-from ufm.critical.newton import EPS, RECORDS, Arrival, Polished, length
+from ufm.critical.newton import COARSEST, EPS, RECORDS, Arrival, Polished, length
 from ufm.hessian.stationarity import POLISHED
 from ufm.linalg.products import matmul
 from ufm.model import magnitudes
@@ -80,7 +80,8 @@ def tolerance(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scala
     """‖∇f‖ up to which a point is critical to rounding, as `ufm.critical.newton.tolerance`."""
     R = terms.residual(problem, params, problem.labels)
     E = magnitudes.gradient_rounding(problem, params, R)
-    return jnp.maximum(POLISHED * scale(problem, params, G), _pull(problem, params) * length(E))
+    size, rounding = scale(problem, params, G), _pull(problem, params) * length(E)
+    return jnp.maximum(POLISHED * size, jnp.minimum(rounding, COARSEST * size))
 
 
 def _blocks(problem: Problem, params: Params) -> tuple[Array, Array, Array]:

@@ -133,7 +133,8 @@ def downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Arra
     def at_point(x):
         G = terms.data_gradient(problem, x)
         g, held = _slope(problem, x, G)
-        near = jnp.maximum(_HANDOVER * newton.scale(problem, x, G), newton.rounding(problem, x))
+        size = newton.scale(problem, x, G)
+        near = jnp.maximum(_HANDOVER * size, newton.floor(problem, x, size))
         return g, held, terms.norm(held) <= near
 
     def ahead(state: _Descent) -> _Descent:

@@ -42,6 +42,9 @@ EPS = 2.0**-52
 # eigenvalues of 1e-5 ‖∇²f‖ still converge by five digits a step.
 FLOOR = 1e-10
 RECORDS = 128  # residuals kept of a polish
+# Rounding counts up to this share of the terms that cancel in ∇f. Where it is larger, float64 does
+# not tell whether ∇f = 0 to six digits: at logits beyond 1e12, say.
+COARSEST = 1e-6
 _LEAST, _MOST = 1e-3, 1e9  # range of σ(1 + ‖x‖)/‖∇f‖; beyond it no step lowers ‖∇f‖
 _INEXACT = 0.1  # largest relative residual of a MINRES step
 
@@ -132,11 +135,17 @@ def rounding(problem: Problem, params: Params) -> Scalar:
 
 
 def tolerance(problem: Problem, params: Params, G: Float[Array, "K N"]) -> Scalar:
-    """‖∇f‖ up to which a point is critical to rounding: 1e-14 `scale`, or `rounding` if larger.
+    """‖∇f‖ up to which a point is critical to rounding: 1e-14 `scale`, or `floor` if larger.
 
     Traceable; arguments as for `scale`.
     """
-    return jnp.maximum(POLISHED * scale(problem, params, G), rounding(problem, params))
+    size = scale(problem, params, G)
+    return jnp.maximum(POLISHED * size, floor(problem, params, size))
+
+
+def floor(problem: Problem, params: Params, size: Scalar) -> Scalar:
+    """`rounding`, at most 1e-6 of `scale`, which is given as size. Traceable."""
+    return jnp.minimum(rounding(problem, params), COARSEST * size)
 
 
 def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:

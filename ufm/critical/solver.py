@@ -1,11 +1,13 @@
 """From any start to a critical point, to rounding: fewer variables, descent, Newton's method.
 
 1. `ufm.model.quotient`: class means in the row space, which does not raise f.
-2. L-BFGS until the gradient is small, in coordinates in which λ_W and λ_H are nearly equal; on very
-   large problems first in float32, in half the time, as far as that precision goes, and from the
-   step of `ufm.critical.convex` that lowers f most.
+2. `ufm.critical.downhill`: L-BFGS until the gradient is small, in coordinates in which λ_W and λ_H
+   are nearly equal; on very large problems first in float32, in half the time, as far as that
+   precision goes, and from the step of `ufm.critical.convex` that lowers f most.
 3. `ufm.critical.newton`: steps of least length with quadratic convergence, to ‖∇f‖ ≤ 1e-14 of the
-   terms that cancel, or the rounding of ∇f if that is larger.
+   terms that cancel, or the rounding of ∇f if that is larger. On small problems L-BFGS nearly
+   always gets as far, in one program with the first and the last part; the first call of a process
+   then compiles nothing else.
 
 A fixed classifier replaces 2 and 3 by `ufm.critical.fixed`. Where H ≥ 0, `ufm.critical.kkt`
 replaces all of them, and on the sphere `ufm.critical.sphere` does.
@@ -14,7 +16,6 @@ The result is lifted back to the original problem, and its residual is computed 
 `hessian.verdict` tells whether it is a minimum or a saddle.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,8 +27,7 @@ from jaxtyping import Array
 
 from ufm import check
 from ufm.check import Refused
-from ufm.critical import convex, fixed, kkt, newton, sphere
-from ufm.descent.loop import Method, start, step
+from ufm.critical import downhill, fixed, kkt, newton, sphere
 from ufm.model import layers, points, quotient
 from ufm.model import objective as terms
 from ufm.model.evaluation import check_entries
@@ -35,23 +35,14 @@ from ufm.model.problem import Params, Problem
 from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
 
-_METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
-# ‖∇f‖, in units of newton.scale at the start, at which Newton's method takes over. A step takes
-# MINRES hundreds of products on large problems and L-BFGS one, so there the descent continues for
-# longer (begun too early, MINRES stalled at K = d = 1000).
-_HANDOVER, _HANDOVER_TO_MINRES = 1e-8, 1e-11
 # Beyond so many variables MINRES finishes a descent: a tenth of the time of a factorisation at 400,
 # a hundredth at 1800. Below, both take milliseconds, and the factorisation compiles faster.
 _MANY = 100
-# Up to so many variables Newton's method and lifting run for a millisecond even as they compile
-# fastest, in half the time.
+# Up to so many variables, of class means and of all, a descent, Newton's method and lifting run for
+# a few milliseconds even as they compile fastest, in half the time.
 _FEW, _LIFTED = 1000, 2**15
-# The unit shrinks on the way, by far at decays below 1e-5. It is at most this many times the unit
-# at the present point.
-_SHRUNK = 1e4
-# Beyond so many variables a descent is longer than the compilation of one in float32 before it,
-# which looks every so many steps whether it goes on, and ends after so many looks without progress.
-_VERY_MANY, _LOOK, _PATIENCE = 2**18, 20, 5
+# Beyond so many variables a descent is longer than the compilation of one in float32 before it.
+_VERY_MANY = 2**18
 
 
 class Solution(NamedTuple):
@@ -90,7 +81,8 @@ def solve(
     """A critical point by descent from params and Newton's method, to a relative ‖∇f‖ of 1e-14.
 
     The gradient norm is relative to `scale`, the size of the terms that cancel in ∇f. Where the
-    rounding of ∇f exceeds that, as for the squared error at small decays, it is the limit.
+    rounding of ∇f exceeds that, as for the squared error at small decays, it is the limit,
+    up to 1e-6 of `scale`.
 
     Beyond 262,144 variables of class means, for d ≥ K − 1, the descent begins with a step on the
     convex problem in W H: a start near a saddle does not stay there.
@@ -124,17 +116,23 @@ def solve(
         return _constrained(problem, params, steps if descend else 0, newton_steps)
     with jax.enable_x64(True), lapack_on_one_thread():
         starts = points.in_float64(params)
-        at = _compiled(quotient.restrict, many)(problem, starts)
-        small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
-        if many:  # the problem is common to all starts: its decays come back once
-            at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
+        if descend and not many and _is_small(problem):
+            found = _compiled(_directly, False, brief=True)(problem, starts, np.int32(steps))
+            solution = _arrived(found)
+            if solution is not None:
+                return solution
+            at, small, taken = found.at, found.at.params, found.steps
+        else:
+            at = _compiled(quotient.restrict, many)(problem, starts)
+            small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
+            if many:  # the problem is common to all starts: its decays come back once
+                at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
+            if problem.fixed:  # convex: Newton's method needs no descent before it
+                fixed.check(at.problem)
+            elif descend:
+                small, taken = _descended(at.problem, small, steps, many)
         large = at.problem.size > newton.DENSE_SIZE
-        near = descend and at.problem.size > _MANY
-        if problem.fixed:  # convex: Newton's method needs no descent before it
-            fixed.check(at.problem)
-        elif descend:
-            small, taken = _descended(at.problem, small, steps, many, large)
-        polish = _polish(at.problem, near, many, large)
+        polish = _polish(at.problem, descend and at.problem.size > _MANY, many, large)
         polished = polish(at.problem, small, np.int32(newton_steps))
         lift = _compiled(_lifted, many, brief=problem.size <= _LIFTED and not many)
         lifted, *numbers = lift(problem, polished.params, at.frame)
@@ -156,18 +154,55 @@ def solve(
     return Solution(*(lifted, *counts, residuals))
 
 
-def _descended(
-    problem: Problem, params: Params, steps: int, many: bool, large: bool
-) -> tuple[Params, Any]:
-    """`_downhill` from one start or many, in float32 before that if it is long: (points, steps)."""
-    before, unit = 0, ()
-    if problem.size > _VERY_MANY and not many:
-        rough = _compiled(_roughly_downhill, many, large)
+class _Direct(NamedTuple):
+    """What `_directly` finds: the point in fewer variables, and lifted, with numbers of both."""
+
+    at: quotient.Restricted
+    steps: Array
+    slope: Array
+    params: Params
+    residual: Array
+    scale: Array
+    zero: Array
+
+
+def _is_small(problem: Problem) -> bool:
+    """Whether all parts of `solve` together take less time to run than one of them to compile."""
+    few = not problem.fixed and quotient.smaller(problem).size <= _FEW
+    return few and problem.size <= _LIFTED
+
+
+def _directly(problem: Problem, params: Params, steps: Any) -> _Direct:
+    """Fewer variables, L-BFGS to rounding, and back."""
+    at = quotient.restrict(problem, params)
+    found = downhill.descend(at.problem, at.params, steps, downhill.HANDOVER, to_rounding=True)
+    lifted = _lifted(problem, found.params, at.frame)
+    return _Direct(at._replace(params=found.params), found.steps, found.slope, *lifted)
+
+
+def _arrived(found: _Direct) -> Solution | None:
+    """The solution, where L-BFGS has reached it, or None."""
+    numbers = (found.residual, found.scale, found.zero, found.steps, found.slope)
+    residual, scale, zero, steps, slope = (x.item() for x in jax.device_get(numbers))
+    if not (residual <= zero and np.isfinite(residual)):
+        return None
+    residuals = np.full(newton.RECORDS, np.nan)
+    residuals[0] = slope
+    return Solution(found.params, residual, scale, "converged", steps, 0, residuals)
+
+
+def _descended(problem: Problem, params: Params, steps: int, many: bool) -> tuple[Params, Any]:
+    """L-BFGS from one start or many, in float32 before that if it is long: (points, steps)."""
+    if many:
+        return downhill.from_many(problem, params, steps)
+    before, unit, large = 0, (), problem.size > newton.DENSE_SIZE
+    if problem.size > _VERY_MANY:
+        rough = _compiled(downhill.in_float32, False, large)
         params, before, *unit = rough(problem, params, np.int32(steps))
-    down = _compiled(_downhill, many, large)
-    handover = _HANDOVER_TO_MINRES if large else _HANDOVER
-    params, taken = down(problem, params, np.int32(steps - before), handover, *unit)
-    return params, taken + before if unit else taken
+    down = _compiled(downhill.descend, False, large)
+    handover = downhill.HANDOVER_TO_MINRES if large else downhill.HANDOVER
+    found = down(problem, params, np.int32(steps - before), handover, *unit)
+    return found.params, found.steps + before if unit else found.steps
 
 
 def _polish(problem: Problem, near: bool, many: bool, large: bool) -> Callable:
@@ -241,14 +276,14 @@ def _compiled(f: Callable, many: bool, large: bool = False, brief: bool = False)
         f: a function of this module or of one that it calls.
         many: whether there is a leading axis.
         large: whether f takes longer to run than to compile.
-        brief: whether it runs for a millisecond without optimisation.
+        brief: whether it runs for milliseconds without optimisation.
     """
     options = {} if large else programs.options(level=0 if brief else 1)
     if not many:
         return jax.jit(f, compiler_options=options)
     polishing = (newton.polish, newton.refine, fixed.polish)
     shared: dict[Callable, tuple] = dict.fromkeys(polishing, (None, 0, None))
-    shared |= {_downhill: (None, 0, None, None), _lifted: (None, 0, 0)}
+    shared |= {_lifted: (None, 0, 0)}
     return jax.jit(jax.vmap(f, in_axes=shared.get(f, (None, 0))), compiler_options=options)
 
 
@@ -296,105 +331,3 @@ def _lifted(problem: Problem, small: Params, frame: Array):
     residual = terms.norm(terms.gradient(problem, params, G))
     at = fixed if problem.fixed else newton
     return params, residual, at.scale(problem, params, G), at.tolerance(problem, params, G)
-
-
-def _stretched(problem: Problem, params: Params) -> tuple[Problem, Params, Array]:
-    """(problem, point, r) in the coordinates (W/r, H r), r of `newton.stretch` or `newton.ratio`.
-
-    In these, fifty steps do what would otherwise take thousands where one decay is a million times
-    the other, and half as many are enough where one is ten times the other.
-    """
-    unrounded = problem.size > _VERY_MANY
-    r = (newton.ratio if unrounded else newton.stretch)(problem, params.W.dtype)
-    problem = dataclasses.replace(problem, lam_W=problem.lam_W * r**2, lam_H=problem.lam_H / r**2)
-    W, H, b = params.W / r, params.H * r, params.b
-    # With decays so far apart the start is far from balanced as well: (W s, H/s) has a lower f.
-    s = jnp.sqrt(newton.length(H) / newton.length(W))
-    s = jnp.where((r != 1) & (s > 0) & jnp.isfinite(s), s, 1)
-    return problem, Params(W * s, H / s, b), r
-
-
-def _roughly_downhill(problem: Problem, params: Params, steps: Any) -> tuple[Params, Array, Array]:
-    """L-BFGS in float32 until ‖∇f‖ is rounding: (point in float64, steps taken, scale at params).
-
-    The start, and 0 steps, where that does not lower f.
-    """
-    stretched, begun, r = _stretched(problem, params)
-    unit = newton.scale(stretched, begun, terms.data_gradient(stretched, begun))
-    begun = jax.tree.map(lambda x: x.astype(jnp.float32), begun)
-    if convex.applies(stretched):
-        begun = convex.step(stretched, begun)
-    eps = jnp.finfo(jnp.float32).eps
-
-    def size(params):
-        return newton.scale(stretched, params, terms.data_gradient(stretched, params))
-
-    def going(carry):
-        state, least, idle = carry
-        small = least <= eps * size(state.params)
-        return ~small & (idle < _PATIENCE) & (state.step < steps)
-
-    def ahead(_, pair):
-        state = step(stretched, _METHOD, _HYPER, pair[0])
-        return state, jnp.minimum(pair[1], terms.norm(state.opt_state[1].grad))
-
-    def look(carry):
-        state, least, idle = carry
-        count = jnp.minimum(_LOOK, steps - state.step)
-        state, lowest = jax.lax.fori_loop(0, count, ahead, (state, least))
-        return state, lowest, jnp.where(lowest < least, 0, idle + 1)
-
-    first = (start(stretched, begun, _METHOD, _HYPER), jnp.float32(jnp.inf), jnp.int32(0))
-    state, *_ = jax.lax.while_loop(going, look, first)
-    W, H, b = points.in_float64(state.params)
-    found = Params(W * r, H / r, b)
-    lower = terms.objective(problem, found) < terms.objective(problem, params)  # False for NaN
-    found = jax.tree.map(lambda x, y: jnp.where(lower, x, y), found, params)
-    return found, jnp.where(lower, state.step, 0), unit
-
-
-def _downhill(
-    problem: Problem, params: Params, steps: Any, handover: Any, unit: Any = None
-) -> tuple[Params, Array]:
-    """L-BFGS from one start until Newton's method takes over: (point, steps taken).
-
-    unit: `newton.scale` at the start; None if that is params.
-    """
-    problem, params, r = _stretched(problem, params)
-
-    def going(carry):
-        state, slope, target = carry
-        return (slope > target) & (state.step < steps)
-
-    def ahead(carry):
-        state = step(problem, _METHOD, _HYPER, carry[0])
-        # The line search has evaluated the point that it chose.
-        return state, terms.norm(state.opt_state[1].grad), carry[2]
-
-    def nearer(carry):
-        state, slope, target = jax.lax.while_loop(going, ahead, carry)
-        near = jnp.minimum(target, handover * _SHRUNK * size(state.params))
-        return state, slope, jnp.maximum(near, newton.rounding(problem, state.params))
-
-    def size(params):
-        return newton.scale(problem, params, terms.data_gradient(problem, params))
-
-    slope = terms.norm(terms.gradient(problem, params))
-    begin = start(problem, params, _METHOD, _HYPER)
-    near = handover * (size(params) if unit is None else unit)
-    first = (begin, slope, jnp.maximum(near, newton.rounding(problem, params)))
-    state, *_ = jax.lax.while_loop(going, nearer, first)
-    W, H, b = state.params
-    return Params(W * r, H / r, b), state.step
-
-
-def downhill(problem: Problem, starts: Params, steps: int = 10_000) -> tuple[Params, Array]:
-    """L-BFGS from many starts until Newton's method takes over: (points, steps taken).
-
-    Args:
-        problem: with free features.
-        starts: stacked along a leading axis, in float64.
-        steps: most steps.
-    """
-    handover = _HANDOVER if problem.size <= newton.DENSE_SIZE else _HANDOVER_TO_MINRES
-    return _compiled(_downhill, True)(problem, starts, np.int32(steps), handover)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm import check
-from ufm.critical import newton, solver
+from ufm.critical import downhill, newton
 from ufm.hessian.curvature import dense, flatten, unflatten
 from ufm.linalg.products import matmul
 from ufm.model import objective as terms
@@ -138,7 +138,7 @@ def padded(problem: Problem, key: Array, count: int) -> Params:
     gain = np.sqrt(problem.d / widths)[:, None, None].astype(W.dtype)
     starts = Params(gain * W * used[:, None, :], gain * H * used[:, :, None], b)
     # All descend, so that `descended` uses the same program, which takes seconds to compile.
-    points, _ = solver.downhill(problem, starts)
+    points, _ = downhill.from_many(problem, starts)
     down = np.arange(count) // ranks % 2 == 1
 
     def chosen(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -173,7 +173,7 @@ def passages(problem: Problem, key: Array, count: int) -> Params:
 
 def descended(problem: Problem, key: Array, count: int) -> Params:
     """End points of descent from random starts, near minima."""
-    return solver.downhill(problem, random(problem, key, count))[0]
+    return downhill.from_many(problem, random(problem, key, count))[0]
 
 
 @jax.jit

@@ -31,7 +31,7 @@ from ufm.model import objective as terms
 from ufm.model.fixed import held
 from ufm.model.objective import add_decay, gradient, gradient_norm, logits, objective, weighed
 from ufm.model.problem import Params, Problem
-from ufm.runtime import blocks, loops
+from ufm.runtime import blocks, loops, programs
 
 
 class Status(IntEnum):
@@ -121,6 +121,17 @@ class Method(NamedTuple):
 def is_brief(problem: Problem, method: Method) -> bool:
     """Whether a descent is faster than its compilation: L-BFGS takes some hundred small steps."""
     return method.optimizer == "lbfgs" and problem.size <= 2500
+
+
+def options(problem: Problem, method: Method) -> dict[str, Any]:
+    """`compiler_options` of a descent from one start.
+
+    At 628 variables a descent that has not been compiled takes half the time with the fewest
+    optimisations, 0.9 s for 1.8 s, and a thousand steps more take 0.15 s for 0.05 s.
+    """
+    if not is_brief(problem, method):
+        return {}
+    return programs.options(level=0 if problem.size <= 1000 else 1)
 
 
 class Limits(NamedTuple):

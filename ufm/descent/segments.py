@@ -17,8 +17,8 @@ from ufm.descent.loop import (
     Method,
     State,
     Status,
-    is_brief,
     last_sound,
+    options,
     trajectory,
 )
 from ufm.model.problem import Params, Problem
@@ -71,13 +71,13 @@ def _taken(
 
 
 @functools.cache
-def _trajectory(brief: bool) -> Callable:
+def _trajectory(**options: Any) -> Callable:
     """`_taken` compiled; the memory of its opt_state is reused, so that there is only one."""
     return jax.jit(
         _taken,
         static_argnums=(3, 6, 8),  # method, records, record
         donate_argnums=2,
-        compiler_options=programs.options() if brief else {},
+        compiler_options=options,
     )
 
 
@@ -144,7 +144,7 @@ def _call(
     begun = run.state._replace(opt_state=None)
 
     def ahead(chunks: int, opt_state: Any) -> Any:
-        program = _trajectory(is_brief(problem, method))
+        program = _trajectory(**options(problem, method))
         args = (
             problem, begun, opt_state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
             record.traced,

@@ -82,18 +82,23 @@ def means_of(problem: Problem, f: Callable, H: Float[Array, "d N"]) -> Array:
     return blocks.total(sums, H, problem.labels, problem.K) / jnp.asarray(problem.counts, H.dtype)
 
 
+def smaller(problem: Problem) -> Problem:
+    """The problem of the class means in min(d, K + G) dimensions."""
+    return of_width(problem, min(problem.d, problem.K + problem.groups))
+
+
 def restrict(problem: Problem, params: Params) -> Restricted:
     """The class means, in min(d, K + G) dimensions that contain them and the rows of W.
 
     f does not increase if the loss is convex.
     """
     means = class_means(problem, params.H)
-    width = min(problem.d, problem.K + problem.groups)
+    small = smaller(problem)
     frame = jnp.eye(problem.d, dtype=params.W.dtype)
-    if width < problem.d:
+    if small.d < problem.d:
         frame, _ = jnp.linalg.qr(jnp.concatenate([params.W.T, means], axis=1))
-    small = Params(matmul(params.W, frame), matmul(frame.T, means), params.b)
-    return Restricted(of_width(problem, width), small, frame)
+    point = Params(matmul(params.W, frame), matmul(frame.T, means), params.b)
+    return Restricted(small, point, frame)
 
 
 def lift(problem: Problem, params: Params, frame: Float[Array, "d width"]) -> Params:

@@ -23,6 +23,15 @@ MAPS, LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 # Flags may be renamed, and an unknown one ends the process: it is set only for the tested version.
 _TRIED, _NEWER, _LEVEL = "0.10.2", "xla_cpu_use_fusion_emitters", "xla_backend_optimization_level"
 
+# At level 0 LLVM takes less time than XLA, which then need not split the program for its threads
+# nor look for what loops do not change.
+_BRIEF = {
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,simplify-while-loops",
+}
+# XLA's own values, but for the level.
+_LONG = {_LEVEL: 1, "xla_cpu_parallel_codegen_split_count": 32, "xla_disable_hlo_passes": ""}
+
 _own: list[Any] = []  # the level that `compile_quickly` has set in this process
 
 
@@ -36,10 +45,17 @@ def options(level: int = 1) -> dict[str, Any]:
     """
     if metadata.version("jaxlib") != _TRIED or jax.default_backend() != "cpu":
         return {}
-    chosen = _LEVEL in os.environ.get("XLA_FLAGS", "")
-    chosen = level >= _own[0] if chosen and _own else chosen
-    chosen = chosen or jax.config.values["jax_disable_most_optimizations"]
-    return {_NEWER: False} | ({} if chosen else {_LEVEL: level})
+    flags = os.environ.get("XLA_FLAGS", "")
+    chosen = level >= _own[0] if _LEVEL in flags and _own else _LEVEL in flags
+    if chosen or jax.config.values["jax_disable_most_optimizations"]:
+        return {_NEWER: False}
+    return {_NEWER: False} | _of_level(level, flags)
+
+
+def _of_level(level: int, flags: str = "") -> dict[str, Any]:
+    """The options of a level, without those that the flags set."""
+    less = _BRIEF if level == 0 else {}
+    return {_LEVEL: level} | {name: value for name, value in less.items() if name not in flags}
 
 
 def for_long_runs(f: Callable, **static: Any) -> Callable:
@@ -52,7 +68,7 @@ def for_long_runs(f: Callable, **static: Any) -> Callable:
     @functools.cache
     def program() -> Callable:
         quick = options() and f"{_LEVEL}=0" in os.environ.get("XLA_FLAGS", "")
-        return jax.jit(f, compiler_options={_LEVEL: 1} if quick else {}, **static)
+        return jax.jit(f, compiler_options=_LONG if quick else {}, **static)
 
     @functools.wraps(f)
     def call(*args: Any, **keywords: Any) -> Any:
@@ -75,7 +91,7 @@ def once(f: Callable, level: int = 0, **static: Any) -> Callable:
 
     @functools.cache
     def quick() -> Callable:
-        less = {_LEVEL: level} if options() else {}
+        less = _of_level(level, os.environ.get("XLA_FLAGS", "")) if options() else {}
         return jax.jit(f, compiler_options=options() | less, **static)
 
     @functools.wraps(f)
@@ -108,9 +124,12 @@ def compile_quickly(level: int | None = None) -> None:
     """
     if metadata.version("jaxlib") != _TRIED:
         return
-    for name, value in ((_NEWER, "false"), (_LEVEL, level)):
+    wanted: dict[str, Any] = {_NEWER: "false"}
+    if level is not None and _LEVEL not in os.environ.get("XLA_FLAGS", ""):
+        wanted |= _of_level(level)
+    for name, value in wanted.items():
         flags = os.environ.get("XLA_FLAGS", "")
-        if value is not None and name not in flags:
+        if name not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
             if name == _LEVEL:
                 _own[:] = [value]
