@@ -6,12 +6,14 @@ Warm: the same process once more, after the cold one has filled it. The cache is
 commands; the library leaves that to its user, who does it as these tasks do
 (JAX_COMPILATION_CACHE_DIR, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0). JAX itself tells how many
 programs were asked for and the seconds of tracing, lowering and compiling, or of loading from the
-cache; what runs on several threads counts on each, other processes of a sweep do not.
+cache; what runs on several threads counts on each, other processes of a sweep do not. Bytecode of
+all packages is in place, as `pip install` leaves it.
 
     python -m benchmarks.first_result
 """
 
 import argparse
+import compileall
 import json
 import math
 import os
@@ -213,6 +215,8 @@ def measure(names: tuple[str, ...], rounds: int) -> dict[str, dict[str, list[dic
     told: dict[str, dict[str, list[dict[str, float]]]] = {
         name: {"cold": [], "warm": []} for name in names
     }
+    for folder in ("ufm", "benchmarks"):
+        compileall.compile_dir(paired.ROOT / folder, quiet=1)
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
