@@ -138,9 +138,9 @@ def escape(
         rate = learning_rate or _rate(problem, way, batch_size)
         keys = jax.random.split(jax.random.fold_in(key, 1), len(lengths))
         vectors = unflatten(problem, jnp.asarray(way.u)), jnp.asarray(way.q)
-        limits = jnp.int32(steps), jnp.asarray(delta, float), jnp.asarray(gap_tol, float)
+        limits = np.int32(steps), np.float64(delta), np.float64(gap_tol)
         last, left, gap, codes = _runs(
-            problem, point, *vectors, jnp.asarray(lengths), keys, jnp.asarray(rate, float),
+            problem, point, *vectors, jnp.asarray(lengths), keys, np.float64(rate),
             limits, batch_size,
         )  # fmt: skip
     found = Escape(

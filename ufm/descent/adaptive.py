@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
+from ufm.descent.transformation import Transformation
 from ufm.model.objective import norm
 
 GROWTH, FIRST = 1.1, 2.0  # factors by which η grows: FIRST until a test fails for the first time
@@ -80,7 +80,7 @@ class _Seen(NamedTuple):
     along: Array
 
 
-def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformationExtraArgs:
+def adaptive(first: Any, momentum: Any, name: str) -> Transformation:
     """The methods of the module's docstring as an optax transformation.
 
     `update` needs value and value_fn, f at params and f as a function; it also takes project, the
@@ -128,7 +128,7 @@ def adaptive(first: Any, momentum: Any, name: str) -> optax.GradientTransformati
             slope = _dot(updates, move)
         return move, Pace(eta, growth, there, move, slope, u, lengths, blind)
 
-    return optax.GradientTransformationExtraArgs(partial(_begun, first, name), update)
+    return Transformation(partial(_begun, first, name), update)
 
 
 def _begun(first: Any, name: str, params: Any) -> Pace:

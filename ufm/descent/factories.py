@@ -12,19 +12,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import optax
 
 from ufm import check
 from ufm.check import Refused
 from ufm.descent.content import ByContent, by_content
 
-Factory = Callable[..., optax.GradientTransformation]
+Factory = Callable[..., Any]  # of an optax transformation
 Static = tuple[tuple[str, ByContent], ...]
 
 
 @functools.cache
 def names() -> tuple[str, ...]:
     """The names of optax's factories that take a learning rate, sorted."""
+    import optax
+
     found = []
     for name, f in vars(optax).items():
         if name.startswith(("_", "scale_by")) or not inspect.isfunction(f):
@@ -44,6 +45,8 @@ def named(name: str, own: tuple[str, ...]) -> Factory:
     Raises:
         Refused: no such factory; the message suggests the nearest name.
     """
+    import optax
+
     bare = name.removeprefix("optax.")
     if bare in names():
         return getattr(optax, bare)
@@ -61,6 +64,8 @@ def name_of(factory: Any, own: tuple[str, ...]) -> str:
     Raises:
         Refused: no factory of optax.
     """
+    import optax
+
     if isinstance(factory, str):
         factory = named(factory, own)
     name = getattr(factory, "__name__", "")
@@ -118,6 +123,8 @@ def build(factory: Factory, static: Static, traced: Mapping[str, Any]) -> Any:
 @functools.lru_cache(maxsize=256)  # cells of a sweep differ in their numbers alone
 def _try(factory: ByContent, static: Static, traced: tuple[str, ...]) -> None:
     """Refuse a factory that cannot be called with these hyperparameters traced."""
+    import optax
+
     told = getattr(factory.value, "__name__", check.shown(factory.value))
     built: list[Any] = []
     try:

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from ufm.descent import linesearch
 from ufm.descent.linesearch import HIGHEST, inner
+from ufm.descent.transformation import Transformation
 from ufm.runtime import blocks
 
 SMALL = 2**16  # entries of a point up to which its arrays are joined
@@ -60,7 +60,7 @@ class Known(NamedTuple):
     grad: Any
 
 
-def lbfgs() -> optax.GradientTransformationExtraArgs:
+def lbfgs() -> Transformation:
     """L-BFGS with a line search for the strong Wolfe conditions, as an optax transformation.
 
     Its `update` takes the keyword evaluate, x ↦ (f, ∇f). Its state is (`Memory`, `Known`); the
@@ -79,7 +79,7 @@ def lbfgs() -> optax.GradientTransformationExtraArgs:
         t, *found = linesearch.search(evaluate, params, p, known.value, updates)
         return jax.tree.map(lambda p: t * p, p), (memory, Known(*found))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Transformation(init, update)
 
 
 def _split(params: Any) -> bool:
@@ -130,7 +130,7 @@ def direction(g: Any, memory: Memory, params: Any) -> tuple[Any, Memory]:
     """
     steps, point, slope, S, Y, SY, YY, gamma, *before = memory
     size = len(SY)
-    s, y = optax.tree.sub(params, point), optax.tree.sub(g, slope)
+    s, y = (jax.tree.map(jnp.subtract, *pair) for pair in ((params, point), (g, slope)))
     sy, yy = inner(s, y), inner(y, y)
     numbers = jnp.finfo(sy.dtype)
     # Squares below tiny/ε have lost digits, or all of them.

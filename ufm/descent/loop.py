@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
 from ufm import certificate
 from ufm.descent import factories, lbfgs, minibatch, optimizers, projected
 from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
+from ufm.descent.transformation import Transformation
 from ufm.linalg import scaling
 from ufm.linalg.scaling import anyone
 from ufm.metrics import measures as metrics
@@ -102,17 +102,19 @@ class Method(NamedTuple):
     static: factories.Static = ()
     adapts: bool = False
 
-    def transformation(self, hyper) -> optax.GradientTransformationExtraArgs:
-        """The optax transformation at the (traced) hyperparameters.
+    def transformation(self, hyper) -> Transformation:
+        """The transformation at the (traced) hyperparameters.
 
         Args:
             hyper: (learning rate, momentum) of a named method; for a factory, a dict by name.
         """
         if isinstance(self.optimizer, ByContent):
+            import optax
+
             found = self.optimizer.value
             if not isinstance(found, optax.GradientTransformation):
                 found = factories.build(found, self.static, hyper)
-            return optax.with_extra_args_support(found)
+            return Transformation(*optax.with_extra_args_support(found))
         learning_rate, momentum = hyper
         schedule = self.schedule.value if self.schedule else None
         return optimizers.named(self.optimizer, schedule or learning_rate, momentum, self.adapts)
@@ -203,8 +205,7 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
     if problem.targets is None:
 
         def collapse() -> dict[str, Array]:
-            found = metrics.measure(*params, labels, scores)
-            return {name: getattr(found, name) for name in names}
+            return metrics.some(names, *params, labels, scores)
 
         # This and ‖∇f‖ each need an array as large as H. The branch orders them if H is large.
         if params.H.nbytes < LARGE:

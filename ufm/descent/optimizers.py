@@ -32,13 +32,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ufm import check
 from ufm.check import Refused
 from ufm.descent import factories
 from ufm.descent.adaptive import adaptive
 from ufm.descent.lbfgs import lbfgs
+from ufm.descent.transformation import Transformation
 from ufm.model import layers
 from ufm.model.problem import Problem, require
 
@@ -114,10 +114,8 @@ def safe_step(problem: Problem, value, momentum=0.0):
     return (1 - momentum) / curvature_bound(problem, value)
 
 
-def named(
-    name: str, learning_rate, momentum, adapts: bool = False
-) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation behind a name of `NAMES`; hyperparameters may be traced.
+def named(name: str, learning_rate, momentum, adapts: bool = False) -> Transformation:
+    """The transformation behind a name of `NAMES`; hyperparameters may be traced.
 
     gd: x − η∇f.  heavy_ball, sgd: Polyak's momentum β.  nesterov: Nesterov's momentum.
     adam: optax's defaults.  lbfgs: history 10, strong Wolfe line search (no learning rate).
@@ -131,15 +129,15 @@ def named(
     """
     if adapts:
         return adaptive(learning_rate, momentum, name)
-    if name == "gd":
-        return optax.with_extra_args_support(optax.sgd(learning_rate))
-    if name in ("heavy_ball", "sgd"):
-        return optax.with_extra_args_support(optax.sgd(learning_rate, momentum))
-    if name == "nesterov":
-        return optax.with_extra_args_support(optax.sgd(learning_rate, momentum, nesterov=True))
+    if name == "lbfgs":
+        return lbfgs()
+    import optax
+
     if name == "adam":
-        return optax.with_extra_args_support(optax.adam(learning_rate))
-    return lbfgs()
+        found = optax.adam(learning_rate)
+    else:
+        found = optax.sgd(learning_rate, None if name == "gd" else momentum, name == "nesterov")
+    return Transformation(*optax.with_extra_args_support(found))
 
 
 class Settings(NamedTuple):
@@ -178,7 +176,7 @@ def settings(
     """
     given = {"learning_rate": learning_rate, "momentum": momentum}
     given = {name: x for name, x in given.items() if x is not None} | dict(hyperparameters or {})
-    if isinstance(optimizer, optax.GradientTransformation):
+    if not isinstance(optimizer, str) and _is_transformation(optimizer):
         if given:
             raise Refused(
                 f"got {', '.join(given)} beside an optax transformation; set them inside it, for "
@@ -188,11 +186,18 @@ def settings(
     if not isinstance(optimizer, str) or optimizer not in NAMES:
         factory = _factory(optimizer)
     elif optimizer == "adam" and hyperparameters:
-        factory, given = optax.adam, {"learning_rate": LEARNING_RATE["adam"]} | given
+        factory = factories.named("adam", NAMES)
+        given = {"learning_rate": LEARNING_RATE["adam"]} | given
     else:
         return _own(optimizer, learning_rate, momentum, batch_size, hyperparameters or {})
     checked = factories.checked(factory, given)
     return Settings(factory, None, None, _batch_size(batch_size), checked)
+
+
+def _is_transformation(x: Any) -> bool:
+    import optax
+
+    return isinstance(x, optax.GradientTransformation)
 
 
 def _factory(optimizer: Any) -> Callable[..., Any]:

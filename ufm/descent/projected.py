@@ -31,7 +31,7 @@ its steps stay above half of (1−β)/(L + Λ).
 
 from typing import Any
 
-import optax
+import jax
 
 from ufm.check import Refused
 from ufm.model import layers
@@ -82,11 +82,13 @@ def moved(
         updates: u of the module's docstring.
         state: of the optimiser after it computed them.
     """
-    ahead = optax.apply_updates(params, updates)
+    ahead = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), params, updates)
     if layers.is_free(problem):
         return ahead, state
     found = layers.project(problem, ahead)
     if optimizer in _MOMENTUM:
+        import optax
+
         trace = optax.tree.get(state, "trace")
         carried = layers.of(problem).carried(trace, updates, params, found)
         state = optax.tree.set(state, trace=carried)

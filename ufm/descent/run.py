@@ -156,11 +156,11 @@ def _driven(
 ) -> Run:
     """The finished run, computed segment by segment."""
     limits = Limits(
-        jnp.int32(asked.steps),
-        jnp.int32(asked.record_every),
+        np.int32(asked.steps),
+        np.int32(asked.record_every),
         _tolerance(asked.grad_tol),
         _tolerance(asked.gap_tol),
-        jnp.asarray(asked.early),
+        np.bool_(asked.early),
     )
     pace = 1.0 if on_segment else segments.SEGMENT_RECORDS - 1.0  # chunks a compiled call
     parts = [run.history] if run.history else []
@@ -185,7 +185,7 @@ def _check_step(problem: Problem, params: Params, hyper: Any) -> None:
         not isinstance(hyper, tuple)
         or not hyper
         or hyper[0] is None
-        or float(jnp.asarray(hyper[0], params.W.dtype)) > 0
+        or float(np.asarray(hyper[0], params.W.dtype)) > 0
     ):
         return
     raise Refused(
@@ -298,5 +298,5 @@ def _plain(leaf) -> np.ndarray:
     return np.asarray(leader.whole(jax.random.key_data(leaf) if _is_key(leaf) else leaf))
 
 
-def _tolerance(tolerance: float | None) -> Array:
-    return jnp.asarray(-jnp.inf if tolerance is None else tolerance, float)
+def _tolerance(tolerance: float | None) -> np.float64:
+    return np.float64(-np.inf if tolerance is None else tolerance)

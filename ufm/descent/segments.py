@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -146,7 +145,7 @@ def _call(
     def ahead(chunks: int, opt_state: Any) -> Any:
         program = _trajectory(**options(problem, method))
         args = (
-            problem, begun, opt_state, method, hyper, limits, SEGMENT_RECORDS, jnp.int32(chunks),
+            problem, begun, opt_state, method, hyper, limits, SEGMENT_RECORDS, np.int32(chunks),
             record.traced,
         )  # fmt: skip
         logits = problem.K * problem.N * begun.params.W.itemsize

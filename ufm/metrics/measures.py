@@ -6,7 +6,7 @@ measured in NumPy in float64 (`ufm.metrics.streaming`); JAX arrays in JAX in the
 square of their entries over- or underflows.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -103,9 +103,15 @@ def _check_normal(name: str, x) -> None:
 
 
 def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
-    """The formulas of `Collapse` without checks. Traceable.
+    """The formulas of `Collapse` without checks; arguments as for `some`. Traceable."""
+    return Collapse(**some(Collapse._fields, W, H, b, index, logits, mean))
+
+
+def some(names, W, H, b, index, logits=None, mean="class") -> dict[str, jax.Array]:
+    """The named fields of `Collapse` without checks, and nothing else is computed. Traceable.
 
     Args:
+        names: of fields.
         W, H, b: arrays (K, d), (d, N) and (K,).
         index: (N,), the row of W that each sample belongs to; every class occurs.
         logits: H ↦ WH + b, if the caller computes these too; None computes them without overflow.
@@ -113,41 +119,63 @@ def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
     """
     K, N = W.shape[0], H.shape[1]
     # In units of the largest entries; the logits in a common unit of WH and b.
-    unit = 1 / scaling.binade(jnp, H)
-    W, V, c, exponent = _units(W, unit, b)
-    logits = logits or (lambda H: matmul(V * unit, H) + c[:, None])
-    squares = jnp.sum(jnp.sum((H * unit) ** 2, axis=0))
+    unit, s = 1 / scaling.binade(jnp, H), scaling.binade(jnp, W)
+    parts = cache(partial(_units, W, s, unit, b))
+    W = W * (1 / s)
     sums = _over_classes(K, index)
+    M, means, mean, counts, floor = _centred(sums, K, H, unit, mean)
+    U, values, Vt = jnp.linalg.svd(M, full_matrices=False)
+    within, rows = partial(_within, M, (U, values, Vt), means, unit), _rows(K, H)
+    along, (apart, nearest) = blocks.sweep(within, H, index, rows)
+    variances = sums(apart[None, :], 1)[0] / counts
+    tr_W = jnp.sum(counts * variances) / N
+
+    def predicted(H, _):
+        if logits:
+            return (), first_largest(logits(H))
+        V, c, _ = parts()
+        return (), first_largest(matmul(V * unit, H) + c[:, None])
+
+    def misplaced():
+        found = blocks.sweep(predicted, H, index, rows)[1]
+        return jnp.sum((found != nearest).astype(H.dtype)) / N
+
+    def mean_logit():
+        V, c, exponent = parts()
+        return _times_power(jnp.sqrt(jnp.sum((matmul(V, mean)[:, 0] + c) ** 2)), exponent)
+
+    each = {
+        "nc1": lambda: _nc1(M, values, along / N, tr_W, floor),
+        "nc1_trace_ratio": lambda: _ratio(tr_W, jnp.sum(M**2) / K, floor),
+        "nc1_cdnv": lambda: _cdnv(M, variances, floor),
+        "nc2": lambda: _distance_to_etf(matmul(W, W.T)),
+        "nc2_centred": lambda: _distance_to_etf(_gram(W - jnp.mean(W, axis=0))),
+        "nc2_means": lambda: _distance_to_etf(_gram(M.T)),
+        "nc2_equinorm_W": lambda: _equinorm(W),
+        "nc2_equinorm_means": lambda: _equinorm(M.T),
+        "nc2_equiangularity_W": lambda: _equiangularity(W),
+        "nc2_equiangularity_means": lambda: _equiangularity(M.T),
+        "nc3": lambda: _distance_to_etf(matmul(W, M)),
+        "nc3_duality": lambda: jnp.sqrt(jnp.sum((_direction(W).T - _direction(M)) ** 2)),
+        "nc4": misplaced,
+        "nc4_mean_logit": mean_logit,
+    }
+    return {name: each[name]() for name in names}
+
+
+def _centred(sums, K: int, H, unit, mean):
+    """(M, class means, their centre, counts, mean squared rounding of a feature), times `unit`.
+
+    Below that rounding class means coincide, M is 0, and variances are 0.
+    """
+    N = H.shape[1]
     counts = sums(jnp.ones((1, N), H.dtype), 1)[0]
     means = sums(H, unit) / counts
     weights = counts[:, None] / N if mean == "sample" else jnp.full((K, 1), 1 / K, H.dtype)
-    mean = matmul(means, weights)
-    # Mean squared rounding of a feature: below it class means coincide and variances are 0.
-    floor = (8 * jnp.finfo(H.dtype).eps) ** 2 * squares / N
-    M = means - mean
-    M = jnp.where(jnp.sum(M**2) > K * floor, M, 0)
-    U, s, Vt = jnp.linalg.svd(M, full_matrices=False)
-    within, rows = partial(_within, M, (U, s, Vt), means, unit), _rows(K, H)
-    along, (apart, nearest) = blocks.sweep(within, H, index, rows)
-    variances = sums(apart[None, :], 1)[0] / counts
-    tr_W, tr_B = jnp.sum(counts * variances) / N, jnp.sum(M**2) / K
-    predicted = blocks.sweep(lambda H, _: ((), first_largest(logits(H))), H, index, rows)[1]
-    return Collapse(
-        nc1=_nc1(M, s, along / N, tr_W, floor),
-        nc1_trace_ratio=_ratio(tr_W, tr_B, floor),
-        nc1_cdnv=_cdnv(M, variances, floor),
-        nc2=_distance_to_etf(matmul(W, W.T)),
-        nc2_centred=_distance_to_etf(_gram(W - jnp.mean(W, axis=0))),
-        nc2_means=_distance_to_etf(_gram(M.T)),
-        nc2_equinorm_W=_equinorm(W),
-        nc2_equinorm_means=_equinorm(M.T),
-        nc2_equiangularity_W=_equiangularity(W),
-        nc2_equiangularity_means=_equiangularity(M.T),
-        nc3=_distance_to_etf(matmul(W, M)),
-        nc3_duality=jnp.sqrt(jnp.sum((_direction(W).T - _direction(M)) ** 2)),
-        nc4=jnp.sum((predicted != nearest).astype(H.dtype)) / N,
-        nc4_mean_logit=_times_power(jnp.sqrt(jnp.sum((matmul(V, mean)[:, 0] + c) ** 2)), exponent),
-    )
+    centre = matmul(means, weights)
+    floor = (8 * jnp.finfo(H.dtype).eps) ** 2 * jnp.sum(jnp.sum((H * unit) ** 2, axis=0)) / N
+    M = means - centre
+    return jnp.where(jnp.sum(M**2) > K * floor, M, 0), means, centre, counts, floor
 
 
 _measure_compiled = jax.jit(measure, static_argnames="mean")
@@ -287,17 +315,16 @@ def _equiangularity(rows):
     return jnp.sum(jnp.where(jnp.eye(K, dtype=bool), 0, deviations)) / (K * (K - 1))
 
 
-def _units(W, unit, b):
-    """(W/s, V, c, e) with W h + b = 2^e (V u h + c) for u = `unit`; |V| and |c| are below 4.
+def _units(W, s, unit, b):
+    """(V, c, e) with W h + b = 2^e (V u h + c) for u = `unit`; |V| and |c| are below 4.
 
-    e is an integer of any size: logits beyond the largest number still have a largest one.
+    s is the `binade` of W. e is an integer of any size: logits beyond the largest number still have
+    a largest one.
     """
-    s = scaling.binade(jnp, W)
     e_W, e_H, e_b = (jnp.frexp(x)[1] - 1 for x in (s, 1 / unit, scaling.binade(jnp, b)))
     exponent = jnp.where(jnp.any(b != 0), jnp.maximum(e_W + e_H, e_b), e_W + e_H)
-    W = W * (1 / s)
-    V = _times_power(W, e_W + e_H - exponent)
-    return W, V, _times_power(b, -exponent), exponent
+    V = _times_power(W * (1 / s), e_W + e_H - exponent)
+    return V, _times_power(b, -exponent), exponent
 
 
 def _times_power(x, exponent):

@@ -281,7 +281,7 @@ def _limits(plan: Plan) -> Limits:
     every, early = arguments.stride(plan.record_every)
     tolerances = (-np.inf if x is None else x for x in (plan.grad_tol, plan.gap_tol))
     grad_tol, gap_tol = map(jnp.asarray, tolerances)
-    return Limits(jnp.int32(plan.steps), jnp.int32(every), grad_tol, gap_tol, jnp.asarray(early))
+    return Limits(np.int32(plan.steps), np.int32(every), grad_tol, gap_tol, np.bool_(early))
 
 
 def _run(
@@ -305,7 +305,7 @@ def _run(
     while True:
         begun = time.perf_counter()
         state, status, history = program(
-            lanes.problem, state, hyper, status, jnp.int32(taken), limits, jnp.int32(chunks)
+            lanes.problem, state, hyper, status, np.int32(taken), limits, np.int32(chunks)
         )
         if history is not None:
             kept.append(_recorded(asked, cells, state, history))
