@@ -14,7 +14,7 @@ from ufm.critical import atlas
 from ufm.model import quotient
 from ufm.model.problem import Problem
 from ufm.report import stored
-from ufm.sweeps import batches, settings
+from ufm.sweeps import settings, shapes
 from ufm.sweeps.grid import PROBLEM, SweepCell
 
 
@@ -85,13 +85,13 @@ def test_the_quotient_and_pytrees_carry_every_field(problem, width):
 
 def test_lanes_and_shapes_of_a_sweep_carry_every_field():
     cells = [SweepCell(replace(WARM, temperature=x), *METHOD) for x in (1.0, 2.0)]
-    lanes = batches._lanes(cells).problem
+    lanes = shapes.lanes(cells).problem
     assert isinstance(lanes, Tempered)
     assert lanes.n == WARM.n
     np.testing.assert_array_equal(lanes.temperature, [1.0, 2.0])
-    assert isinstance(batches.Shape.of(cells[0]).example().problem, Tempered)
+    assert isinstance(shapes.Shape.of(cells[0]).example().problem, Tempered)
     unlike = SweepCell(replace(MUTE, clusters=(1.0, 1.0, 1.0)), *METHOD)
-    assert batches.Shape.of(unlike) != batches.Shape.of(SweepCell(MUTE, *METHOD))
+    assert shapes.Shape.of(unlike) != shapes.Shape.of(SweepCell(MUTE, *METHOD))
     assert set(settings.described(cells)) >= {f.name for f in fields(Tempered)}
 
 

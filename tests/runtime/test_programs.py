@@ -19,7 +19,9 @@ def flags(monkeypatch):
     """Sets XLA_FLAGS and says what becomes of it; JAX has read its own long ago."""
 
     def after(given: str | None, level: int | None = None) -> str | None:
-        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        for name in ("XLA_FLAGS", programs._OWN):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
         if given is not None:
             monkeypatch.setenv("XLA_FLAGS", given)
         programs.compile_quickly(level)

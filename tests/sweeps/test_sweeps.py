@@ -23,7 +23,7 @@ import ufm
 from ufm import cli
 from ufm.runs import record
 from ufm.runtime import processes, programs
-from ufm.sweeps import batches, toml
+from ufm.sweeps import batches, shapes, toml
 from ufm.sweeps import run as sweeps
 from ufm.sweeps.grid import Grid, Plan
 
@@ -126,7 +126,7 @@ def test_factories_of_optax_are_cells_and_all_their_numbers_one_program(tmp_path
         ),
         steps=60, record_every=20, gap_tol=None,
     )  # fmt: skip
-    assert len({batches.Shape.of(cell) for cell in plan.cells()}) == 3
+    assert len({shapes.Shape.of(cell) for cell in plan.cells()}) == 3
     table = sweeps.sweep(plan, tmp_path / "kept")
     assert table["optimizer"].tolist() == ["adamw"] * 4 + ["optax.sgd", "gd"]
     assert table["options"][1] == "b2=0.99, nesterov=True"

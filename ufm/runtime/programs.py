@@ -31,8 +31,8 @@ _BRIEF = {
 }
 # XLA's own values, but for the level.
 _LONG = {_LEVEL: 1, "xla_cpu_parallel_codegen_split_count": 32, "xla_disable_hlo_passes": ""}
-
-_own: list[Any] = []  # the level that `compile_quickly` has set in this process
+# The level that `compile_quickly` has set, in this process or the one that started it.
+_OWN = "UFM_COMPILE_LEVEL"
 
 
 def options(level: int = 1) -> dict[str, Any]:
@@ -45,11 +45,17 @@ def options(level: int = 1) -> dict[str, Any]:
     """
     if metadata.version("jaxlib") != _TRIED or jax.default_backend() != "cpu":
         return {}
-    flags = os.environ.get("XLA_FLAGS", "")
-    chosen = level >= _own[0] if _LEVEL in flags and _own else _LEVEL in flags
+    flags, own = os.environ.get("XLA_FLAGS", ""), os.environ.get(_OWN)
+    chosen = _LEVEL in flags and (own is None or level >= int(own))
     if chosen or jax.config.values["jax_disable_most_optimizations"]:
         return {_NEWER: False}
     return {_NEWER: False} | _of_level(level, flags)
+
+
+def quickest() -> dict[str, Any]:
+    """The options of level 0; {} where there are none, or the process has this level anyway."""
+    found = options(level=0)
+    return found if _LEVEL in found else {}
 
 
 def _of_level(level: int, flags: str = "") -> dict[str, Any]:
@@ -132,7 +138,7 @@ def compile_quickly(level: int | None = None) -> None:
         if name not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
             if name == _LEVEL:
-                _own[:] = [value]
+                os.environ[_OWN] = str(value)
 
 
 def make_room() -> None:

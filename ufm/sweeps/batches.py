@@ -9,7 +9,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,95 +18,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm import certificate
 from ufm.check import Refused
-from ufm.descent import arguments, columns, factories, loop, optimizers
-from ufm.descent.content import by_content
+from ufm.descent import arguments, columns, loop, optimizers
 from ufm.descent.loop import Limits, Method, State, Status
 from ufm.model.objective import objective
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
 from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
-from ufm.sweeps import histories, settings
+from ufm.sweeps import histories, settings, shapes, stages
 from ufm.sweeps.grid import Plan, SweepCell, describe
+from ufm.sweeps.shapes import Asked, Lanes, Shape
 
 # Most cells in a batch. On CPUs 16 small problems fit the cache, and 256 cost a third more each
 # (`benchmarks/many.py`); all wait for the slowest. Accelerators need large batches.
 MOST, MOST_ELSEWHERE = {"cpu": 16}, 1024
 _RECORDS = 64  # capacity of the history of one call
 Columns = dict[str, np.ndarray]
-
-
-class Shape(NamedTuple):
-    """What the cells of one program share: all of a problem but its decays, and the method."""
-
-    problem: Any  # the structure of its pytree
-    leaves: tuple[tuple[int, ...], ...]  # the shapes of its decays and weights
-    optimizer: str
-    batch_size: int | None
-    static: factories.Static = ()  # of a factory: what is compiled in, and the names of the numbers
-    traced: tuple[str, ...] = ()
-    adapts: bool = False
-
-    @classmethod
-    def of(cls, cell: SweepCell) -> "Shape":
-        """The shape of a cell."""
-        leaves, problem = jax.tree.flatten(cell.problem)
-        static, traced = factories.split(dict(cell.settings().hyperparameters))
-        sizes = tuple(map(np.shape, leaves))
-        adapts = optimizers.rate(cell.optimizer, cell.learning_rate) == "auto"
-        return cls(problem, sizes, cell.optimizer, cell.batch_size, static, tuple(traced), adapts)
-
-    def example(self) -> SweepCell:
-        """A cell of this shape."""
-        problem = jax.tree.unflatten(self.problem, [np.ones(shape)[()] for shape in self.leaves])
-        options = {name: x.value for name, x in self.static} | dict.fromkeys(self.traced, 0.5)
-        named = tuple(options.items())
-        fixed = self.optimizer in optimizers.FULL_BATCH_ONLY and self.optimizer != "lbfgs"
-        rate = 0.5 if fixed and not self.adapts else None
-        return SweepCell(problem, self.optimizer, rate, None, self.batch_size, 0, named)
-
-    def method(self) -> Method:
-        """The part of the method that is compiled in."""
-        if self.optimizer in optimizers.NAMES and not self.traced:
-            return Method(self.optimizer, None, self.batch_size, adapts=self.adapts)
-        factory = by_content(self.example().settings().optimizer)
-        return Method(factory, None, self.batch_size, self.static)
-
-
-class Asked(NamedTuple):
-    """What a sweep stores beyond the ends of its runs.
-
-    record: the further columns.  history: whether it stores every record.
-    """
-
-    record: columns.Columns
-    history: bool
-
-    @classmethod
-    def of(cls, plan: Plan, history: bool) -> "Asked":
-        """What a plan asks for."""
-        return cls(columns.split(plan.record), history)
-
-    @property
-    def traced(self) -> columns.Traced | None:
-        """What is compiled into the loop; None for no history at all."""
-        return self.record.traced if self.history else None
-
-    @property
-    def every(self) -> bool:
-        """Whether Python has something to measure at every record."""
-        return self.history and bool(self.record.host)
-
-
-class _Lanes(NamedTuple):
-    """The cells of one call: problems and hyperparameters, all fields along a leading axis."""
-
-    problem: Problem
-    safe: Any
-    rate: Any
-    momentum: Any
-    seed: Any
-    given: dict[str, Any]  # all hyperparameters of a factory
 
 
 def fitted(
@@ -129,7 +56,9 @@ def fitted(
     size = -(-most // devices) * devices
     asked = Asked.of(plan, history)
     while True:
-        program = _program(Shape.of(cells[0]), size, plan.precision, asked.traced)
+        shape = Shape.of(cells[0])
+        stage, *_ = stages.stages(plan, cells[0].problem, shape.method(), size)
+        program = _program(shape, size, plan.precision, asked.traced, stage.options)
         count = program.memory_analysis()
         used = devices * (  # the count is of one device
             count.argument_size_in_bytes + count.output_size_in_bytes + count.temp_size_in_bytes
@@ -164,7 +93,7 @@ def rows(
     devices = _mesh().devices.size  # may be those of another machine, with an executor
     size = -(-size // devices) * devices
     with jax.enable_x64(True), lapack_on_one_thread():
-        lanes = _lanes([cells[i % len(cells)] for i in range(size)])
+        lanes = shapes.lanes([cells[i % len(cells)] for i in range(size)])
         asked, placed = Asked.of(plan, history), jax.device_put(lanes, _spread())
         state, measured, kept = _run(plan, cells, asked, placed, share)
         found = {name: x[: len(cells)] for name, x in measured.items()}
@@ -193,23 +122,6 @@ def _stacked(asked: Asked, rows: Sequence[dict[str, float]]) -> Columns:
     return {name: np.array([row[name] for row in rows]) for name, _ in asked.record.host}
 
 
-def _lanes(cells: Sequence[SweepCell]) -> _Lanes:
-    first = cells[0]
-    # Cells hold numbers, None or names: `ufm.sweeps.grid` has converted everything else.
-    rates = [optimizers.rate(cell.optimizer, cell.learning_rate) for cell in cells]
-    momentum = optimizers.MOMENTUM.get(first.optimizer, 0.0)
-    given = [factories.split(dict(cell.settings().hyperparameters))[1] for cell in cells]
-    momenta = [momentum if cell.momentum is None else cell.momentum for cell in cells]
-    return _Lanes(
-        jax.tree.map(lambda *x: np.array(x, float), *(cell.problem for cell in cells)),
-        np.array([rate == "safe" for rate in rates]),
-        np.array([{"auto": 1.0, "safe": 0.0, None: 0.0}.get(x, x) for x in rates], float),
-        np.array(momenta, float),
-        np.array([cell.seed for cell in cells], np.uint32),
-        jax.tree.map(lambda *x: np.array(x, float), *given),
-    )
-
-
 @partial(programs.once, level=1, static_argnames="dtype")
 def _drawn(problem: Problem, seed, scale, *, dtype: str) -> tuple[Params, Any]:
     """(starts, keys of minibatches): those of `ufm descend` with these seeds, for every method."""
@@ -222,8 +134,8 @@ def _drawn(problem: Problem, seed, scale, *, dtype: str) -> tuple[Params, Any]:
 
 
 @partial(programs.once, static_argnames=("method", "dtype"))
-def _begin(lanes: _Lanes, params: Params, keys, *, method: Method, dtype: str) -> tuple[State, Any]:
-    def one(lane: _Lanes, params: Params, batch_key):
+def _begin(lanes: Lanes, params: Params, keys, *, method: Method, dtype: str) -> tuple[State, Any]:
+    def one(lane: Lanes, params: Params, batch_key):
         step = lane.rate
         if not method.adapts and method.optimizer in optimizers.FULL_BATCH_ONLY:
             value = objective(lane.problem, params)
@@ -288,37 +200,17 @@ def _run(
     plan: Plan,
     cells: Sequence[SweepCell],
     asked: Asked,
-    lanes: _Lanes,
+    lanes: Lanes,
     share: Callable[[float], None],
 ) -> tuple[State, Columns, list[dict[str, np.ndarray]]]:
     """Descend on all lanes until each has a status; their ends, columns and histories."""
     shape = Shape.of(cells[0])
     method = shape.method()
-    program = _program(shape, len(lanes.seed), plan.precision, asked.traced)
     drawn = _drawn(lanes.problem, lanes.seed, plan.scale, dtype=plan.precision)
     state, hyper = _begin(lanes, *drawn, method=method, dtype=plan.precision)
     status = jnp.full(len(lanes.seed), Status.running, jnp.int32)
     state, hyper, status = jax.device_put((state, hyper, status), _spread())
-    limits, taken, chunks = _limits(plan), 0, 0 if asked.every else 1
-    every, early = arguments.stride(plan.record_every)
-    kept: list[dict[str, np.ndarray]] = []
-    while True:
-        begun = time.perf_counter()
-        state, status, history = program(
-            lanes.problem, state, hyper, status, np.int32(taken), limits, np.int32(chunks)
-        )
-        if history is not None:
-            kept.append(_recorded(asked, cells, state, history))
-        codes = np.asarray(status)
-        if not np.any(codes == Status.running):
-            break
-        taken = int(np.max(np.asarray(state.step)[codes == Status.running]))
-        share(taken / plan.steps)
-        seconds = time.perf_counter() - begun
-        # Calls of about a second.
-        left = -(-(plan.steps - taken) // every) + (arguments.EARLY if early else 0)
-        chunks = max(1, min(left, int(chunks / seconds), 2 * chunks, _RECORDS - 1))
-        chunks = 1 if asked.every else chunks
+    state, codes, kept = _descended(plan, cells, asked, lanes, (state, hyper, status), share)
     row = _measured(lanes.problem, state.params, record=asked.record.traced)
     found = {
         # Read back from what ran: the decays and weights of the problem of the descent.
@@ -331,6 +223,39 @@ def _run(
         **{name: np.asarray(x) for name, x in row.items()},
     }
     return state, found, kept
+
+
+def _descended(
+    plan: Plan,
+    cells: Sequence[SweepCell],
+    asked: Asked,
+    lanes: Lanes,
+    begun: tuple[State, Any, Any],
+    share: Callable[[float], None],
+) -> tuple[State, np.ndarray, list[dict[str, np.ndarray]]]:
+    """The ends of the lanes, their status, and what each call has recorded."""
+    shape, size, (state, hyper, status) = Shape.of(cells[0]), len(lanes.seed), begun
+    limits, taken, chunks = _limits(plan), 0, 0 if asked.every else 1
+    kept: list[dict[str, np.ndarray]] = []
+    for stage in stages.stages(plan, cells[0].problem, shape.method(), size):
+        program = _program(shape, size, plan.precision, asked.traced, stage.options)
+        while stage.until is None or taken < stage.until:
+            clock = time.perf_counter()
+            state, status, history = program(
+                lanes.problem, state, hyper, status, np.int32(taken), limits, np.int32(chunks)
+            )
+            if history is not None:
+                kept.append(_recorded(asked, cells, state, history))
+            codes = np.asarray(status)
+            if not np.any(codes == Status.running):
+                return state, codes, kept
+            taken = int(np.max(np.asarray(state.step)[codes == Status.running]))
+            share(taken / plan.steps)
+            # Calls of about a second.
+            fitting = min(int(chunks / (time.perf_counter() - clock)), 2 * chunks, _RECORDS - 1)
+            chunks = max(1, min(fitting, stages.records(plan, taken, stage.until)))
+            chunks = 1 if asked.every else chunks
+    raise AssertionError("a run ends at its limit of steps")
 
 
 def _recorded(
@@ -367,13 +292,19 @@ def _hyperparameters(shape: Shape, hyper: Any, cells: int) -> Columns:
     return {name: np.asarray(hyper.get(name, missing), float) for name in names}
 
 
-@functools.lru_cache(maxsize=1)  # shapes are swept one after the other
-def _program(shape: Shape, size: int, precision: str, record: columns.Traced | None):
+@functools.lru_cache(maxsize=2)  # shapes are swept one after the other, in two stages
+def _program(
+    shape: Shape,
+    size: int,
+    precision: str,
+    record: columns.Traced | None,
+    options: tuple[tuple[str, Any], ...],
+):
     """`_advance` compiled for `size` cells of a shape, spread over the devices."""
     programs.make_room()
     with jax.enable_x64(True):
         method, one = shape.method(), jax.ShapeDtypeStruct((), jnp.int32)
-        lanes = jax.eval_shape(lambda: _lanes([shape.example()] * size))
+        lanes = jax.eval_shape(lambda: shapes.lanes([shape.example()] * size))
         drawn = jax.eval_shape(partial(_drawn, dtype=precision), lanes.problem, lanes.seed, 1.0)
         state, hyper = jax.eval_shape(
             partial(_begin, method=method, dtype=precision), lanes, *drawn
@@ -386,7 +317,7 @@ def _program(shape: Shape, size: int, precision: str, record: columns.Traced | N
         limits = _limits(Plan())
         advance = jax.jit(
             partial(_advance, method=method, record=record),
-            compiler_options=programs.options() if loop.is_brief(lanes.problem, method) else {},
+            compiler_options=dict(options),
         )
         return advance.lower(*mapped, one, limits, one).compile()
 

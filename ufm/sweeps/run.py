@@ -21,9 +21,10 @@ from ufm.descent import columns as recorded
 from ufm.model.points import init_params
 from ufm.runs import record
 from ufm.runtime import executors, leader, processes
-from ufm.sweeps import batches, extension, histories
-from ufm.sweeps.batches import Columns, Shape
+from ufm.sweeps import batches, extension, histories, stages
+from ufm.sweeps.batches import Columns
 from ufm.sweeps.grid import Plan, SweepCell
+from ufm.sweeps.shapes import Shape
 
 MEMORY = 2**30  # bytes of the compiled calls that run at a time
 # A table is written whole: up to so many rows after every batch; beyond, once a fiftieth is new, so
@@ -33,10 +34,8 @@ SMALL_TABLE, SHARE = 10_000, 50
 BATCHES = 8
 # Whole shapes are distributed over processes, which then compile concurrently, if every problem has
 # at most SMALL variables, a call fits into SMALL_MEMORY bytes, and all steps of a shape take less
-# than BRIEF seconds. A step is estimated to take STEP seconds, plus its multiplications at RATE a
-# second, those of a slow core.
+# than BRIEF seconds, as `ufm.sweeps.stages` estimates them.
 SMALL, SMALL_MEMORY, BRIEF = 2500, 2**27, 30.0
-STEP, RATE = 1e-5, 1e9
 Report = Callable[[float, str], None]
 
 
@@ -191,8 +190,8 @@ def _rows(task: _Task, columns: Columns, say: Report, save) -> Columns:
 def _is_brief(task: _Task, members: list[int]) -> bool:
     """Whether the cells of a shape are small, and run in a few times the time of compiling."""
     problem = task.cells[members[0]].problem
-    step = STEP + 6 * problem.K * problem.d * problem.N / RATE
-    return problem.size <= SMALL and len(members) * task.plan.steps * step < BRIEF
+    taken = len(members) * task.plan.steps * stages.seconds(problem)
+    return problem.size <= SMALL and taken < BRIEF
 
 
 def _side_by_side(
