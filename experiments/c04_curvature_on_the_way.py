@@ -39,7 +39,8 @@ from experiments import runner
 from experiments.runner import Report
 from experiments.verdicts import Verdict, judge, judge_below
 from ufm import Params, Problem, hessian, init_params, plots, theory
-from ufm.descent.loop import Method, measurements, start, step
+from ufm.descent.loop import Method, start, step
+from ufm.descent.records import measurements
 from ufm.theory.spectra import Spectrum, hessian_spectrum, origin_spectrum
 
 CURVES = ("loss", "gap", "grad_norm")

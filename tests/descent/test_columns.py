@@ -9,8 +9,9 @@ from compiling import compilations
 import ufm
 from ufm import cli, hessian
 from ufm.check import Refused
-from ufm.descent import columns, loop
+from ufm.descent import columns
 from ufm.descent import run as descent
+from ufm.descent.records import HISTORY
 from ufm.runs import record
 
 PROBLEM = ufm.Problem(K=4, d=5, n=6, lam_W=5e-3, lam_H=2e-3, lam_b=1e-2)
@@ -45,7 +46,7 @@ def test_a_column_is_its_function_at_every_record():
         PROBLEM, start(), "gd", **SHORT,
         record={"mine": mine, "size": size, "rank": ufm.host(rank), "index": "index"},
     )  # fmt: skip
-    assert list(run.history) == [*loop.HISTORY, "mine", "size", "rank", "index"]
+    assert list(run.history) == [*HISTORY, "mine", "size", "rank", "index"]
     for name, x in plain.history.items():
         # One program in one call, another in four: the same steps, in other kernels.
         np.testing.assert_allclose(run.history[name], x, rtol=1e-10, atol=1e-13)

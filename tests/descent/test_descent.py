@@ -14,6 +14,7 @@ import ufm
 from ufm import cli
 from ufm.descent import loop, minibatch, optimizers, segments
 from ufm.descent import run as descent
+from ufm.descent.records import HISTORY
 from ufm.model.objective import norm
 
 PROBLEM = ufm.Problem(K=4, d=5, n=6, lam_W=5e-3, lam_H=2e-3, lam_b=1e-2)
@@ -244,7 +245,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, options, segmented):
     for run in (again, direct):
         for x, y in zip(run.params, whole.params, strict=True):
             np.testing.assert_array_equal(x, y)
-        for quantity in loop.HISTORY:
+        for quantity in HISTORY:
             np.testing.assert_array_equal(run.history[quantity], whole.history[quantity])
 
 
@@ -389,6 +390,34 @@ def test_a_mapped_trajectory_equals_its_single_runs(name):
         alone = jax.jit(single)(lam)
         np.testing.assert_allclose(state.params.W[i], alone[0].params.W, rtol=1e-8, atol=1e-10)
         np.testing.assert_allclose(history["gap"][i], alone[1]["gap"], rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["heavy_ball", pytest.param("lbfgs", marks=pytest.mark.long)])
+def test_runs_along_a_leading_axis_are_the_mapped_trajectory(name):
+    lams = jnp.array([2e-3, 5e-3, 2e-2])
+    limits = loop.Limits(40, 10, -1.0, -1.0)
+
+    def begun(lam):
+        problem = ufm.Problem(4, 5, 6, lam, lam, lam)
+        method, hyper = descent.prepare(problem, 1.0, name, None if name == "lbfgs" else 0.2)
+        return problem, loop.start(problem, start(problem), method, hyper), hyper
+
+    method, _ = descent.prepare(PROBLEM, 1.0, name, None if name == "lbfgs" else 0.2)
+
+    def along(lams):
+        problem, state, hyper = jax.vmap(begun)(lams)
+        return loop.trajectory(problem, state, method, hyper, limits, 4, at=jnp.int32(0))
+
+    def mapped(lams):
+        def one(problem, state, hyper):
+            return loop.trajectory(problem, state, method, hyper, limits, 4)
+
+        return jax.vmap(one)(*jax.vmap(begun)(lams))
+
+    found, expected = jax.jit(along)(lams), jax.jit(mapped)(lams)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10)
 
 
 def test_a_diverged_member_of_a_mapped_run_leaves_the_others_alone():

@@ -6,7 +6,7 @@ import laws
 import pytest
 
 from ufm import certificate
-from ufm.descent import loop
+from ufm.descent.records import measurements
 from ufm.metrics import measures as metrics
 from ufm.model.objective import gradient
 from ufm.model.points import init_params
@@ -35,7 +35,7 @@ def test_blocks_give_what_all_samples_at_once_give(name, monkeypatch):
             "gradient": gradient(case, x),
             "certificate": certificate.certify(case, x),
             "metrics": metrics.measure(*x, case.labels),
-            "record": loop.measurements(case, x),
+            "record": measurements(case, x),
         }
 
     # A new function each time: a compiled one would remember the blocks.
@@ -45,7 +45,7 @@ def test_blocks_give_what_all_samples_at_once_give(name, monkeypatch):
     laws.assert_close(jax.jit(lambda x: everything(x))(params), at_once, atol=1e-13)
 
 
-@pytest.mark.parametrize("what", [gradient, loop.measurements, certificate.certify])
+@pytest.mark.parametrize("what", [gradient, measurements, certificate.certify])
 def test_memory_stays_near_that_of_the_features_however_many_classes(what, monkeypatch):
     case = Problem(64, 4, 200, 1e-3, 1e-3, 1e-3)  # logits are 16 times the features
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), case))

@@ -19,8 +19,9 @@ from ufm.certificate import certify
 from ufm.commands import classifiers
 from ufm.commands.progress import watched
 from ufm.commands.shared import FAILED, Compiling, ModelFlags, show
-from ufm.descent import arguments, loop
+from ufm.descent import arguments
 from ufm.descent import run as descent
+from ufm.descent.records import HISTORY
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
 from ufm.report import stored
@@ -219,7 +220,7 @@ def _results(problem: Problem, run: descent.Run) -> dict[str, Any]:
         "lower_bound": proof.lower_bound,
         "gap": proof.gap,
         "grad_norm": proof.grad_norm,
-    } | {name: x for name, x in last.items() if name in shown or name not in loop.HISTORY}
+    } | {name: x for name, x in last.items() if name in shown or name not in HISTORY}
 
 
 def _show(results: dict[str, Any], title: str, as_json: bool) -> None:

@@ -116,8 +116,10 @@ def adaptive(first: Any, momentum: Any, name: str) -> Transformation:
             eta = jnp.where(count == 0, eta, eta / 2)
             return eta, count + 1, *trial(eta)
 
-        no, begun = jnp.asarray(False), state.eta * _growth(momentum, seen, state)
-        begin = (begun, jnp.int32(0), no, no, value, state.lengths)
+        begun, mapped = state.eta * _growth(momentum, seen, state), jnp.isnan(value)
+        # Under vmap batched from the start like f: else it would trace the loop once more.
+        count, no = (jnp.where(mapped, x, x) for x in (jnp.int32(0), False))
+        begin = (begun, count, no, no, value, state.lengths)
         eta, count, _passed, blind, there, lengths = jax.lax.while_loop(
             lambda carry: ~carry[2] & (carry[1] < TRIALS), again, begin
         )

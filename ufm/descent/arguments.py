@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ufm import check as checks
 from ufm.check import Refused
 from ufm.descent import columns, lbfgs, optimizers, projected
-from ufm.descent.loop import HISTORY
+from ufm.descent.records import HISTORY
 from ufm.model import layers
 from ufm.model.objective import objective
 from ufm.model.points import check_memory, check_point, check_precision

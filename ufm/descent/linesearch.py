@@ -65,8 +65,12 @@ def search(
         f, g = evaluate(jax.tree.map(lambda x, p: x + t * p, params, p))
         return _judged(line, begun, jnp.stack([t, f, inner(g, p)]), g)
 
-    none = jnp.full(3, jnp.inf, value.dtype)
-    first = _Line(begun, none, none, begun, grad, jnp.int32(0), jnp.asarray(True))
+    # Under vmap batched from the start like f: else it would trace the loop once more.
+    mapped = jnp.isnan(value)
+    none, tried, going = (
+        jnp.where(mapped, x, x) for x in (jnp.full(3, jnp.inf, value.dtype), jnp.int32(0), True)
+    )
+    first = _Line(begun, none, none, begun, grad, tried, going)
     line = jax.lax.while_loop(lambda line: line.going, body, first)
     return line.kept[0], line.kept[1], line.grad
 

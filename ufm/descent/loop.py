@@ -18,20 +18,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ufm import certificate
 from ufm.descent import factories, lbfgs, minibatch, optimizers, projected
 from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
+from ufm.descent.records import HISTORY, criteria, measurements
 from ufm.descent.transformation import Transformation
-from ufm.linalg import scaling
 from ufm.linalg.scaling import anyone
-from ufm.metrics import measures as metrics
 from ufm.model import layers
 from ufm.model import objective as terms
 from ufm.model.fixed import held
-from ufm.model.objective import add_decay, gradient, gradient_norm, logits, objective, weighed
+from ufm.model.objective import add_decay, gradient, objective
 from ufm.model.problem import Params, Problem
-from ufm.runtime import blocks, loops, programs
+from ufm.runtime import loops, programs
 
 
 class Status(IntEnum):
@@ -60,12 +58,6 @@ _SENTENCES = {
 }
 
 
-# The columns of every history.
-HISTORY = (
-    "step", "loss", "grad_norm", "gap", "nc1", "nc2", "nc3", "nc4", "norm_W", "norm_H", "norm_b",
-    "accuracy",
-)  # fmt: skip
-LARGE = 2**25  # bytes of H from which on a run holds as few arrays of that size as possible
 # f may increase for a while, but not by four orders of magnitude.
 EXPLOSION = 1e4
 
@@ -153,72 +145,6 @@ class Limits(NamedTuple):
         every = self.record_every
         dense = jnp.minimum(jnp.maximum(1, at // 4), every - at)
         return jnp.minimum(jnp.where(self.early & (at < every), dense, every), self.steps - at)
-
-
-def criteria(problem: Problem, params: Params, squares: Params | None = None) -> dict[str, Array]:
-    """The quantities of the stopping rules at a point: "loss", "grad_norm" and "gap". Traceable.
-
-    Args:
-        problem, params: the point.
-        squares: as for `ufm.model.objective.decay`.
-    """
-    R = G = None
-    loss = objective(problem, params, squares)
-    if blocks.count(problem.K, params.H) == 1:
-        # The barrier makes R an array: XLA would compute the exponentials in every kernel again.
-        R = jax.lax.optimization_barrier(terms.residual(problem, params, problem.labels))
-        G = weighed(problem, R, problem.labels)
-    bound = certificate.lower_bound(problem, params, R, any_size=False).value
-    slope = gradient_norm(problem, params, G)
-    return {"loss": loss, "grad_norm": slope, "gap": loss - bound}
-
-
-def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
-    """One row of the history at a point, with the keys of `Run.history` but "step". Traceable.
-
-    With a target matrix NC1–NC4, which need classes, are NaN, and a prediction is right if it is
-    among the largest targets.
-
-    Args:
-        problem, params: the point.
-        record: further columns, functions of (problem, params).
-    """
-    labels = problem.labels
-
-    def scores(H):
-        return logits(problem, params._replace(H=H))
-
-    def hits(H, labels):
-        Z = scores(H)
-        found = metrics.first_largest(Z)
-        if problem.targets is None:
-            return jnp.sum((found == labels).astype(Z.dtype))
-        T = problem.target(labels)
-        own = jnp.take_along_axis(T, found[None, :], axis=0)[0]
-        return jnp.sum((own == jnp.max(T, axis=0)).astype(Z.dtype))
-
-    squares = Params(*map(scaling.squares, params))
-    row = criteria(problem, params, squares)
-    loss = row["loss"]
-    row["accuracy"] = blocks.total(hits, params.H, labels, problem.K) / problem.N
-    names = ("nc1", "nc2", "nc3", "nc4")
-    if problem.targets is None:
-
-        def collapse() -> dict[str, Array]:
-            return metrics.some(names, *params, labels, scores)
-
-        # This and ‖∇f‖ each need an array as large as H. The branch orders them if H is large.
-        if params.H.nbytes < LARGE:
-            row |= collapse()
-        else:
-            nothing = dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
-            row |= jax.lax.cond(jnp.isfinite(row["grad_norm"]), collapse, lambda: nothing)
-    else:
-        row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
-    for name, (total, s) in zip("WHb", squares, strict=True):
-        row[f"norm_{name}"] = s * jnp.sqrt(total)
-    added = ((name, jnp.asarray(f.value(problem, params))) for name, f in record)
-    return row | {name: x.astype(loss.dtype) for name, x in added}
 
 
 def start(
@@ -324,11 +250,13 @@ def trajectory(
     chunks: Any = None,
     record: Traced | None = (),
     keep: bool = True,
+    at: Any = None,
 ) -> tuple[State, dict[str, Array], Array]:
     """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
 
-    `ufm.descend` compiles this function; under `jax.vmap` over decays, starts or hyperparameters
-    it runs a whole sweep in one call.
+    `ufm.descend` compiles this function. For a sweep, problem, state and hyper have a leading axis
+    of runs, which take the same steps in one loop; `jax.vmap` of this function over decays, starts
+    or hyperparameters gives the same, but takes three times as long to trace.
 
     Args:
         problem, state, method, hyper: see `start`.
@@ -338,17 +266,21 @@ def trajectory(
         record: further columns of the history, or None for no column but "step"; static.
         keep: whether a diverged run, and one that has ended while others under the map go on,
             returns the state of its last sound record; this takes the memory of a second state.
+        at: the steps so far, one number, for states with a leading axis; all of them go on.
 
     Returns:
         (state, history, status): history holds arrays of length `records`, whose row 0 is the
-        start and whose rows past the end of the run are NaN (step: −1).
+        start and whose rows past the end of the run are NaN (step: −1); a leading axis of runs
+        comes first.
     """
     chunks = records - 1 if chunks is None else chunks
     columns = [] if record is None else [*HISTORY[1:], *(name for name, _ in record)]
     measure = criteria if record is None else partial(measurements, record=record)
 
-    def run_chunk(i, count, state, steps, table, status):
-        new = loops.repeat(count, partial(step, problem, method, hyper), state)
+    def ahead(problem, hyper, state):
+        return step(problem, method, hyper, state)
+
+    def judged(problem, new, i, state, steps, table, status):
         row = measure(problem, new.params)
         running = status == Status.running
         sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
@@ -359,25 +291,36 @@ def trajectory(
         code = jnp.where(sound, _verdict(problem, row, new, limits), jnp.int32(Status.diverged))
         return kept, steps, table, jnp.where(running, code, status)
 
+    if at is not None:
+        ahead = jax.vmap(ahead)
+        judged = jax.vmap(judged, in_axes=(0, 0, None, 0, 0, 0, 0))
+
     def body(i, carry):
         at, *carry = carry
         # Row 0 is the start itself, a chunk of 0 steps: so the program measures in one place only.
         count = jnp.where(i == 0, 0, limits.stride(at))
-        going = anyone(carry[-1] == Status.running)
-        return at + count, *jax.lax.cond(
-            going, lambda: run_chunk(i, count, *carry), lambda: tuple(carry)
-        )
 
-    steps = jnp.full(records, -1, state.step.dtype)
+        def chunk():
+            new = loops.repeat(count, partial(ahead, problem, hyper), carry[0])
+            return judged(problem, new, i, *carry)
+
+        going = anyone(jnp.any(carry[-1] == Status.running))
+        return at + count, *jax.lax.cond(going, chunk, lambda: tuple(carry))
+
+    runs = jnp.shape(state.start)
+    steps = jnp.full((*runs, records), -1, state.step.dtype)
     # One row a record: writing to a dozen arrays would be a dozen kernels.
-    table = jnp.full((records, len(columns)), jnp.nan, state.params.W.dtype)
-    status = jnp.asarray(Status.running, jnp.int32)
-    # Batched from the start, like the state: vmap traces a loop again if its carry becomes batched.
-    mapped = jnp.isnan(state.start)
-    steps, table, status = (jnp.where(mapped, x, x) for x in (steps, table, status))
-    begun = (state.step, state, steps, table, status)
-    _, state, steps, table, status = jax.lax.fori_loop(0, chunks + 1, body, begun)
-    return state, {"step": steps} | dict(zip(columns, table.T, strict=True)), status
+    table = jnp.full((*runs, records, len(columns)), jnp.nan, state.params.W.dtype)
+    status = jnp.full(runs, Status.running, jnp.int32)
+    if at is None:
+        # Batched from the start, like the state: vmap traces a loop again if its carry becomes so.
+        at, mapped = state.step, jnp.isnan(state.start)
+        steps, table, status = (jnp.where(mapped, x, x) for x in (steps, table, status))
+    _, state, steps, table, status = jax.lax.fori_loop(
+        0, chunks + 1, body, (at, state, steps, table, status)
+    )
+    history = dict(zip(columns, jnp.moveaxis(table, -1, 0), strict=True))
+    return state, {"step": steps} | history, status
 
 
 def last_sound(problem: Problem, state: State, method: Method, hyper, count) -> State:

@@ -19,7 +19,8 @@ from ufm.check import Refused
 from ufm.descent import columns, factories, optimizers, segments
 from ufm.descent.arguments import EARLY, Checked, check
 from ufm.descent.content import by_content
-from ufm.descent.loop import HISTORY, Limits, Method, State, Status, start
+from ufm.descent.loop import Limits, Method, State, Status, start
+from ufm.descent.records import HISTORY
 from ufm.descent.segments import Run, joined, run_segment
 from ufm.model.problem import Params, Problem
 from ufm.runtime import leader, programs

@@ -10,8 +10,6 @@ from jaxtyping import Array
 
 from ufm.descent import columns
 from ufm.descent.loop import (
-    HISTORY,
-    LARGE,
     Limits,
     Method,
     State,
@@ -20,6 +18,7 @@ from ufm.descent.loop import (
     options,
     trajectory,
 )
+from ufm.descent.records import HISTORY, LARGE
 from ufm.model.problem import Params, Problem
 from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread

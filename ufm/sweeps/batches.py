@@ -20,6 +20,7 @@ from ufm import certificate
 from ufm.check import Refused
 from ufm.descent import arguments, columns, loop, optimizers
 from ufm.descent.loop import Limits, Method, State, Status
+from ufm.descent.records import measurements
 from ufm.model.objective import objective
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
@@ -97,13 +98,14 @@ def rows(
         asked, placed = Asked.of(plan, history), jax.device_put(lanes, _spread())
         state, measured, kept = _run(plan, cells, asked, placed, share)
         found = {name: x[: len(cells)] for name, x in measured.items()}
-        ends = (_called(asked, cell, _point(state, i)) for i, cell in enumerate(cells))
+        measured_here = cells if asked.record.host else ()
+        ends = [_called(asked, cell, _point(state, i)) for i, cell in enumerate(measured_here)]
         return (
             settings.described(cells)
             | settings.options(plan, cells)
             | found
             | settings.predicted(lanes.problem, len(cells))
-            | _stacked(asked, list(ends))
+            | _stacked(asked, ends)
             | (histories.gathered(kept) if history else {})
         )
 
@@ -151,7 +153,7 @@ def _begin(lanes: Lanes, params: Params, keys, *, method: Method, dtype: str) ->
 
 
 def _advance(
-    problem, state: State, hyper, status, taken, limits, chunks, *, method: Method, record
+    problem, before: State, hyper, status, taken, limits, chunks, *, method: Method, record
 ):
     """The cells after up to `chunks` more records, and the history of this call.
 
@@ -159,19 +161,15 @@ def _advance(
     is None without a record. `taken`, the steps so far, is the same for all cells that run: a
     scalar, so that every cell loops over the same number of steps.
     """
-
-    def one(problem, state, hyper, status):
-        new, history, code = loop.trajectory(
-            problem, state._replace(step=taken), method, hyper, limits, _RECORDS, chunks, record
-        )
-        going = status == Status.running
-        found = jax.tree.map(
-            lambda x, y: jnp.where(going, x, y), (new, code), (state, status.astype(code.dtype))
-        )
-        history["step"] = jnp.where(going, history["step"], -1)
-        return *found, None if record is None else history
-
-    return jax.vmap(one)(problem, state, hyper, status)
+    state = before._replace(step=jnp.full_like(before.step, taken))
+    new, history, code = loop.trajectory(
+        problem, state, method, hyper, limits, _RECORDS, chunks, record, at=taken
+    )
+    going = status == Status.running
+    choose = jax.vmap(lambda going, x, y: jnp.where(going, x, y))
+    found = jax.tree.map(partial(choose, going), (new, code), (before, status.astype(code.dtype)))
+    history["step"] = choose(going, history["step"], jnp.full_like(history["step"], -1))
+    return *found, None if record is None else history
 
 
 @partial(programs.once, static_argnames="record")
@@ -182,7 +180,7 @@ def _measured(problem: Problem, params: Params, *, record: columns.Traced) -> di
         params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
         proof = certificate.certify(problem, params)
         names = ("value", "lower_bound", "gap", "grad_norm", "spectral_ratio")
-        recorded = loop.measurements(problem, params, record)
+        recorded = measurements(problem, params, record)
         del recorded["loss"]  # the value of the certificate
         return recorded | {name: getattr(proof, name) for name in names}
 
@@ -192,7 +190,7 @@ def _measured(problem: Problem, params: Params, *, record: columns.Traced) -> di
 def _limits(plan: Plan) -> Limits:
     every, early = arguments.stride(plan.record_every)
     tolerances = (-np.inf if x is None else x for x in (plan.grad_tol, plan.gap_tol))
-    grad_tol, gap_tol = map(jnp.asarray, tolerances)
+    grad_tol, gap_tol = map(np.float64, tolerances)
     return Limits(np.int32(plan.steps), np.int32(every), grad_tol, gap_tol, np.bool_(early))
 
 
@@ -208,7 +206,7 @@ def _run(
     method = shape.method()
     drawn = _drawn(lanes.problem, lanes.seed, plan.scale, dtype=plan.precision)
     state, hyper = _begin(lanes, *drawn, method=method, dtype=plan.precision)
-    status = jnp.full(len(lanes.seed), Status.running, jnp.int32)
+    status = np.full(len(lanes.seed), Status.running, np.int32)
     state, hyper, status = jax.device_put((state, hyper, status), _spread())
     state, codes, kept = _descended(plan, cells, asked, lanes, (state, hyper, status), share)
     row = _measured(lanes.problem, state.params, record=asked.record.traced)

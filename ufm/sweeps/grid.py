@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from ufm import check
 from ufm.check import Refused
 from ufm.descent import arguments, columns, optimizers, projected
-from ufm.descent.loop import HISTORY
+from ufm.descent.records import HISTORY
 from ufm.losses import names as losses
 from ufm.losses.crossentropy import CrossEntropy
 from ufm.model.fields import decays, fixed_parts, target_matrix

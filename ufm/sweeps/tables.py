@@ -6,7 +6,7 @@ import numpy as np
 
 from ufm import check
 from ufm.check import Refused
-from ufm.descent.loop import HISTORY
+from ufm.descent.records import HISTORY
 from ufm.sweeps.grid import COLUMNS
 from ufm.sweeps.histories import split
 

@@ -1,0 +1,87 @@
+"""The rows of a history: what is measured at a point of a descent; all traceable."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ufm import certificate
+from ufm.descent.columns import Traced
+from ufm.linalg import scaling
+from ufm.metrics import measures as metrics
+from ufm.model import objective as terms
+from ufm.model.objective import gradient_norm, logits, objective, weighed
+from ufm.model.problem import Params, Problem
+from ufm.runtime import blocks
+
+# The columns of every history.
+HISTORY = (
+    "step", "loss", "grad_norm", "gap", "nc1", "nc2", "nc3", "nc4", "norm_W", "norm_H", "norm_b",
+    "accuracy",
+)  # fmt: skip
+LARGE = 2**25  # bytes of H from which on a run holds as few arrays of that size as possible
+
+
+def criteria(problem: Problem, params: Params, squares: Params | None = None) -> dict[str, Array]:
+    """The quantities of the stopping rules at a point: "loss", "grad_norm" and "gap". Traceable.
+
+    Args:
+        problem, params: the point.
+        squares: as for `ufm.model.objective.decay`.
+    """
+    R = G = None
+    loss = objective(problem, params, squares)
+    if blocks.count(problem.K, params.H) == 1:
+        # The barrier makes R an array: XLA would compute the exponentials in every kernel again.
+        R = jax.lax.optimization_barrier(terms.residual(problem, params, problem.labels))
+        G = weighed(problem, R, problem.labels)
+    bound = certificate.lower_bound(problem, params, R, any_size=False).value
+    slope = gradient_norm(problem, params, G)
+    return {"loss": loss, "grad_norm": slope, "gap": loss - bound}
+
+
+def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
+    """One row of the history at a point, with the keys of `Run.history` but "step". Traceable.
+
+    With a target matrix NC1–NC4, which need classes, are NaN, and a prediction is right if it is
+    among the largest targets.
+
+    Args:
+        problem, params: the point.
+        record: further columns, functions of (problem, params).
+    """
+    labels = problem.labels
+
+    def scores(H):
+        return logits(problem, params._replace(H=H))
+
+    def hits(H, labels):
+        Z = scores(H)
+        found = metrics.first_largest(Z)
+        if problem.targets is None:
+            return jnp.sum((found == labels).astype(Z.dtype))
+        T = problem.target(labels)
+        own = jnp.take_along_axis(T, found[None, :], axis=0)[0]
+        return jnp.sum((own == jnp.max(T, axis=0)).astype(Z.dtype))
+
+    squares = Params(*map(scaling.squares, params))
+    row = criteria(problem, params, squares)
+    loss = row["loss"]
+    row["accuracy"] = blocks.total(hits, params.H, labels, problem.K) / problem.N
+    names = ("nc1", "nc2", "nc3", "nc4")
+    if problem.targets is None:
+
+        def collapse() -> dict[str, Array]:
+            return metrics.some(names, *params, labels, scores)
+
+        # This and ‖∇f‖ each need an array as large as H. The branch orders them if H is large.
+        if params.H.nbytes < LARGE:
+            row |= collapse()
+        else:
+            nothing = dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
+            row |= jax.lax.cond(jnp.isfinite(row["grad_norm"]), collapse, lambda: nothing)
+    else:
+        row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
+    for name, (total, s) in zip("WHb", squares, strict=True):
+        row[f"norm_{name}"] = s * jnp.sqrt(total)
+    added = ((name, jnp.asarray(f.value(problem, params))) for name, f in record)
+    return row | {name: x.astype(loss.dtype) for name, x in added}
