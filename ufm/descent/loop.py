@@ -21,7 +21,7 @@ from jaxtyping import Array
 from ufm.descent import factories, lbfgs, minibatch, optimizers, projected
 from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
-from ufm.descent.records import HISTORY, criteria, measurements
+from ufm.descent.records import Told, criteria, history, measurements, names, nothing
 from ufm.descent.transformation import Transformation
 from ufm.linalg.scaling import anyone
 from ufm.model import layers
@@ -112,20 +112,24 @@ class Method(NamedTuple):
         return optimizers.named(self.optimizer, schedule or learning_rate, momentum, self.adapts)
 
 
+SMALL, FEW = 2500, 1000  # variables
+
+
 def is_brief(problem: Problem, method: Method) -> bool:
     """Whether a descent is faster than its compilation: L-BFGS takes some hundred small steps."""
-    return method.optimizer == "lbfgs" and problem.size <= 2500
+    return method.optimizer == "lbfgs" and problem.size <= SMALL
 
 
 def options(problem: Problem, method: Method) -> dict[str, Any]:
-    """`compiler_options` of a descent from one start.
+    """`compiler_options` of a descent from one start in one program.
 
-    At 628 variables a descent that has not been compiled takes half the time with the fewest
-    optimisations, 0.9 s for 1.8 s, and a thousand steps more take 0.15 s for 0.05 s.
+    At 628 variables L-BFGS takes half the time in a fresh process with the fewest optimisations,
+    0.9 s for 1.8 s, and a thousand steps more take 0.15 s for 0.05 s. The older compiler saves a
+    third of the time and 150 MiB for other methods; their steps take up to 1.4 times as long.
     """
-    if not is_brief(problem, method):
+    if problem.size > SMALL:
         return {}
-    return programs.options(level=0 if problem.size <= 1000 else 1)
+    return programs.options(level=0 if is_brief(problem, method) and problem.size <= FEW else 1)
 
 
 class Limits(NamedTuple):
@@ -240,6 +244,49 @@ def _verdict(problem: Problem, row: dict[str, Array], state: State, limits: Limi
     return status.astype(jnp.int32)
 
 
+def advanced(problem: Problem, state: State, method: Method, hyper, limits, told: Told, i) -> State:
+    """The state at record i: the start itself, or after the steps since the record before.
+
+    Unchanged where the run has ended. Traceable.
+    """
+    ended = (i == 0) | (told.status != Status.running)
+    count = jnp.where(ended, 0, limits.stride(state.step))
+    return loops.repeat(count, partial(step, problem, method, hyper), state)
+
+
+def judged(
+    problem: Problem,
+    new: State,
+    old: State | None,
+    told: Told,
+    i,
+    limits: Limits,
+    record: Traced | None,
+) -> tuple[State, Told]:
+    """(the state after record i, what is recorded with it). Traceable.
+
+    Args:
+        problem: of the run.
+        new: the state at the record.
+        old: the state to return where the run has ended or diverges; None for `new`.
+        told: so far.
+        i, limits, record: as for `trajectory`.
+    """
+    steps, table, status = told
+    row = (criteria if record is None else partial(measurements, record=record))(
+        problem, new.params
+    )
+    running = status == Status.running
+    sound = _sound(row["loss"], new.start) & jnp.isfinite(row["grad_norm"])
+    going = running & sound
+    kept = new if old is None else jax.lax.cond(going, lambda: new, lambda: old)
+    written = jnp.array([row[name] for name in names(record)], table.dtype)
+    steps = steps.at[i].set(jnp.where(going, new.step, steps[i]))
+    table = table.at[i].set(jnp.where(going, written, table[i]))
+    code = jnp.where(sound, _verdict(problem, row, new, limits), jnp.int32(Status.diverged))
+    return kept, Told(steps, table, jnp.where(running, code, status))
+
+
 def trajectory(
     problem: Problem,
     state: State,
@@ -254,9 +301,9 @@ def trajectory(
 ) -> tuple[State, dict[str, Array], Array]:
     """Up to `chunks` chunks of `limits.stride` steps from `state`; pure and traceable.
 
-    `ufm.descend` compiles this function. For a sweep, problem, state and hyper have a leading axis
-    of runs, which take the same steps in one loop; `jax.vmap` of this function over decays, starts
-    or hyperparameters gives the same, but takes three times as long to trace.
+    A run in one program. For a sweep, problem, state and hyper have a leading axis of runs, which
+    take the same steps in one loop; `jax.vmap` of this function over decays, starts or
+    hyperparameters gives the same, but takes three times as long to trace.
 
     Args:
         problem, state, method, hyper: see `start`.
@@ -274,53 +321,35 @@ def trajectory(
         comes first.
     """
     chunks = records - 1 if chunks is None else chunks
-    columns = [] if record is None else [*HISTORY[1:], *(name for name, _ in record)]
-    measure = criteria if record is None else partial(measurements, record=record)
 
     def ahead(problem, hyper, state):
         return step(problem, method, hyper, state)
 
-    def judged(problem, new, i, state, steps, table, status):
-        row = measure(problem, new.params)
-        running = status == Status.running
-        sound = _sound(row["loss"], state.start) & jnp.isfinite(row["grad_norm"])
-        kept = jax.lax.cond(running & sound, lambda: new, lambda: state) if keep else new
-        written = jnp.array([row[name] for name in columns], table.dtype)
-        steps = steps.at[i].set(jnp.where(running & sound, new.step, steps[i]))
-        table = table.at[i].set(jnp.where(running & sound, written, table[i]))
-        code = jnp.where(sound, _verdict(problem, row, new, limits), jnp.int32(Status.diverged))
-        return kept, steps, table, jnp.where(running, code, status)
+    def measured(problem, new, old, told, i):
+        return judged(problem, new, old if keep else None, told, i, limits, record)
 
-    if at is not None:
-        ahead = jax.vmap(ahead)
-        judged = jax.vmap(judged, in_axes=(0, 0, None, 0, 0, 0, 0))
+    told = nothing(jnp, state, records, record)
+    if at is None:
+        # Batched from the start, like the state: vmap traces a loop again if its carry becomes so.
+        at, mapped = state.step, jnp.isnan(state.start)
+        told = jax.tree.map(lambda x: jnp.where(mapped, x, x), told)
+    else:
+        ahead, measured = jax.vmap(ahead), jax.vmap(measured, in_axes=(0, 0, 0, 0, None))
 
     def body(i, carry):
-        at, *carry = carry
+        at, state, told = carry
         # Row 0 is the start itself, a chunk of 0 steps: so the program measures in one place only.
         count = jnp.where(i == 0, 0, limits.stride(at))
 
         def chunk():
-            new = loops.repeat(count, partial(ahead, problem, hyper), carry[0])
-            return judged(problem, new, i, *carry)
+            new = loops.repeat(count, partial(ahead, problem, hyper), state)
+            return measured(problem, new, state, told, i)
 
-        going = anyone(jnp.any(carry[-1] == Status.running))
-        return at + count, *jax.lax.cond(going, chunk, lambda: tuple(carry))
+        going = anyone(jnp.any(told.status == Status.running))
+        return at + count, *jax.lax.cond(going, chunk, lambda: (state, told))
 
-    runs = jnp.shape(state.start)
-    steps = jnp.full((*runs, records), -1, state.step.dtype)
-    # One row a record: writing to a dozen arrays would be a dozen kernels.
-    table = jnp.full((*runs, records, len(columns)), jnp.nan, state.params.W.dtype)
-    status = jnp.full(runs, Status.running, jnp.int32)
-    if at is None:
-        # Batched from the start, like the state: vmap traces a loop again if its carry becomes so.
-        at, mapped = state.step, jnp.isnan(state.start)
-        steps, table, status = (jnp.where(mapped, x, x) for x in (steps, table, status))
-    _, state, steps, table, status = jax.lax.fori_loop(
-        0, chunks + 1, body, (at, state, steps, table, status)
-    )
-    history = dict(zip(columns, jnp.moveaxis(table, -1, 0), strict=True))
-    return state, {"step": steps} | history, status
+    _, state, told = jax.lax.fori_loop(0, chunks + 1, body, (at, state, told))
+    return state, history(told, record), told.status
 
 
 def last_sound(problem: Problem, state: State, method: Method, hyper, count) -> State:

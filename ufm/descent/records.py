@@ -1,7 +1,11 @@
-"""The rows of a history: what is measured at a point of a descent; all traceable."""
+"""A history and its rows: what is measured at a point of a descent. Traceable."""
+
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ufm import certificate
@@ -85,3 +89,44 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
         row[f"norm_{name}"] = s * jnp.sqrt(total)
     added = ((name, jnp.asarray(f.value(problem, params))) for name, f in record)
     return row | {name: x.astype(loss.dtype) for name, x in added}
+
+
+class Told(NamedTuple):
+    """What a run has recorded, along a leading axis if there are several.
+
+    steps: (records,), −1 in rows that are not filled.  table: (records, columns), NaN there.
+    status: code of `ufm.descent.loop.Status`; 0 while it runs.
+    """
+
+    steps: Array
+    table: Array
+    status: Array
+
+
+def nothing(xp: ModuleType, state: Any, records: int, record: Traced | None) -> Told:
+    """An empty record of a run in numpy or jax.numpy.
+
+    Args:
+        xp: the module.
+        state: of the run, or of several along a leading axis.
+        records: capacity.
+        record: further columns, or None for no column but "step".
+    """
+    runs, columns = jnp.shape(state.start), len(names(record))
+    return Told(
+        xp.full((*runs, records), -1, state.step.dtype),
+        # One row a record: writing to a dozen arrays would be a dozen kernels.
+        xp.full((*runs, records, columns), xp.nan, state.params.W.dtype),
+        xp.full(runs, 0, np.int32),
+    )
+
+
+def names(record: Traced | None) -> list[str]:
+    """The columns of a table: those of every history but "step", and further ones."""
+    return [] if record is None else [*HISTORY[1:], *(name for name, _ in record)]
+
+
+def history(told: Told, record: Traced | None) -> dict[str, Any]:
+    """The columns of a history, by name."""
+    columns = {name: told.table[..., i] for i, name in enumerate(names(record))}
+    return {"step": told.steps} | columns

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,15 +11,18 @@ from jaxtyping import Array
 
 from ufm.descent import columns
 from ufm.descent.loop import (
+    SMALL,
     Limits,
     Method,
     State,
     Status,
+    advanced,
+    judged,
     last_sound,
     options,
     trajectory,
 )
-from ufm.descent.records import HISTORY, LARGE
+from ufm.descent.records import HISTORY, LARGE, Told, history, nothing
 from ufm.model.problem import Params, Problem
 from ufm.runtime import programs
 from ufm.runtime.threads import lapack_on_one_thread
@@ -27,6 +31,12 @@ from ufm.runtime.threads import lapack_on_one_thread
 # measures its first point once more: with 64 records a run is up to 1.3 times as slow by that, with
 # 1024 it is not. 32,768 records are 2.9 MB, beyond the cache, and up to 1.2 times as slow again.
 SEGMENT_RECORDS = 1024
+# With so few steps between records, and for small problems, steps and records are one program; else
+# they are two, each of which takes less memory and time to compile.
+DENSE = 8
+# Records between looks at whether a run has ended; those that are asked for after its end change
+# nothing.
+LOOK = 16
 
 
 class Run(NamedTuple):
@@ -79,11 +89,67 @@ def _trajectory(**options: Any) -> Callable:
     )
 
 
-def _copied(tree: Any) -> Any:
-    """A copy in memory, without compiling: neither the copy nor a program that takes it."""
+@partial(jax.jit, static_argnames="method", donate_argnames="state")
+def _advanced(problem, state: State, method: Method, hyper, limits: Limits, told: Told, i) -> State:
+    return advanced(problem, state, method, hyper, limits, told, i)
+
+
+@functools.cache
+def _judged() -> Callable:
+    """A record; compiled apart from the steps, since it takes as much to compile and runs rarely.
+
+    By the compiler that takes little memory: together they would take four times as much.
+    """
+
+    def record_of(problem, at: State, told: Told, i, limits: Limits, record) -> Told:
+        return jax.lax.cond(
+            told.status == Status.running,
+            lambda: judged(problem, at, None, told, i, limits, record)[1],
+            lambda: told,
+        )
+
+    return jax.jit(
+        record_of,
+        static_argnames="record",
+        compiler_options=programs.options(),
+    )
+
+
+def _apart(
+    problem: Problem, state: State, method: Method, hyper: Any, limits: Limits, records: int,
+    chunks: int, record: columns.Traced, apart: bool,
+) -> Any:  # fmt: skip
+    """As `_taken`, with steps and records in programs of their own; `state` is used up.
+
+    apart: whether to return the memory of the compiler before the first step.
+    """
+    # Placed like f at the start: on a mesh everywhere, as later ones are.
+    told = _copied(nothing(np, state, records, record), like=state.start)
+    for i in range(chunks + 1):
+        row = np.int32(i)
+        # Now and then only, and at fixed records on every process of a mesh: waiting takes time.
+        if (i % LOOK == 0 or i.bit_count() == 1) and int(told.status) != Status.running:
+            break
+        if apart and i == 0:
+            programs.compile_apart(_advanced, problem, state, method, hyper, limits, told, row)
+        state = _advanced(problem, state, method, hyper, limits, told, row)
+        at = state._replace(opt_state=None, key=None, order=None)
+        if apart and i == 0:
+            programs.compile_apart(_judged(), problem, at, told, row, limits, record)
+        told = _judged()(problem, at, told, row, limits, record)
+    told = jax.device_get(told)
+    return state, history(told, record), told.status
+
+
+def _copied(tree: Any, like: Any = None) -> Any:
+    """A copy in memory, without compiling: neither the copy nor a program that takes it.
+
+    Where the arrays are, or where `like` is.
+    """
 
     def copied(x: Any) -> Array:
-        place = x.sharding if getattr(x, "committed", False) else None
+        placed = x if like is None else like
+        place = placed.sharding if getattr(placed, "committed", False) else None
         return jax.device_put(x, place, may_alias=False)
 
     return jax.tree.map(copied, tree)
@@ -142,15 +208,18 @@ def _call(
     begun = run.state._replace(opt_state=None)
 
     def ahead(chunks: int, opt_state: Any) -> Any:
-        program = _trajectory(**options(problem, method))
-        args = (
-            problem, begun, opt_state, method, hyper, limits, SEGMENT_RECORDS, np.int32(chunks),
-            record.traced,
-        )  # fmt: skip
+        if problem.size <= SMALL or int(limits.record_every) <= DENSE:
+            program = _trajectory(**options(problem, method))
+            return program(
+                problem, begun, opt_state, method, hyper, limits, SEGMENT_RECORDS,
+                np.int32(chunks), record.traced,
+            )  # fmt: skip
         logits = problem.K * problem.N * begun.params.W.itemsize
-        if max(begun.params.H.nbytes, logits) >= LARGE:
-            programs.compile_apart(program, *args)
-        return program(*args)
+        large = max(begun.params.H.nbytes, logits) >= LARGE
+        state = _copied(begun)._replace(opt_state=opt_state)
+        return _apart(
+            problem, state, method, hyper, limits, SEGMENT_RECORDS, chunks, record.traced, large
+        )
 
     with lapack_on_one_thread():
         kept = run.state.opt_state
