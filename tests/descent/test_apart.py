@@ -24,12 +24,9 @@ def apart(monkeypatch):
     monkeypatch.setattr(segments, "DENSE", 0)
 
 
-def start(scale=0.3):
-    return laws.random_params(PROBLEM, 0, scale)
-
-
-def descended(name, **given):
-    return ufm.descend(PROBLEM, start(), name, **OWN[name] | given)
+def descended(name, problem=PROBLEM, **given):
+    begun = laws.random_params(problem, 0, 0.3)
+    return ufm.descend(problem, begun, name, **OWN[name] | given)
 
 
 def same_bits(one, other):
@@ -63,14 +60,15 @@ def test_segments_and_a_resumed_run_have_the_bits_of_one_segment(name, monkeypat
 @pytest.mark.usefixtures("apart")
 def test_nothing_is_compiled_after_the_first_segment(monkeypatch):
     monkeypatch.setattr(segments, "SEGMENT_RECORDS", 8)
+    other = ufm.Problem(4, 5, 7, 5e-3, 2e-3, 1e-2)  # no other test compiles it
     with compilations() as first:
-        short = descended("heavy_ball", steps=6, record_every=2)
+        short = descended("heavy_ball", other, steps=6, record_every=2)
     assert first
     with compilations() as later:
-        long = descended("heavy_ball", steps=81, record_every=3)
-        descended("heavy_ball", steps=200, record_every=3, resume=long)
-        descended("heavy_ball", steps=9, record_every=1, on_segment=lambda _: None)
-        descended("heavy_ball", steps=9, record_every=1, learning_rate=0.1)
+        long = descended("heavy_ball", other, steps=81, record_every=3)
+        descended("heavy_ball", other, steps=200, record_every=3, resume=long)
+        descended("heavy_ball", other, steps=9, record_every=1, on_segment=lambda _: None)
+        descended("heavy_ball", other, steps=9, record_every=1, learning_rate=0.1)
     assert not later
     assert short.steps == 6
     assert long.history["step"].tolist() == list(range(0, 82, 3))
@@ -103,7 +101,7 @@ def test_a_diverged_run_returns_its_last_finite_point(record_every):
 @pytest.mark.usefixtures("apart")
 def test_the_start_and_the_state_of_the_caller_stay_as_they_were():
     """Buffers that the loop reuses are its own."""
-    begun = start()
+    begun = laws.random_params(PROBLEM, 0, 0.3)
     kept = jax.tree.map(np.array, begun)
     run = ufm.descend(PROBLEM, begun, "heavy_ball", steps=20, learning_rate=0.3)
     state = jax.tree.map(np.array, run.state)

@@ -22,6 +22,7 @@ HISTORY = (
     "step", "loss", "grad_norm", "gap", "nc1", "nc2", "nc3", "nc4", "norm_W", "norm_H", "norm_b",
     "accuracy",
 )  # fmt: skip
+COLLAPSE = ("nc1", "nc2", "nc3", "nc4")
 LARGE = 2**25  # bytes of H from which on a run holds as few arrays of that size as possible
 
 
@@ -71,20 +72,19 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
     row = criteria(problem, params, squares)
     loss = row["loss"]
     row["accuracy"] = blocks.total(hits, params.H, labels, problem.K) / problem.N
-    names = ("nc1", "nc2", "nc3", "nc4")
     if problem.targets is None:
 
         def collapse() -> dict[str, Array]:
-            return metrics.some(names, *params, labels, scores)
+            return metrics.some(COLLAPSE, *params, labels, scores)
 
         # This and ‖∇f‖ each need an array as large as H. The branch orders them if H is large.
         if params.H.nbytes < LARGE:
             row |= collapse()
         else:
-            nothing = dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
-            row |= jax.lax.cond(jnp.isfinite(row["grad_norm"]), collapse, lambda: nothing)
+            unknown = dict.fromkeys(COLLAPSE, jnp.full((), jnp.nan, loss.dtype))
+            row |= jax.lax.cond(jnp.isfinite(row["grad_norm"]), collapse, lambda: unknown)
     else:
-        row |= dict.fromkeys(names, jnp.full((), jnp.nan, loss.dtype))
+        row |= dict.fromkeys(COLLAPSE, jnp.full((), jnp.nan, loss.dtype))
     for name, (total, s) in zip("WHb", squares, strict=True):
         row[f"norm_{name}"] = s * jnp.sqrt(total)
     added = ((name, jnp.asarray(f.value(problem, params))) for name, f in record)
