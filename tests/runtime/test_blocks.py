@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import laws
+import numpy as np
 import pytest
 
 from ufm import certificate
@@ -43,6 +44,18 @@ def test_blocks_give_what_all_samples_at_once_give(name, monkeypatch):
     monkeypatch.setattr(blocks, "LIMIT", 8 * case.K * 5)  # five columns of logits at most
     assert blocks.count(case.K, params.H) > 1
     laws.assert_close(jax.jit(lambda x: everything(x))(params), at_once, atol=1e-13)
+
+
+@pytest.mark.parametrize("counts", [3, tuple(1 + k % 4 for k in range(70))])
+def test_beyond_64_classes_columns_are_gathered_and_the_measures_are_the_same(counts, monkeypatch):
+    case = Problem(70, 3, counts, 1e-2, 1e-3, 1e-3)
+    x = point(case)
+    assert case.K > metrics.MANY
+    expected = metrics.collapse(*(np.asarray(part) for part in x), case.labels)
+    for limit in (blocks.LIMIT, 8 * case.K * 5):
+        monkeypatch.setattr(blocks, "LIMIT", limit)
+        found = jax.jit(lambda *x: metrics.measure(*x, case.labels))(*x)
+        np.testing.assert_allclose(list(found), list(expected), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("what", [gradient, measurements, certificate.certify])

@@ -13,7 +13,7 @@ from ufm.descent.columns import Traced
 from ufm.linalg import scaling
 from ufm.metrics import measures as metrics
 from ufm.model import objective as terms
-from ufm.model.objective import gradient_norm, logits, objective, weighed
+from ufm.model.objective import decay, gradient_norm, logits, objective, weighed
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
 
@@ -26,15 +26,15 @@ COLLAPSE = ("nc1", "nc2", "nc3", "nc4")
 LARGE = 2**25  # bytes of H from which on a run holds as few arrays of that size as possible
 
 
-def criteria(problem: Problem, params: Params, squares: Params | None = None) -> dict[str, Array]:
+def criteria(problem: Problem, params: Params, loss: Array | None = None) -> dict[str, Array]:
     """The quantities of the stopping rules at a point: "loss", "grad_norm" and "gap". Traceable.
 
     Args:
         problem, params: the point.
-        squares: as for `ufm.model.objective.decay`.
+        loss: f there, if it is known.
     """
     R = G = None
-    loss = objective(problem, params, squares)
+    loss = objective(problem, params) if loss is None else loss
     if blocks.count(problem.K, params.H) == 1:
         # The barrier makes R an array: XLA would compute the exponentials in every kernel again.
         R = jax.lax.optimization_barrier(terms.residual(problem, params, problem.labels))
@@ -42,6 +42,25 @@ def criteria(problem: Problem, params: Params, squares: Params | None = None) ->
     bound = certificate.lower_bound(problem, params, R, any_size=False).value
     slope = gradient_norm(problem, params, G)
     return {"loss": loss, "grad_norm": slope, "gap": loss - bound}
+
+
+def _seen(problem: Problem, params: Params) -> tuple[Array, Array, Array]:
+    """(Σ w_i ℓ_i, how many predictions are right, the predictions) in one pass over the samples."""
+
+    def block(H, labels):
+        Z, targets = logits(problem, params._replace(H=H)), problem.target(labels)
+        found = metrics.first_largest(Z)
+        right = found == labels
+        if problem.targets is not None:
+            own = jnp.take_along_axis(targets, found[None, :], axis=0)[0]
+            right = own == jnp.max(targets, axis=0)
+        value = problem.loss.value(Z, targets)
+        if problem.weights is not None:
+            value = weighed(problem, value, labels) * problem.N
+        return (jnp.sum(value), jnp.sum(right.astype(Z.dtype))), found
+
+    (value, right), found = blocks.sweep(block, params.H, problem.labels, problem.K)
+    return value / problem.N, right, found
 
 
 def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[str, Array]:
@@ -54,28 +73,15 @@ def measurements(problem: Problem, params: Params, record: Traced = ()) -> dict[
         problem, params: the point.
         record: further columns, functions of (problem, params).
     """
-    labels = problem.labels
-
-    def scores(H):
-        return logits(problem, params._replace(H=H))
-
-    def hits(H, labels):
-        Z = scores(H)
-        found = metrics.first_largest(Z)
-        if problem.targets is None:
-            return jnp.sum((found == labels).astype(Z.dtype))
-        T = problem.target(labels)
-        own = jnp.take_along_axis(T, found[None, :], axis=0)[0]
-        return jnp.sum((own == jnp.max(T, axis=0)).astype(Z.dtype))
-
     squares = Params(*map(scaling.squares, params))
-    row = criteria(problem, params, squares)
+    value, right, found = _seen(problem, params)
+    row = criteria(problem, params, value + decay(problem, params, squares))
     loss = row["loss"]
-    row["accuracy"] = blocks.total(hits, params.H, labels, problem.K) / problem.N
+    row["accuracy"] = right / problem.N
     if problem.targets is None:
 
         def collapse() -> dict[str, Array]:
-            return metrics.some(COLLAPSE, *params, labels, scores)
+            return metrics.some(COLLAPSE, *params, problem.labels, found)
 
         # This and ‖∇f‖ each need an array as large as H. The branch orders them if H is large.
         if params.H.nbytes < LARGE:

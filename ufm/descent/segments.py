@@ -215,10 +215,11 @@ def _call(
                 np.int32(chunks), record.traced,
             )  # fmt: skip
         logits = problem.K * problem.N * begun.params.W.itemsize
-        large = max(begun.params.H.nbytes, logits) >= LARGE
+        # A run that begins will compile; a large one would do without the memory whenever it does.
+        apart = again is not None or max(begun.params.H.nbytes, logits) >= LARGE
         state = _copied(begun)._replace(opt_state=opt_state)
         return _apart(
-            problem, state, method, hyper, limits, SEGMENT_RECORDS, chunks, record.traced, large
+            problem, state, method, hyper, limits, SEGMENT_RECORDS, chunks, record.traced, apart
         )
 
     with lapack_on_one_thread():

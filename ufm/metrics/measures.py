@@ -20,6 +20,11 @@ from ufm.metrics.features import finite, fit, normal, numbers
 from ufm.metrics.result import Collapse
 from ufm.runtime import blocks
 
+# Classes beyond which a gather is faster than a product with K rows.
+MANY = 64
+# Bytes of JAX arrays on a CPU from which on they are read in pieces.
+PIECES = 2**26
+
 
 def collapse(
     W, H, b=None, labels=None, *, classes=None, ignore=None, mean="class", means=None,
@@ -79,7 +84,7 @@ def _large(W, H, b) -> bool:
     places = H.devices() if isinstance(H, jax.Array) else set()
     if len(places) > 1 or any(place.platform != "cpu" for place in places):
         return False
-    return max(H.nbytes, H.dtype.itemsize * len(W) ** 2) > blocks.LIMIT
+    return max(H.nbytes, H.dtype.itemsize * len(W) ** 2) > PIECES
 
 
 def _floating(name: str, x):
@@ -102,19 +107,20 @@ def _check_normal(name: str, x) -> None:
         normal(name, float(np.max(np.abs(np.asarray(x, np.float64)))), x.dtype)
 
 
-def measure(W, H, b, index, logits=None, mean="class") -> Collapse:
+def measure(W, H, b, index, mean="class") -> Collapse:
     """The formulas of `Collapse` without checks; arguments as for `some`. Traceable."""
-    return Collapse(**some(Collapse._fields, W, H, b, index, logits, mean))
+    return Collapse(**some(Collapse._fields, W, H, b, index, mean=mean))
 
 
-def some(names, W, H, b, index, logits=None, mean="class") -> dict[str, jax.Array]:
+def some(names, W, H, b, index, predicted=None, mean="class") -> dict[str, jax.Array]:
     """The named fields of `Collapse` without checks, and nothing else is computed. Traceable.
 
     Args:
         names: of fields.
         W, H, b: arrays (K, d), (d, N) and (K,).
         index: (N,), the row of W that each sample belongs to; every class occurs.
-        logits: H ↦ WH + b, if the caller computes these too; None computes them without overflow.
+        predicted: (N,), the row of the largest entry of Wh + b for every sample, if it is known;
+            None computes WH + b without overflow.
         mean: "class" or "sample".
     """
     K, N = W.shape[0], H.shape[1]
@@ -130,14 +136,12 @@ def some(names, W, H, b, index, logits=None, mean="class") -> dict[str, jax.Arra
     variances = sums(apart[None, :], 1)[0] / counts
     tr_W = jnp.sum(counts * variances) / N
 
-    def predicted(H, _):
-        if logits:
-            return (), first_largest(logits(H))
+    def largest(H, _):
         V, c, _ = parts()
         return (), first_largest(matmul(V * unit, H) + c[:, None])
 
     def misplaced():
-        found = blocks.sweep(predicted, H, index, rows)[1]
+        found = blocks.sweep(largest, H, index, rows)[1] if predicted is None else predicted
         return jnp.sum((found != nearest).astype(H.dtype)) / N
 
     def mean_logit():
@@ -189,7 +193,8 @@ def _over_classes(K: int, index):
     """
 
     def sums(A, unit):
-        if _in_order(K, index) and blocks.count(_rows(K, A), A) == 1:
+        short = blocks.count(_rows(K, A), A) == 1 or (K > MANY and blocks.devices(A) == 1)
+        if _in_order(K, index) and short:
             return jnp.sum((A * unit).reshape(len(A), K, -1), axis=2)
 
         def block(A, index):
@@ -224,6 +229,8 @@ def _copies(A, index):
     K = A.shape[1]
     if _in_order(K, index):
         return jnp.repeat(A, len(index) // K, axis=1)
+    if K > MANY:
+        return jnp.take(A, index, axis=1, mode="clip")  # labels are columns of A
     return matmul(A, _one(K, index, A.dtype))
 
 

@@ -94,7 +94,7 @@ def _half_square(lam: Scalar, squares: tuple[Scalar, Scalar]) -> Scalar:
     return jnp.where((lam > 0) | (total < jnp.inf), lam / 2 * s * s * total, 0)
 
 
-def objective(problem: Problem, params: Params, squares: Params | None = None) -> Scalar:
+def objective(problem: Problem, params: Params) -> Scalar:
     """f(W, H, b) = Σ_i w_i ℓ(W h_i + b, y_i) + decay (Zhu et al. 2021, arXiv 2105.02375, eq. 4).
 
     In nats for a negative log-likelihood, in the dtype of params.
@@ -102,7 +102,6 @@ def objective(problem: Problem, params: Params, squares: Params | None = None) -
     Args:
         problem: any problem; decays and weights may be traced.
         params: any point: W (K, d), H (d, N), b (K,).
-        squares: as for `decay`.
 
     Raises:
         Refused: if shapes or dtypes of params do not fit the problem.
@@ -113,7 +112,7 @@ def objective(problem: Problem, params: Params, squares: Params | None = None) -
         Z = logits(problem, params._replace(H=H))
         return problem.loss.value(Z, problem.target(labels))
 
-    return mean_weighed(problem, loss, params.H) + decay(problem, params, squares)
+    return mean_weighed(problem, loss, params.H) + decay(problem, params)
 
 
 def data_gradient(problem: Problem, params: Params) -> Float[Array, "K N"]:
@@ -153,7 +152,10 @@ def pullback(problem: Problem, params: Params, G: Float[Array, "K N"] | None = N
 
 
 def add_decay(
-    problem: Problem, params: Params, data: Params, labels: Array | None = None
+    problem: Problem,
+    params: Params,
+    data: Params,
+    labels: Array | np.ndarray | None = None,
 ) -> Params:
     """The gradient of f from that of its data term: λ x is added to each part; 0 for a fixed W.
 
@@ -200,8 +202,28 @@ def gradient_norm(problem: Problem, params: Params, G: Float[Array, "K N"] | Non
     def slope() -> Params:
         return layers.slope(problem, params, gradient(problem, params, G))
 
+    rows = max(problem.K, problem.d)
+    if layers.is_free(problem) and blocks.count(rows, params.H) > 1:
+        return scaling.norm(_slope_squared(problem, params, rows), slope)
     W, H, b = map(squared_norm, slope())
     return scaling.norm(W + H + b, slope)
+
+
+def _slope_squared(problem: Problem, params: Params, rows: int) -> Scalar:
+    """‖∇f‖² without an array as large as H."""
+
+    def sums(H, labels):
+        part = params._replace(H=H)
+        G = weighed(problem, residual(problem, part, labels), labels)
+        data = pullback(problem, part, G)
+        return data.W, squared_norm(add_decay(problem, part, data, labels).H), data.b
+
+    dW, squares, db = blocks.total(sums, params.H, problem.labels, rows)
+    nothing = jnp.zeros((problem.d, 0), dW.dtype)
+    whole = add_decay(
+        problem, params._replace(H=nothing), Params(dW, nothing, db), problem.labels[:0]
+    )
+    return squared_norm(whole.W) + squares + squared_norm(whole.b)
 
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:

@@ -2,10 +2,10 @@
 
     Σ_i s(h_i, y_i)  =  Σ_B S(H_B, y_B),     B blocks of neighbouring columns of H
 
-Logits and residuals are K × N matrices. Up to `LIMIT` bytes they are computed at once, which is
-fastest; larger ones are computed in a loop, one block at a time, so that memory stays near that of
-H. Where the samples are split over a mesh (`ufm.mesh`), every device loops over blocks of its own
-columns, and the sums of the devices are combined at the end.
+Logits and residuals are K × N matrices. Up to `LIMIT` bytes they are computed at once; larger ones
+in a loop, one block at a time, which is as fast for one pass over the samples, so that memory stays
+near that of H. Where the samples are split over a mesh (`ufm.mesh`), every device loops over blocks
+of its own columns, and the sums of the devices are combined at the end.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Most bytes of a matrix of logits on a device: far beyond the caches, a small part of its memory.
-LIMIT = 2**26
+# Most bytes of a matrix of logits on a CPU: beyond most caches, and enough for products at full
+# speed. Other devices need more by a factor.
+LIMIT, ELSEWHERE = 2**23, 8
 # The axis of a mesh over which samples are split.
 AXIS = "samples"
 
@@ -33,7 +34,8 @@ def count(rows: int, H: Any) -> int:
     if isinstance(H, np.ndarray):
         return 1
     width = H.shape[1] // devices(H)
-    return min(-(-rows * width * H.dtype.itemsize // LIMIT), width)
+    limit = LIMIT * (1 if jax.default_backend() == "cpu" else ELSEWHERE)
+    return min(-(-rows * width * H.dtype.itemsize // limit), width)
 
 
 def total(f: Callable, H: Any, labels: Any, rows: int, combine: Any = jnp.add) -> Any:
