@@ -18,6 +18,9 @@ PROBLEMS = {
     "balanced": Problem(7, 5, 6, 1e-3, 2e-3, 3e-3),
     "unequal counts": Problem(4, 3, (3, 11, 5, 2), 1e-3, 2e-3, 3e-3),
     "free bias": Problem(3, 4, (9, 2, 4), 1e-2, 2e-2),
+    "weights": Problem(
+        3, 4, (9, 2, 4), 1e-2, 2e-2, 3e-3, weights=[1.0, 2.0, 0.5], decay_weights=[0.3, 1.0, 2.0]
+    ),
     "no bias": Problem(3, 4, 7, 1e-2, 2e-2, bias=False),
 }
 

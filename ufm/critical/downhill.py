@@ -21,7 +21,7 @@ from ufm.model import points
 from ufm.model.problem import Params, Problem
 from ufm.runtime import programs
 
-METHOD, HYPER = Method("lbfgs", None, None), (0.0, 0.0)
+_METHOD, _HYPER = Method("lbfgs", None, None), (0.0, 0.0)
 # ‖∇f‖, in units of newton.scale at the start, at which Newton's method takes over. A step takes
 # MINRES hundreds of products on large problems and L-BFGS one, so there the descent continues for
 # longer (begun too early, MINRES stalled at K = d = 1000).
@@ -82,7 +82,7 @@ def in_float32(problem: Problem, params: Params, steps: Any) -> tuple[Params, Ar
         return ~small & (idle < _PATIENCE) & (state.step < steps)
 
     def ahead(_, pair):
-        state = step(smooth, METHOD, HYPER, pair[0])
+        state = step(smooth, _METHOD, _HYPER, pair[0])
         return state, jnp.minimum(pair[1], terms.norm(state.opt_state[1].grad))
 
     def look(carry):
@@ -91,7 +91,7 @@ def in_float32(problem: Problem, params: Params, steps: Any) -> tuple[Params, Ar
         state, lowest = jax.lax.fori_loop(0, count, ahead, (state, least))
         return state, lowest, jnp.where(lowest < least, 0, idle + 1)
 
-    first = (start(smooth, begun, METHOD, HYPER), jnp.float32(jnp.inf), jnp.int32(0))
+    first = (start(smooth, begun, _METHOD, _HYPER), jnp.float32(jnp.inf), jnp.int32(0))
     state, *_ = jax.lax.while_loop(going, look, first)
     W, H, b = points.in_float64(state.params)
     found = Params(W * r, H / r, b)
@@ -126,7 +126,7 @@ def descend(
         return (slope > target) & (state.step < limit)
 
     def ahead(carry):
-        state = step(smooth, METHOD, HYPER, carry[0])
+        state = step(smooth, _METHOD, _HYPER, carry[0])
         # The line search has evaluated the point that it chose.
         return state, terms.norm(state.opt_state[1].grad), *carry[2:]
 
@@ -134,8 +134,9 @@ def descend(
         state, slope, target, limit = jax.lax.while_loop(going, ahead, carry)
         size = _size(smooth, state.params)
         floor = newton.floor(smooth, state.params, size)
-        near = jnp.minimum(target, handover * jnp.where(target < jnp.inf, _SHRUNK, 1) * size)
-        near = jnp.maximum(near, floor)
+        first = handover * (size if unit is None else unit)
+        near = jnp.minimum(target, handover * _SHRUNK * size)
+        near = jnp.maximum(jnp.where(target < jnp.inf, near, first), floor)
         near = jnp.where(near < jnp.inf, near, jnp.nan)  # overflow: nothing is near
         if to_rounding:
             close = slope <= near
@@ -144,12 +145,12 @@ def descend(
             limit = jnp.where(close & (limit == steps), more, limit)
         return state, slope, near, limit
 
-    begin = start(smooth, begun, METHOD, HYPER)
+    begin = start(smooth, begun, _METHOD, _HYPER)
     slope = terms.norm(begin.opt_state[1].grad)
-    target = jnp.full((), jnp.inf, slope.dtype) if unit is None else handover * unit
-    first = (begin, slope, target, jnp.asarray(steps, jnp.int32))
-    # Without a target, the first pass computes one.
-    state, *_ = jax.lax.while_loop(lambda x: going(x) | (x[2] == jnp.inf), nearer, first)
+    # The first pass takes no step but finds the target.
+    unknown = jnp.full((), jnp.inf, slope.dtype)
+    carry = (begin, slope, unknown, jnp.asarray(steps, jnp.int32))
+    state, *_ = jax.lax.while_loop(lambda x: going(x) | (x[2] == jnp.inf), nearer, carry)
     (W, H, b), g = state.params, state.opt_state[1].grad
     slope = terms.norm(Params(g.W / r, g.H * r, g.b))
     return Reached(Params(W * r, H / r, b), state.step, slope)

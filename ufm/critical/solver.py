@@ -54,8 +54,9 @@ class Solution(NamedTuple):
     status: "converged" (residual ≤ 1e-14 scale, or the rounding of ∇f in float64, see
         `newton.tolerance`), "stalled" or "step_limit"; on the sphere "underflow" where f is so
         small that float64 loses its digits.
-    descent_steps, newton_steps: how many were taken.
-    residuals: ‖∇f‖ before each Newton step, in the coordinates of the quotient, NaN past the end.
+    descent_steps, newton_steps: how many were taken; often 0 of the latter on small problems.
+    residuals: ‖∇f‖ at the end of the descent and after each Newton step, in the coordinates of the
+        quotient, NaN past the end.
     multiplier: where H ≥ 0, the smallest ∂f/∂h at a zero of H (infinite without zeros); on the
         sphere, the smallest multiplier of the norms; None for free features.
     """
