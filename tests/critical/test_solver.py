@@ -243,6 +243,19 @@ def test_where_the_descent_ends_too_early_newtons_method_goes_on():
     assert cut.descent_steps == 30
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_narrow_valleys_of_small_decays_are_no_obstacle(seed):
+    """At λ = 1e-7 along (WA, A⁻¹H), which Newton's method took a hundred steps without getting to.
+
+    The valley is followed before, in coordinates in which the decays are equal.
+    """
+    problem = Problem(4, 6, 5, 1e-7, 1e-7, 1e-7, loss=SquaredError(own=3, shift=2))
+    found = solver.solve(problem, init_params(seed, problem, scale=0.5))
+    assert (found.status, found.newton_steps <= 5) == ("converged", True)
+    proof = ufm.certify(problem, found.params)
+    assert proof.gap <= 1e-6 * proof.value
+
+
 @pytest.mark.parametrize("features", ["free", "nonnegative"])
 @pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()], ids=["labels", "squared"])
 @pytest.mark.parametrize("size", [1e8, 1e10])
