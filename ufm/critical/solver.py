@@ -38,8 +38,8 @@ from ufm.runtime.threads import lapack_on_one_thread
 # Beyond so many variables MINRES finishes a descent: a tenth of the time of a factorisation at 400,
 # a hundredth at 1800. Below, both take milliseconds, and the factorisation compiles faster.
 _MANY = 100
-# Up to so many variables, of class means and of all, a descent, Newton's method and lifting run for
-# a few milliseconds even as they compile fastest, in half the time.
+# Up to so many variables, of class means and of all, Newton's method and lifting run for a
+# millisecond even as they compile fastest, in half the time, and a descent goes on to rounding.
 _FEW, _LIFTED = 1000, 2**15
 # Beyond so many variables a descent is longer than the compilation of one in float32 before it.
 _VERY_MANY = 2**18
@@ -118,7 +118,7 @@ def solve(
     with jax.enable_x64(True), lapack_on_one_thread():
         starts = points.in_float64(params)
         if descend and not many and _is_small(problem):
-            found = _compiled(_directly, False, brief=True)(problem, starts, np.int32(steps))
+            found = _direct()(problem, starts, np.int32(steps))
             solution = _arrived(found)
             if solution is not None:
                 return solution
@@ -168,7 +168,7 @@ class _Direct(NamedTuple):
 
 
 def _is_small(problem: Problem) -> bool:
-    """Whether all parts of `solve` together take less time to run than one of them to compile."""
+    """Whether the descent goes to rounding, in one program with the first and the last part."""
     few = not problem.fixed and quotient.smaller(problem).size <= _FEW
     return few and problem.size <= _LIFTED
 
@@ -179,6 +179,12 @@ def _directly(problem: Problem, params: Params, steps: Any) -> _Direct:
     found = downhill.descend(at.problem, at.params, steps, downhill.HANDOVER, to_rounding=True)
     lifted = _lifted(problem, found.params, at.frame)
     return _Direct(at._replace(params=found.params), found.steps, found.slope, *lifted)
+
+
+@functools.cache
+def _direct() -> Callable:
+    """`_directly` compiled: optimised, as it may run for ten milliseconds otherwise."""
+    return jax.jit(_directly, compiler_options=programs.of_short_sums())
 
 
 def _arrived(found: _Direct) -> Solution | None:
@@ -277,7 +283,7 @@ def _compiled(f: Callable, many: bool, large: bool = False, brief: bool = False)
         f: a function of this module or of one that it calls.
         many: whether there is a leading axis.
         large: whether f takes longer to run than to compile.
-        brief: whether it runs for milliseconds without optimisation.
+        brief: whether it runs for a millisecond without optimisation.
     """
     options = {} if large else programs.options(level=0 if brief else 1)
     if not many:
