@@ -373,16 +373,20 @@ def test_a_run_that_has_taken_more_steps_than_asked_ends_at_once():
     np.testing.assert_array_equal(again.history["step"], run.history["step"])
 
 
+def begun(name, lam):
+    """(problem, state, method, hyper) at a decay, which may be mapped over."""
+    problem = ufm.Problem(4, 5, 6, lam, lam, lam)
+    method, hyper = descent.prepare(problem, 1.0, name, None if name == "lbfgs" else 0.2)
+    return problem, loop.start(problem, start(problem), method, hyper), method, hyper
+
+
 @pytest.mark.parametrize("name", ["heavy_ball", pytest.param("lbfgs", marks=pytest.mark.long)])
 def test_a_mapped_trajectory_equals_its_single_runs(name):
     lams = jnp.array([2e-3, 5e-3, 2e-2])
     limits = loop.Limits(30, 10, -1.0, -1.0)
 
     def single(lam):
-        problem = ufm.Problem(4, 5, 6, lam, lam, lam)
-        method, hyper = descent.prepare(problem, 1.0, name, None if name == "lbfgs" else 0.2)
-        state = loop.start(problem, start(problem), method, hyper)
-        return loop.trajectory(problem, state, method, hyper, limits, 4)
+        return loop.trajectory(*begun(name, lam), limits, 4)
 
     state, history, status = jax.jit(jax.vmap(single))(lams)
     assert status.tolist() == [loop.Status.step_limit] * 3
@@ -396,23 +400,18 @@ def test_a_mapped_trajectory_equals_its_single_runs(name):
 def test_runs_along_a_leading_axis_are_the_mapped_trajectory(name):
     lams = jnp.array([2e-3, 5e-3, 2e-2])
     limits = loop.Limits(40, 10, -1.0, -1.0)
-
-    def begun(lam):
-        problem = ufm.Problem(4, 5, 6, lam, lam, lam)
-        method, hyper = descent.prepare(problem, 1.0, name, None if name == "lbfgs" else 0.2)
-        return problem, loop.start(problem, start(problem), method, hyper), hyper
-
-    method, _ = descent.prepare(PROBLEM, 1.0, name, None if name == "lbfgs" else 0.2)
+    *_, method, _ = begun(name, 1e-2)
 
     def along(lams):
-        problem, state, hyper = jax.vmap(begun)(lams)
+        def numbers(lam):
+            problem, state, _, hyper = begun(name, lam)
+            return problem, state, hyper
+
+        problem, state, hyper = jax.vmap(numbers)(lams)
         return loop.trajectory(problem, state, method, hyper, limits, 4, at=jnp.int32(0))
 
     def mapped(lams):
-        def one(problem, state, hyper):
-            return loop.trajectory(problem, state, method, hyper, limits, 4)
-
-        return jax.vmap(one)(*jax.vmap(begun)(lams))
+        return jax.vmap(lambda lam: loop.trajectory(*begun(name, lam), limits, 4))(lams)
 
     found, expected = jax.jit(along)(lams), jax.jit(mapped)(lams)
     assert jax.tree.structure(found) == jax.tree.structure(expected)

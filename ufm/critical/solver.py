@@ -124,10 +124,8 @@ def solve(
                 return solution
             at, small, taken = found.at, found.at.params, found.steps
         else:
-            at = _compiled(quotient.restrict, many)(problem, starts)
+            at = _restricted(problem, starts, many)
             small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
-            if many:  # the problem is common to all starts: its decays come back once
-                at = at._replace(problem=jax.tree.map(lambda x: x[0], at.problem))
             if problem.fixed:  # convex: Newton's method needs no descent before it
                 fixed.check(at.problem)
             elif descend:
@@ -153,6 +151,12 @@ def solve(
     counts = (residual, scale, status.reshape(codes.shape), taken, factorised)
     counts = counts if many else tuple(x.item() for x in counts)
     return Solution(*(lifted, *counts, residuals))
+
+
+def _restricted(problem: Problem, starts: Params, many: bool) -> quotient.Restricted:
+    """The starts in fewer variables, with the one problem that is common to them."""
+    at = _compiled(quotient.restrict, many)(problem, starts)
+    return at._replace(problem=jax.tree.map(lambda x: x[0], at.problem)) if many else at
 
 
 class _Direct(NamedTuple):
