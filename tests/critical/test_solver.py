@@ -93,6 +93,7 @@ def test_class_means_in_the_row_space_do_not_raise_the_objective(problem):
         params = laws.random_params(problem, seed)
         problem_, small, frame = quotient.restrict(problem, params)
         np.testing.assert_allclose(frame.T @ frame, np.eye(frame.shape[1]), atol=1e-14)
+        assert quotient.smallest_size(problem) == problem_.size
         assert objective(problem_, small) <= objective(problem, params) * (1 + 1e-14)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ufm.critical import convex, newton
+from ufm.descent.lbfgs import Known
 from ufm.descent.loop import Method, start, step
 from ufm.model import objective as terms
 from ufm.model import points
@@ -131,9 +132,14 @@ def descend(
         return state, terms.norm(state.opt_state[1].grad), *carry[2:]
 
     def nearer(carry):
-        state, slope, target, limit = jax.lax.while_loop(going, ahead, carry)
-        size = _size(smooth, state.params)
-        floor = newton.floor(smooth, state.params, size)
+        state, _, target, limit = jax.lax.while_loop(going, ahead, carry)
+        # The line search knows them, but not at the start; the scale needs nearly all of it.
+        at, memory = state.params, state.opt_state[0]
+        G = terms.data_gradient(smooth, at)
+        known = Known(terms.objective(smooth, at), terms.gradient(smooth, at, G))
+        state, slope = state._replace(opt_state=(memory, known)), terms.norm(known.grad)
+        size = newton.scale(smooth, at, G)
+        floor = newton.floor(smooth, at, size)
         first = handover * (size if unit is None else unit)
         near = jnp.minimum(target, handover * _SHRUNK * size)
         near = jnp.maximum(jnp.where(target < jnp.inf, near, first), floor)
@@ -145,11 +151,10 @@ def descend(
             limit = jnp.where(close & (limit == steps), more, limit)
         return state, slope, near, limit
 
-    begin = start(smooth, begun, _METHOD, _HYPER)
-    slope = terms.norm(begin.opt_state[1].grad)
-    # The first pass takes no step but finds the target.
-    unknown = jnp.full((), jnp.inf, slope.dtype)
-    carry = (begin, slope, unknown, jnp.asarray(steps, jnp.int32))
+    # The first pass takes no step but finds f, ∇f (of the shapes of the start) and the target.
+    unknown = jnp.full((), jnp.inf, begun.W.dtype)
+    begin = start(smooth, begun, _METHOD, _HYPER, value=unknown, slope=begun)
+    carry = (begin, unknown, unknown, jnp.asarray(steps, jnp.int32))
     state, *_ = jax.lax.while_loop(lambda x: going(x) | (x[2] == jnp.inf), nearer, carry)
     (W, H, b), g = state.params, state.opt_state[1].grad
     slope = terms.norm(Params(g.W / r, g.H * r, g.b))

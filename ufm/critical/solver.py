@@ -122,7 +122,8 @@ def solve(
             solution = _arrived(found)
             if solution is not None:
                 return solution
-            at, small, taken = found.at, found.at.params, found.steps
+            small, taken = found.small, np.array(found.numbers[3], np.int32)
+            at = quotient.Restricted(quotient.smaller(problem), small, found.frame)
         else:
             at = _restricted(problem, starts, many)
             small, taken = at.params, np.zeros(len(params.W) if many else (), np.int32)
@@ -160,29 +161,31 @@ def _restricted(problem: Problem, starts: Params, many: bool) -> quotient.Restri
 
 
 class _Direct(NamedTuple):
-    """What `_directly` finds: the point in fewer variables, and lifted, with numbers of both."""
+    """What `_directly` finds, in few arrays: to hand out one takes as long as a step.
 
-    at: quotient.Restricted
-    steps: Array
-    slope: Array
+    small, frame: the point in fewer variables, as in `quotient.Restricted`.
+    params: the point lifted.
+    numbers: its residual, scale and tolerance, the steps taken, ‖∇f‖ of the small point.
+    """
+
+    small: Params
+    frame: Array
     params: Params
-    residual: Array
-    scale: Array
-    zero: Array
+    numbers: Array
 
 
 def _is_small(problem: Problem) -> bool:
     """Whether the descent goes to rounding, in one program with the first and the last part."""
-    few = not problem.fixed and quotient.smaller(problem).size <= _FEW
-    return few and problem.size <= _LIFTED
+    few = quotient.smallest_size(problem) <= _FEW and problem.size <= _LIFTED
+    return few and not problem.fixed
 
 
 def _directly(problem: Problem, params: Params, steps: Any) -> _Direct:
     """Fewer variables, L-BFGS to rounding, and back."""
     at = quotient.restrict(problem, params)
     found = downhill.descend(at.problem, at.params, steps, downhill.HANDOVER, to_rounding=True)
-    lifted = _lifted(problem, found.params, at.frame)
-    return _Direct(at._replace(params=found.params), found.steps, found.slope, *lifted)
+    lifted, *numbers = _lifted(problem, found.params, at.frame)
+    return _Direct(found.params, at.frame, lifted, jnp.stack([*numbers, found.steps, found.slope]))
 
 
 @functools.cache
@@ -193,13 +196,12 @@ def _direct() -> Callable:
 
 def _arrived(found: _Direct) -> Solution | None:
     """The solution, where L-BFGS has reached it, or None."""
-    numbers = (found.residual, found.scale, found.zero, found.steps, found.slope)
-    residual, scale, zero, steps, slope = (x.item() for x in jax.device_get(numbers))
+    residual, scale, zero, steps, slope = np.asarray(found.numbers).tolist()
     if not (residual <= zero and np.isfinite(residual)):
         return None
     residuals = np.full(newton.RECORDS, np.nan)
     residuals[0] = slope
-    return Solution(found.params, residual, scale, "converged", steps, 0, residuals)
+    return Solution(found.params, residual, scale, "converged", int(steps), 0, residuals)
 
 
 def _descended(problem: Problem, params: Params, steps: int, many: bool) -> tuple[Params, Any]:
@@ -321,7 +323,6 @@ def _check(problem: Problem, params: Params, steps: int, newton_steps: int) -> N
             raise Refused(f"got {[len(x) for x in params]} starts in W, H and b")
         one = Params(*(_alike(x) for x in params))
     points.check_params(problem, one)
-    points.check_finite(params)
     check_entries(params)
     if not layers.is_free(problem):
         layers.check_feasible(problem, params)

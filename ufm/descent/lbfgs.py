@@ -139,7 +139,9 @@ def direction(g: Any, memory: Memory, params: Any) -> tuple[Any, Memory]:
     gamma = jnp.where(sound, sy / yy, jnp.where(steps > 0, gamma, first))
     at = (steps - 1) % size  # the newest pair replaces the oldest
     s, y = jax.tree.map(lambda x: jnp.where(sound, x, 0), (s, y))
-    S, Y = jax.tree.map(lambda pairs, x: pairs.at[at].set(x), (S, Y), (s, y))
+    # `.at[].set` would be a scatter, which is a loop on CPUs.
+    put = partial(jax.lax.dynamic_update_index_in_dim, index=at, axis=0)
+    S, Y = jax.tree.map(put, (S, Y), (s, y))
     turn = (at + 1 + jnp.arange(size)) % size  # the oldest first
     Sg, Yg = (inner(pairs, g)[turn] for pairs in (S, Y))
     # The products of the pairs with the last gradient, of the newest pair among them.

@@ -30,6 +30,9 @@ class _Line(NamedTuple):
     low, high: the ends of the bracket; high is at t = ∞ until there is one.
     last: the end that was replaced last.
     kept: the best point so far.  grad: ∇f there.  tried: how many evaluations.
+    t: the next one to try.
+    made: the decisions after the last one. They are stored for XLA, which would otherwise repeat
+        them in ten kernels, one for each array that depends on them.
     """
 
     low: Point
@@ -39,6 +42,8 @@ class _Line(NamedTuple):
     grad: Any
     tried: Array
     going: Array
+    t: Array
+    made: tuple[Array, ...]
 
 
 def search(
@@ -61,23 +66,23 @@ def search(
     begun = jnp.stack([zero, value, inner(grad, p)])
 
     def body(line: _Line) -> _Line:
-        t = _next(line)
-        f, g = evaluate(jax.tree.map(lambda x, p: x + t * p, params, p))
-        return _judged(line, begun, jnp.stack([t, f, inner(g, p)]), g)
+        f, g = evaluate(jax.tree.map(lambda x, p: x + line.t * p, params, p))
+        return _judged(line, begun, jnp.stack([line.t, f, inner(g, p)]), g)
 
     # Under vmap batched from the start like f: else it would trace the loop once more.
     mapped = jnp.isnan(value)
-    none, tried, going = (
-        jnp.where(mapped, x, x) for x in (jnp.full(3, jnp.inf, value.dtype), jnp.int32(0), True)
+    none, tried, going, t = (
+        jnp.where(mapped, x, x)
+        for x in (jnp.full(3, jnp.inf, value.dtype), jnp.int32(0), True, zero + 1)
     )
-    first = _Line(begun, none, none, begun, grad, tried, going)
+    first = _Line(begun, none, none, begun, grad, tried, going, t, (going,) * 4)
     line = jax.lax.while_loop(lambda line: line.going, body, first)
     return line.kept[0], line.kept[1], line.grad
 
 
 def _judged(line: _Line, begun: Point, new: Point, g: Any) -> _Line:
     """The search after an evaluation: (t, f, slope) and ∇f there."""
-    low, high, _, kept, grad, tried, _ = line
+    low, high, _, kept, grad, tried, *_ = line
     zooming = high[0] < jnp.inf
     falls = _falls(begun, new)
     good = falls & (jnp.abs(new[2]) <= _CURVATURE * jnp.abs(begun[2]))
@@ -91,10 +96,11 @@ def _judged(line: _Line, begun: Point, new: Point, g: Any) -> _Line:
     ended = ~good & ((tried + 1 >= STEPS) | (short & (best | (kept[0] > 0))))
     stuck = ended & ~(kept[0] > 0) & jnp.isfinite(new[1] + new[2])
     take = good | best | stuck
+    ends = jnp.where(far, low, new), ahead, jnp.where(far | turned, high, low)
     return _Line(
-        jnp.where(far, low, new), ahead, jnp.where(far | turned, high, low),
-        jnp.where(take, new, kept), jax.tree.map(lambda g, old: jnp.where(take, g, old), g, grad),
-        tried + 1, ~(good | ended),
+        *ends, jnp.where(take, new, kept),
+        jax.tree.map(lambda g, old: jnp.where(take, g, old), g, grad),
+        tried + 1, ~(good | ended), _next(*ends), (falls, far, turned, take),
     )  # fmt: skip
 
 
@@ -107,12 +113,12 @@ def _falls(begun: Point, new: Point) -> Array:
     return (enough | (level & flatter)) & jnp.isfinite(slope)
 
 
-def _next(line: _Line) -> Array:
+def _next(low: Point, high: Point, last: Point) -> Array:
     """The next t: twice the last one; in a bracket the minimum of a cubic or else of a parabola.
 
     The middle of the bracket where these minima are near its ends.
     """
-    (a, f_a, slope), (b, f_b, _), (c, f_c, _) = line.low, line.high, line.last
+    (a, f_a, slope), (b, f_b, _), (c, f_c, _) = low, high, last
     B, C = b - a, c - a
     rise_b, rise_c = f_b - f_a - slope * B, f_c - f_a - slope * C
     unit = jnp.square(B * C) * (B - C)

@@ -152,7 +152,13 @@ class Limits(NamedTuple):
 
 
 def start(
-    problem: Problem, params: Params, method: Method, hyper, key=None, value: Any = None
+    problem: Problem,
+    params: Params,
+    method: Method,
+    hyper,
+    key=None,
+    value: Any = None,
+    slope: Params | None = None,
 ) -> State:
     """The state before the first step. Traceable.
 
@@ -160,13 +166,14 @@ def start(
         problem, params: where to start.
         method, hyper: the compiled and the traced part of the optimiser.
         key: of the minibatches; None for full batches.
-        value: f at params, where it is known.
+        value, slope: f and ∇f at params, where they are known; L-BFGS needs both.
     """
     opt_state = method.transformation(hyper).init(params)
     order = None if method.batch_size is None else minibatch.epoch_order(problem, key, 0)
     value = objective(problem, params) if value is None else value
     if method.optimizer == "lbfgs":
-        opt_state = opt_state[0], lbfgs.Known(value, gradient(problem, params))
+        slope = gradient(problem, params) if slope is None else slope
+        opt_state = opt_state[0], lbfgs.Known(value, slope)
     return State(params, opt_state, jnp.int32(0), value, key, order)
 
 
@@ -196,7 +203,7 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         grad = layers.of(problem).along(params, data)
     elif method.optimizer == "lbfgs":
         # The line search has evaluated the point that it chose; its state holds ∇f there.
-        data = grad = state.opt_state[1].grad
+        data, grad = None, state.opt_state[1].grad
         extra = {"evaluate": partial(_evaluated, problem)}
     else:
         data = terms.pullback(problem, params)
@@ -214,11 +221,12 @@ def step(problem: Problem, method: Method, hyper, state: State) -> State:
         if not layers.is_free(problem):
             extra["project"] = partial(layers.project, problem)
     updates, opt_state = optimizer.update(grad, state.opt_state, params, **extra)
-    # Every update waits for both products, which read the old W and H: otherwise XLA copies W and H
-    # before each step. Without decay, which would make the factor read W and H once more.
-    read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
-    done = jnp.where(read, 1, jnp.nan)
-    updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
+    if data is not None:
+        # Every update waits for both products, which read the old W and H: otherwise XLA copies W
+        # and H before each step. Without decay, which would make the factor read W and H once more.
+        read = (data.W[0, 0] < jnp.inf) & (data.H[0, 0] < jnp.inf)
+        done = jnp.where(read, 1, jnp.nan)
+        updates = jax.tree.map(lambda u: u * done.astype(u.dtype), updates)
     updates = held(problem, updates)  # an optimiser's own decay or noise would move a fixed W
     params, opt_state = projected.moved(
         problem, None if method.adapts else method.optimizer, params, updates, opt_state

@@ -135,14 +135,16 @@ def _on_the_host(problem: Problem, point: Params) -> Params:
 
 
 def check_entries(params: Params) -> None:
-    """Refuse entries beyond 1e150, whose squares may overflow.
+    """Refuse entries that are not finite, or beyond 1e150, whose squares may overflow.
 
     Raises:
-        Refused: naming the largest one.
+        Refused: naming the array, and how many are not finite or the largest one.
     """
     for name, x in zip("WHb", params, strict=True):
-        largest = float(abs(points.on_host(x)).max())
-        if largest > LARGEST:
+        x = points.on_host(x)
+        largest = max(float(x.max()), -float(x.min()))  # NaN if there is one
+        if not largest <= LARGEST:
+            points.check_finite(params)
             raise Refused(
                 f"got entries of {name} up to {largest:.3g}; allowed: up to {LARGEST:g}, so that "
                 "their squares do not overflow. Look for a diverged run"

@@ -202,6 +202,8 @@ def gradient_norm(problem: Problem, params: Params, G: Float[Array, "K N"] | Non
     def slope() -> Params:
         return layers.slope(problem, params, gradient(problem, params, G))
 
+    if problem.size <= scaling.SMALL:
+        return scaling.length(*slope())
     rows = max(problem.K, problem.d)
     if layers.is_free(problem) and blocks.count(rows, params.H) > 1:
         return scaling.norm(_slope_squared(problem, params, rows), slope)
@@ -228,5 +230,7 @@ def _slope_squared(problem: Problem, params: Params, rows: int) -> Scalar:
 
 def norm(tree: Params | tuple[Array, ...]) -> Scalar:
     """√(‖W‖² + ‖H‖² + ‖b‖²) of a point, gradient or tangent, without over- or underflow."""
+    if sum(x.size for x in tree) <= scaling.SMALL:
+        return scaling.length(*tree)
     squares = [squared_norm(x) for x in tree]
     return scaling.norm(sum(squares[1:], squares[0]), lambda: tree)

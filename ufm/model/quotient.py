@@ -84,7 +84,18 @@ def means_of(problem: Problem, f: Callable, H: Float[Array, "d N"]) -> Array:
 
 def smaller(problem: Problem) -> Problem:
     """The problem of the class means in min(d, K + G) dimensions."""
-    return of_width(problem, min(problem.d, problem.K + problem.groups))
+    return of_width(problem, _width(problem))
+
+
+def smallest_size(problem: Problem) -> int:
+    """The size of `smaller(problem)`, without making it."""
+    width, offsets = _width(problem), problem.K if problem.bias else 0
+    classifier = 0 if problem.fixed else problem.K * width
+    return classifier + width * problem.groups + offsets
+
+
+def _width(problem: Problem) -> int:
+    return min(problem.d, problem.K + problem.groups)
 
 
 def restrict(problem: Problem, params: Params) -> Restricted:
