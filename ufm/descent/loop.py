@@ -289,8 +289,10 @@ def judged(
     going = running & sound
     kept = new if old is None else jax.lax.cond(going, lambda: new, lambda: old)
     written = jnp.array([row[name] for name in names(record)], table.dtype)
-    steps = steps.at[i].set(jnp.where(going, new.step, steps[i]))
-    table = table.at[i].set(jnp.where(going, written, table[i]))
+    # `.at[].set` would be a scatter, which is a loop on CPUs.
+    put = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+    steps = put(steps, jnp.where(going, new.step, steps[i]))
+    table = put(table, jnp.where(going, written, table[i]))
     code = jnp.where(sound, _verdict(problem, row, new, limits), jnp.int32(Status.diverged))
     return kept, Told(steps, table, jnp.where(running, code, status))
 
