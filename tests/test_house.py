@@ -1,9 +1,11 @@
 """The house stays in order: imports point downwards, public names are documented."""
 
 import ast
+import gc
 import importlib
 import inspect
 import textwrap
+import weakref
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,22 @@ def test_names_in_all_are_those_that_the_package_offers():
     assert sorted(imported) == ufm.__all__
     assert all(getattr(ufm, name) is not None for name in ufm.__all__)
     assert all(hasattr(ufm, name) for name in ufm.__all__)
+
+
+class Ring:
+    def __init__(self):
+        self.ring = self
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_imports_at_first_use_leave_the_garbage_collector_as_it_was(monkeypatch, collecting):
+    monkeypatch.delitem(vars(ufm), "Problem", raising=False)
+    was, lost = gc.isenabled(), weakref.ref(Ring())
+    (gc.enable if collecting else gc.disable)()
+    try:
+        assert ufm.Problem.__name__ == "Problem"
+        assert (gc.isenabled(), gc.get_freeze_count()) == (collecting, 0)
+    finally:
+        (gc.enable if was else gc.disable)()
+    gc.collect()
+    assert lost() is None

@@ -7,6 +7,7 @@ rounding, `hessian` says what it is; `theory` holds the closed forms to compare 
 measures NC1–NC4 on any features; `sweep` runs whole grids of problems.
 """
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -92,19 +93,37 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"ufm.{_HOMES[name]}"), name)
+        value = getattr(_imported(f"ufm.{_HOMES[name]}"), name)
     elif name.startswith("_"):
         raise AttributeError(f"module 'ufm' has no attribute {name!r}")
     else:
         home = f"ufm.{_MODULES.get(name, name)}"
         try:
-            value = importlib.import_module(home)
+            value = _imported(home)
         except ModuleNotFoundError as error:
             if error.name != home:
                 raise
             raise AttributeError(f"module 'ufm' has no attribute {name!r}") from None
     globals()[name] = value
     return value
+
+
+def _imported(home: str) -> Any:
+    """A module.
+
+    Modules stay: Python need not look for garbage among them, neither now nor soon, which takes a
+    tenth of a second. Without a pause they are as old for it as after several such looks.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(home)
+    finally:
+        if collecting:
+            gc.enable()
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()  # all objects are in the oldest generation now
 
 
 def __dir__() -> list[str]:

@@ -12,15 +12,17 @@ import pytest
 from ufm.runtime import cache
 
 COUNTED = """
-import collections, json, sys
+import atexit, collections, json, sys
 import jax
 from ufm import cli
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: seen.update([event.rpartition("/")[2]]))
-try:
-    cli.run()
-finally:
+
+def told():
     print(json.dumps({name: seen["cache_" + name] for name in ("hits", "misses")}), file=sys.stderr)
+
+atexit.register(told)
+cli.run()
 """
 SMALL = ["descend", "--K", "2", "--d", "2", "--n", "2", "--optimizer", "gd", "--steps", "20"]
 
