@@ -9,7 +9,7 @@ import pytest
 from ufm import certificate
 from ufm.descent.records import measurements
 from ufm.metrics import measures as metrics
-from ufm.model.objective import gradient
+from ufm.model.objective import gradient, objective
 from ufm.model.points import init_params
 from ufm.model.problem import Params, Problem
 from ufm.runtime import blocks
@@ -47,6 +47,16 @@ def test_blocks_give_what_all_samples_at_once_give(name, monkeypatch):
     monkeypatch.setattr(blocks, "LIMIT", 8 * case.K * 5)  # five columns of logits at most
     assert blocks.count(case.K, params.H) > 1
     laws.assert_close(jax.jit(lambda x: everything(x))(params), at_once, atol=1e-13)
+
+
+@pytest.mark.parametrize("what", [gradient, objective, certificate.certify])
+def test_targets_in_numpy_are_cut_into_blocks(what, monkeypatch):
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), 21).T
+    case = Problem(3, 4, 7, 1e-2, 2e-2, targets=targets)
+    assert isinstance(case.targets, np.ndarray)
+    at_once = jax.jit(lambda x: what(case, x))(point(case))
+    monkeypatch.setattr(blocks, "LIMIT", 8 * case.K * 5)
+    laws.assert_close(jax.jit(lambda x: what(case, x))(point(case)), at_once, atol=1e-13)
 
 
 @pytest.mark.parametrize("counts", [3, tuple(1 + k % 4 for k in range(70))])

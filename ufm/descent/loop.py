@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ufm.descent import factories, lbfgs, minibatch, optimizers, projected
+from ufm.descent import blockwise, factories, lbfgs, minibatch, optimizers, projected
 from ufm.descent.columns import Traced
 from ufm.descent.content import ByContent
 from ufm.descent.records import Told, criteria, history, measurements, names, nothing
@@ -194,6 +194,10 @@ def closed_form(problem: Problem) -> Callable[[Params], Array]:
 def step(problem: Problem, method: Method, hyper, state: State) -> State:
     """One step of the optimiser. Traceable."""
     optimizer, params, order = method.transformation(hyper), state.params, state.order
+    given = method.batch_size is None and not method.adapts
+    if given and blockwise.applies(problem, method.optimizer, params.H):
+        params, opt_state = blockwise.step(problem, optimizer, params, state.opt_state)
+        return state._replace(params=params, opt_state=opt_state, step=state.step + 1)
     extra: dict[str, Any] = {}
     if method.batch_size is not None:
         columns, order = minibatch.draw(

@@ -15,6 +15,7 @@ from dataclasses import MISSING, InitVar, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ufm import check
@@ -211,7 +212,10 @@ class Problem:
 
     def target(self, labels: Any) -> Any:
         """The targets of samples with these labels: the labels, or columns of `targets`."""
-        return labels if self.targets is None else self.targets[:, labels]
+        if self.targets is None:
+            return labels
+        # NumPy's arrays do not take labels that are traced, as those of a block in a loop are.
+        return (jnp.asarray(self.targets) if check.traced(labels) else self.targets)[:, labels]
 
     @property
     def balanced(self) -> bool:
