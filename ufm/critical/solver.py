@@ -119,8 +119,7 @@ def solve(
         starts = points.in_float64(params)
         if descend and not many and _is_small(problem):
             found = _direct()(problem, starts, np.int32(steps))
-            solution = _arrived(found)
-            if solution is not None:
+            if (solution := _arrived(found)) is not None:
                 return solution
             small, taken = found.small, np.array(found.numbers[3], np.int32)
             at = quotient.Restricted(quotient.smaller(problem), small, found.frame)
